@@ -1,0 +1,628 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.c
+ *		One batch: match, call, progress, commit; and what to do if it fails.
+ *
+ * A batch is one transaction in which the handler's function is called for
+ * some events and the handler's progress row moves past them: effects and
+ * progress are committed together or not at all.  There is no subtransaction.
+ *
+ * If anything fails, the commit included, the whole transaction is gone, and
+ * what is left to do is to find out which event it was.  An error in a call
+ * tells: the events before it run as a transaction of their own, then the
+ * suspect alone.  That costs one replay where halving would cost log2(n), and
+ * halving is left for what a call does not tell, an error at commit.  Only an
+ * event that fails alone has failed; it is recorded in event_retries, in a
+ * transaction that moves past it.
+ *
+ * Before a transaction writes, it locks the progress row and compares it with
+ * what the window was read from (progress_lock).  So whatever happened in
+ * between - another executor, a changed definition, a replaced handler - only
+ * costs the window.
+ *
+ * The transaction runs as the handler's owner, whose session this is.  Only the
+ * statements on the own tables do not (catalog.c).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/lmgr.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timeout.h"
+
+#include "batch.h"
+#include "catalog.h"
+#include "executor.h"
+#include "retry.h"
+#include "settings.h"
+#include "stats.h"
+
+/* the events of one turn that concern the handler */
+typedef struct Batch
+{
+	int			nevents;
+	Event	  **events;
+	int64	   *indexes;		/* of each in the window */
+	int64		end;			/* index behind the last one looked at */
+} Batch;
+
+/* what an attempt to run some of them told */
+typedef struct Attempt
+{
+	int			done;			/* how many from the first are committed */
+	int			suspect;		/* the one in whose call it failed, or -1 */
+	ErrorData  *error;
+} Attempt;
+
+/* ----------
+ * Transactions
+ * ----------
+ */
+
+/* current when the transaction was started, and again when it has ended */
+static MemoryContext outer_context = NULL;
+
+/*
+ * Start a transaction of an executor, with SPI and a snapshot.  The log is
+ * locked first: a snapshot from before a rewrite of it would see no events.
+ */
+void
+batch_start_transaction(void)
+{
+	outer_context = CurrentMemoryContext;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	(void) set_config_option("synchronous_commit", settings_synchronous_commit_name(),
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	LockRelationOid(catalog_lookup(false)->log, AccessShareLock);
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+/*
+ * Commit it.  Deferred triggers are the handler's doing, so its timeout (in
+ * ms, 0 for none) is on until the commit has returned.
+ */
+void
+batch_commit_transaction(int timeout)
+{
+	PopActiveSnapshot();
+	SPI_finish();
+	if (timeout > 0)
+		enable_timeout_after(STATEMENT_TIMEOUT, timeout);
+	CommitTransactionCommand();
+	if (timeout > 0)
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false; /* it is committed: too late */
+	MemoryContextSwitchTo(outer_context);
+}
+
+/*
+ * In a PG_CATCH block: take the error, abort the transaction.  A cancel that
+ * comes after the fact is charged to nobody.
+ */
+ErrorData *
+batch_abort_transaction(MemoryContext context)
+{
+	ErrorData  *error;
+
+	HOLD_INTERRUPTS();
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false;
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortOutOfAnyTransaction();
+	MemoryContextSwitchTo(context);
+	RESUME_INTERRUPTS();
+	return error;
+}
+
+/*
+ * Nothing can be done for the handler now, and nobody may ring when that
+ * changes: look again later.
+ */
+static void
+leave_alone(HandlerRun *run)
+{
+	run->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
+}
+
+/*
+ * Whether the handler can run now.  If not it is left alone for a while, and
+ * the reason is logged once.
+ */
+bool
+batch_check_handler(HandlerRun *run)
+{
+	Handler    *handler = run->definition;
+	HandlerProblem problem;
+
+	run->approved = handler_approve(handler, &problem);
+	if (OidIsValid(run->approved))
+	{
+		if (run->problem != NULL)
+		{
+			ereport(LOG,
+					(errmsg("event handler \"%s\" goes on", handler->name)));
+			pfree(run->problem);
+			run->problem = NULL;
+		}
+		return true;
+	}
+
+	leave_alone(run);
+	if (run->problem == NULL || strcmp(run->problem, problem.message) != 0)
+	{
+		run->problem = MemoryContextStrdup(run->context, problem.message);
+		ereport(LOG,
+				(errcode(problem.sqlstate),
+				 errmsg("event handler \"%s\" is suspended: %s", handler->name, problem.message),
+				 errhint("%s", problem.hint)));
+	}
+	return false;
+}
+
+/*
+ * Call the handler's function under its timeout.
+ */
+void
+batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc)
+{
+	enable_timeout_after(STATEMENT_TIMEOUT, run->definition->timeout);
+	handler_call(&run->call, events, nevents, desc);
+	disable_timeout(STATEMENT_TIMEOUT, false);
+}
+
+/* ----------
+ * Progress
+ * ----------
+ */
+
+/*
+ * Lock the handler's progress row.  False where it is not what was read
+ * before: then whatever was read is void (stale).  False, too, where somebody
+ * else has it, because other handlers shall not wait for that.
+ */
+bool
+progress_lock(HandlerRun *run)
+{
+	static OwnStatement lock_progress = {
+		.sql = "SELECT p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id "
+		"FROM @s._event_handler_progress AS p "
+		"WHERE p.handler OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED",
+		.target = OWN_PROGRESS,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Handler    *handler = run->definition;
+	Datum		name = CStringGetTextDatum(handler->name);
+	EventPosition stored = {0};
+	int64		version;
+	char	   *window;
+	bool		isnull;
+
+	if (own_execute(&lock_progress, &name, NULL, 1) != 1)
+	{
+		leave_alone(run);
+		return false;
+	}
+
+	version = DatumGetInt64(own_value(0, 1, &isnull));
+	stored.cursor = event_snapshot_parse(own_text(0, 2));
+	window = own_text(0, 3);
+	if (window != NULL)
+		stored.window = event_snapshot_parse(window);
+	stored.last_id = DatumGetInt64(own_value(0, 4, &isnull));
+	if (isnull)
+		stored.last_id = 0;
+
+	run->stale = version != handler->version ||
+		!event_snapshot_equal(stored.cursor, handler->position.cursor) ||
+		!event_snapshot_equal(stored.window, handler->position.window) ||
+		stored.last_id != handler->position.last_id;
+	return !run->stale;
+}
+
+/*
+ * The position of a handler that has come to index next of its window.
+ */
+static EventPosition
+position_at(HandlerRun *run, int64 next)
+{
+	EventPosition position = {run->cursor, NULL, 0};
+
+	/* no window was read: the stored one, if any, stands */
+	if (run->window == NULL)
+		return event_snapshot_equal(run->cursor, run->definition->position.cursor) ?
+			run->definition->position : position;
+	if (next >= run->window->nids)
+		position.cursor = run->window->upto;
+	else if (next > 0)
+	{
+		position.cursor = run->window->from;
+		position.window = run->window->upto;
+		position.last_id = run->window->ids[next - 1];
+	}
+	else if (event_snapshot_equal(run->definition->position.window, run->window->upto))
+		position = run->definition->position;	/* a continued window, untouched */
+	return position;
+}
+
+/*
+ * Store that the handler has come to index next, within the transaction that
+ * locked its row.
+ */
+void
+progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
+{
+	static OwnStatement update_progress = {
+		.sql = "UPDATE @s._event_handler_progress SET "
+		"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, "
+		"delivered = delivered OPERATOR(pg_catalog.+) $5, "
+		"retried = retried OPERATOR(pg_catalog.+) $6, "
+		"last_event_id = COALESCE($7, last_event_id), "
+		"last_delivered_at = CASE WHEN $7 IS NULL THEN last_delivered_at "
+		"ELSE pg_catalog.clock_timestamp() END "
+		"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8",
+		.target = OWN_PROGRESS,
+		.nargs = 8,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID},
+	};
+	EventPosition position = position_at(run, next);
+	Datum		values[8] = {0};
+	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+
+	values[0] = CStringGetTextDatum(run->definition->name);
+	values[1] = CStringGetTextDatum(event_snapshot_text(position.cursor));
+	if (position.window != NULL)
+	{
+		values[2] = CStringGetTextDatum(event_snapshot_text(position.window));
+		values[3] = Int64GetDatum(position.last_id);
+	}
+	else
+		nulls[2] = nulls[3] = 'n';
+	values[4] = Int64GetDatum(figures->delivered);
+	values[5] = Int64GetDatum(figures->retried);
+	values[6] = Int64GetDatum(figures->last_event_id);
+	if (figures->last_event_id == 0)
+		nulls[6] = 'n';
+	values[7] = Int64GetDatum(run->definition->created);
+
+	/*
+	 * The row is locked, so it can be gone only if the handler dropped itself;
+	 * should it have created itself again, that is another handler.
+	 */
+	if (own_execute(&update_progress, values, nulls, 0) != 1)
+		run->stale = true;
+}
+
+/*
+ * What progress_store() wrote is committed: remember it as stored.
+ */
+void
+progress_stored(HandlerRun *run, int64 next)
+{
+	EventPosition position = position_at(run, next);
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+	EventPosition *stored = &run->definition->position;
+	EventPosition previous = *stored;
+
+	stored->cursor = event_snapshot_copy(position.cursor);
+	stored->window = position.window ? event_snapshot_copy(position.window) : NULL;
+	stored->last_id = position.last_id;
+	MemoryContextSwitchTo(old);
+
+	pfree(previous.cursor);
+	if (previous.window != NULL)
+		pfree(previous.window);
+
+	run->next = next;
+	run->ahead_since = 0;
+	if (run->window != NULL && next >= run->window->nids)
+		batch_finish_window(run);
+	run->ahead_since = 0;
+}
+
+/*
+ * Store a position that is ahead of the stored one because nothing concerned
+ * the handler.
+ */
+void
+progress_flush(HandlerRun *run)
+{
+	static const ProgressFigures nothing = {0};
+
+	if (run->ahead_since == 0)
+		return;
+	batch_start_transaction();
+	if (progress_lock(run))
+	{
+		progress_store(run, run->next, &nothing);
+		batch_commit_transaction(0);
+		progress_stored(run, run->next);
+		executor_progress_committed(0);
+	}
+	else
+		batch_commit_transaction(0);
+}
+
+/*
+ * The handler is through with its window.
+ */
+void
+batch_finish_window(HandlerRun *run)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+	EventSnapshot *previous = run->cursor;
+
+	run->cursor = event_snapshot_copy(run->window->upto);
+	pfree(previous);
+	MemoryContextSwitchTo(old);
+	window_release(run->window);
+	run->window = NULL;
+	run->next = 0;
+	if (run->ahead_since == 0)
+		run->ahead_since = GetCurrentTimestamp();
+}
+
+/* ----------
+ * A batch
+ * ----------
+ */
+
+/*
+ * Whether the handler has to wait for a retry before it may go on.
+ */
+bool
+batch_is_held(const HandlerRun *run)
+{
+	return run->definition->ordered && run->next_retry_at != DT_NOEND;
+}
+
+/*
+ * Which events of the batch pass the handler's filter.
+ */
+static int
+filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect)
+{
+	int			count = 0;
+
+	enable_timeout_after(STATEMENT_TIMEOUT, run->definition->timeout);
+	for (int i = 0; i < nevents; i++)
+	{
+		*suspect = i;
+		CHECK_FOR_INTERRUPTS();
+		passes[i] = handler_passes_filter(run->definition, events[i]->tuple, desc);
+		count += passes[i];
+	}
+	*suspect = -1;
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	return count;
+}
+
+/*
+ * Call the handler for the events that pass, one by one or all at once, until
+ * the batch's time is up.  Returns how many of the events are through.
+ */
+static int
+call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, const bool *passes,
+				BatchFigures *figures, ProgressFigures *progress, int *suspect)
+{
+	bool		at_once = (run->call.shape == SHAPE_EVENT_ARRAY);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
+	Event	  **chosen = palloc(sizeof(Event *) * nevents);
+	int			nchosen = 0;
+	int			through = 0;
+
+	while (through < nevents)
+	{
+		if (passes[through])
+			chosen[nchosen++] = events[through];
+		through++;
+		if (nchosen == 0 || (at_once && through < nevents))
+			continue;
+
+		*suspect = (nchosen == 1 && !at_once) || nevents == 1 ? through - 1 : -1;
+		stats_call_begins(figures, chosen, nchosen);
+		batch_call_handler(run, chosen, nchosen, desc);
+		stats_call_ends(figures);
+		progress->delivered += nchosen;
+		progress->last_event_id = chosen[nchosen - 1]->id;
+		nchosen = 0;
+		if (GetCurrentTimestamp() >= deadline)
+			break;
+	}
+	*suspect = -1;
+	return through;
+}
+
+/*
+ * Run events [from, to) of a batch as one transaction.
+ */
+static BatchOutcome
+try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Event	  **events = batch->events + from;
+	int			nevents = to - from;
+	bool	   *passes = palloc(sizeof(bool) * nevents);
+	BatchFigures figures;
+	ProgressFigures progress = {0};
+	volatile BatchOutcome outcome = BATCH_DONE;
+	volatile bool wrote = false;
+	volatile int64 next = batch->indexes[from];
+
+	attempt->done = 0;
+	attempt->suspect = -1;
+	attempt->error = NULL;
+	stats_batch_begins(&figures, nevents);
+	executor_report_running(run->definition->name, events[0]->id, nevents);
+
+	PG_TRY();
+	{
+		Relation	log;
+		TupleDesc	desc;
+
+		batch_start_transaction();
+		log = table_open(catalog_lookup(false)->log, AccessShareLock);
+		desc = RelationGetDescr(log);
+
+		if (run->window->chunk_changes != catalog_log_changes())
+		{
+			/* the rows in memory may have another shape by now */
+			run->window->chunk_length = 0;
+			outcome = BATCH_STALE;
+		}
+		else if (executor_asked_to_leave() || !batch_check_handler(run))
+			outcome = BATCH_SUSPENDED;
+		else if (filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
+		{
+			attempt->done = nevents;
+			next = (to == batch->nevents) ? batch->end : batch->indexes[to];
+		}
+		else if (!progress_lock(run))
+			outcome = BATCH_STALE;
+		else
+		{
+			int			through;
+
+			handler_prepare_call(&run->call, run->definition, run->approved);
+			through = call_for_events(run, events, nevents, desc, passes, &figures, &progress, &attempt->suspect);
+			next = (from + through == batch->nevents) ? batch->end :
+				batch->indexes[from + through - 1] + 1;
+			progress_store(run, next, &progress);
+			wrote = true;
+			attempt->done = through;
+		}
+		table_close(log, NoLock);
+		batch_commit_transaction(wrote ? run->definition->timeout : 0);
+	}
+	PG_CATCH();
+	{
+		attempt->done = 0;
+		attempt->error = batch_abort_transaction(context);
+		outcome = BATCH_FAILED;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+
+	if (outcome == BATCH_DONE)
+	{
+		if (wrote)
+		{
+			/* the events may go with their window: count them first */
+			stats_batch_committed(run->definition, &figures);
+			progress_stored(run, next);
+			executor_progress_committed((int) progress.delivered);
+		}
+		else
+		{
+			run->next = next;
+			if (run->ahead_since == 0)
+				run->ahead_since = GetCurrentTimestamp();
+		}
+	}
+	executor_discard_session();
+	return outcome;
+}
+
+/*
+ * Run events [from, to) of a batch; where they fail together, isolate which
+ * one it is.  Returns BATCH_DONE and how many from the first are through, or
+ * why it had to stop.
+ */
+static BatchOutcome
+run_events(HandlerRun *run, Batch *batch, int from, int to, int *done)
+{
+	Attempt		attempt;
+	BatchOutcome outcome;
+	int			first;
+	int			split;
+
+	CHECK_FOR_INTERRUPTS();
+	outcome = try_events(run, batch, from, to, &attempt);
+	*done = attempt.done;
+	if (outcome != BATCH_FAILED)
+		return outcome;
+
+	if (to - from == 1)
+	{
+		int64		next = (to == batch->nevents) ? batch->end : batch->indexes[from] + 1;
+
+		*done = 1;
+		return retry_record_failure(run, batch->events[from], next, attempt.error);
+	}
+
+	/* the events before the suspect, or one half, then what was left out */
+	FreeErrorData(attempt.error);
+	first = (attempt.suspect > 0) ? attempt.suspect :
+		(attempt.suspect == 0) ? 1 : (to - from) / 2;
+	outcome = run_events(run, batch, from, from + first, &split);
+	*done = split;
+	if (outcome != BATCH_DONE || split < first || attempt.suspect == 0 || batch_is_held(run))
+		return outcome;
+
+	outcome = run_events(run, batch, from + first,
+						 attempt.suspect > 0 ? from + first + 1 : to, &split);
+	*done += split;
+	return outcome;
+}
+
+/*
+ * Let the handler have its turn in its window, whose chunk of events is in
+ * memory: look at events until a batch of those that concern it is full or the
+ * chunk ends, and run that batch.  False where it cannot go on for now.
+ */
+bool
+batch_turn(HandlerRun *run)
+{
+	Window	   *window = run->window;
+	int64		chunk_end = window->chunk_start + window->chunk_length;
+	Batch		batch = {0};
+	Size		bytes = 0;
+	int			done;
+
+	Assert(run->next >= window->chunk_start && run->next < chunk_end);
+
+	batch.events = palloc(sizeof(Event *) * window->chunk_length);
+	batch.indexes = palloc(sizeof(int64) * window->chunk_length);
+	for (batch.end = run->next; batch.end < chunk_end; batch.end++)
+	{
+		Event	   *event = &window->chunk[batch.end - window->chunk_start];
+
+		if (batch.nevents == run->definition->batch_size || bytes >= (Size) pne_batch_bytes * 1024)
+			break;
+		if (event->tuple == NULL || event->hidden ||
+			!handler_matches_name(run->definition, event->name))
+			continue;
+		batch.events[batch.nevents] = event;
+		batch.indexes[batch.nevents++] = batch.end;
+		bytes += event->size;
+	}
+
+	if (batch.nevents == 0)
+	{
+		run->next = batch.end;
+		if (run->ahead_since == 0)
+			run->ahead_since = GetCurrentTimestamp();
+	}
+	else if (run_events(run, &batch, 0, batch.nevents, &done) != BATCH_DONE)
+		return false;
+
+	if (run->window != NULL && run->next >= run->window->nids)
+		batch_finish_window(run);
+	return true;
+}

@@ -1,0 +1,68 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.h
+ *		One handler at work in an executor.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_BATCH_H
+#define PNE_BATCH_H
+
+#include "utils/palloc.h"
+
+#include "handler.h"
+#include "window.h"
+
+/*
+ * A handler as its executor runs it.  What is stored of its position, and
+ * under which version, is in definition; cursor, window and next may be ahead
+ * of that by events that did not concern it.
+ */
+typedef struct HandlerRun
+{
+	MemoryContext context;		/* holds all of this but the window */
+	Handler    *definition;
+	Oid			approved;		/* the function that this transaction may call */
+	HandlerCall call;
+	EventSnapshot *cursor;
+	Window	   *window;			/* or NULL: the next one is to be read */
+	int64		next;			/* index in window->ids of the next event */
+	TimestampTz ahead_since;	/* 0: what is in memory is stored */
+	TimestampTz next_retry_at;	/* earliest retry that waits; DT_NOEND: none */
+	bool		stale;			/* the definition has to be read again */
+	TimestampTz not_before;		/* suspended, or its row is locked: until then */
+	char	   *problem;		/* what was logged of why it is suspended */
+} HandlerRun;
+
+/* what a transaction adds to the stored figures of a handler */
+typedef struct ProgressFigures
+{
+	int64		delivered;
+	int64		retried;
+	int64		last_event_id;	/* 0: none */
+} ProgressFigures;
+
+typedef enum BatchOutcome
+{
+	BATCH_DONE,
+	BATCH_FAILED,				/* an error: nothing of it was committed */
+	BATCH_STALE,				/* somebody else changed the stored position */
+	BATCH_SUSPENDED				/* the handler cannot run at present */
+} BatchOutcome;
+
+extern void batch_start_transaction(void);
+extern void batch_commit_transaction(int timeout);
+extern ErrorData *batch_abort_transaction(MemoryContext context);
+extern bool batch_check_handler(HandlerRun *run);
+extern void batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc);
+
+extern bool progress_lock(HandlerRun *run);
+extern void progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures);
+extern void progress_stored(HandlerRun *run, int64 next);
+extern void progress_flush(HandlerRun *run);
+
+extern void batch_finish_window(HandlerRun *run);
+extern bool batch_is_held(const HandlerRun *run);
+extern bool batch_turn(HandlerRun *run);
+
+#endif							/* PNE_BATCH_H */

@@ -1,0 +1,641 @@
+/*-------------------------------------------------------------------------
+ *
+ * catalog.c
+ *		Where the extension lives in this database, SQL on its own tables, and
+ *		what CREATE EXTENSION and a copied database need.
+ *
+ * IDENTITY: the extension's tables belong to the extension's owner, a
+ * superuser, and nobody else has any right on them.  So statements on them run
+ * as that owner, wherever they are needed: in an executor whose session is an
+ * ordinary role's, or in a function that such a role calls.  Three rules keep
+ * that from being a way to a superuser's rights:
+ *
+ *	- the text of a statement qualifies everything, operators included, so that
+ *	  no search_path can slip anything in;
+ *	- it runs under SECURITY_RESTRICTED_OPERATION, so that nothing is left
+ *	  behind for later;
+ *	- it is refused where the table has a trigger that is not ours: whoever has
+ *	  the TRIGGER privilege, which GRANT ALL gives, could else have own code
+ *	  run as the owner.  The table's lock, held until the end of the
+ *	  transaction, keeps such a trigger from coming in between.
+ *
+ * GUARD: while such a statement runs, and only then, the guard triggers let
+ * rows of the own tables change.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/index.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "miscadmin.h"
+#include "replication/logicalworker.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "doorbell.h"
+#include "window.h"
+
+#define EXTENSION_NAME "pg_notify_events"
+#define LOG_NAME "notification_events"
+
+static const char *const own_table_names[OWN_TABLES] = {
+	[OWN_INCARNATION] = "_event_incarnation",
+	[OWN_RELAY] = "_event_relay",
+	[OWN_HANDLERS] = "_event_handlers",
+	[OWN_PROGRESS] = "_event_handler_progress",
+	[OWN_FAILURES] = "_event_handler_failures",
+	[OWN_RETRIES] = "_event_retries",
+};
+
+static EventCatalog catalog;
+static bool catalog_valid = false;
+
+/* invalidations, and those among them that concerned the log */
+static uint64 invalidations = 0;
+static uint64 log_changes = 0;
+
+/* statements of ours that are being executed; the guard lets them pass */
+static int	own_depth = 0;
+
+PG_FUNCTION_INFO_V1(pne_guard);
+PG_FUNCTION_INFO_V1(pne_extension_installing);
+PG_FUNCTION_INFO_V1(pne_extension_installed);
+PG_FUNCTION_INFO_V1(pne_activate_events);
+
+static void
+catalog_relcache_callback(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == catalog.log)
+	{
+		catalog_valid = false;
+		invalidations++;
+		log_changes++;
+	}
+}
+
+static void
+catalog_namespace_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	catalog_valid = false;
+	invalidations++;
+}
+
+/*
+ * Counts what happened to the log's definition.  While the log is locked and
+ * this does not change, copies of its rows may be read with its descriptor.
+ */
+uint64
+catalog_log_changes(void)
+{
+	return log_changes;
+}
+
+/*
+ * Read the extension's row; false if it is not installed.
+ */
+static bool
+lookup_extension(EventCatalog *into)
+{
+	Relation	rel;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+
+	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum(EXTENSION_NAME));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		Form_pg_extension form = (Form_pg_extension) GETSTRUCT(tuple);
+
+		into->extension = form->oid;
+		into->owner = form->extowner;
+		into->schema = form->extnamespace;
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
+
+/*
+ * Where the extension lives: looked up once, and again after something
+ * happened to the log or to a schema.
+ *
+ * Returns NULL where it is not installed (or just being dropped) and
+ * missing_ok; else that is an error.  The result is good until the next
+ * catalog access of the caller.
+ */
+const EventCatalog *
+catalog_lookup(bool missing_ok)
+{
+	static bool registered = false;
+	EventCatalog found;
+	char	   *schema_name = NULL;
+	bool		complete = false;
+	uint64		before = invalidations;
+
+	if (catalog_valid)
+		return &catalog;
+
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(catalog_relcache_callback, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_namespace_callback, (Datum) 0);
+		registered = true;
+	}
+
+	memset(&found, 0, sizeof(found));
+	if (lookup_extension(&found))
+		schema_name = get_namespace_name(found.schema);
+	if (schema_name != NULL)
+	{
+		strlcpy(found.schema_name, schema_name, NAMEDATALEN);
+		found.log = get_relname_relid(LOG_NAME, found.schema);
+		found.log_pkey = get_relname_relid(LOG_NAME "_pkey", found.schema);
+		found.log_txid_index = get_relname_relid(LOG_NAME "_txid_idx", found.schema);
+		found.log_type = get_rel_type_id(found.log);
+		found.log_array_type = get_array_type(found.log_type);
+		found.guard_function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+											   CStringGetDatum("_guard"),
+											   PointerGetDatum(buildoidvector(NULL, 0)),
+											   ObjectIdGetDatum(found.schema));
+		complete = OidIsValid(found.log) && OidIsValid(found.guard_function) &&
+			IndexGetRelation(found.log_pkey, true) == found.log &&
+			IndexGetRelation(found.log_txid_index, true) == found.log;
+		for (int i = 0; i < OWN_TABLES; i++)
+		{
+			found.own_tables[i] = get_relname_relid(own_table_names[i], found.schema);
+			complete = complete && OidIsValid(found.own_tables[i]);
+		}
+	}
+	if (!complete)
+	{
+		if (missing_ok)
+			return NULL;
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"%s\" is not installed in database \"%s\"",
+						EXTENSION_NAME, get_database_name(MyDatabaseId)),
+				 errhint("CREATE EXTENSION %s installs it; where it is installed, its table \"%s\" or an index of it was renamed or dropped.",
+						 EXTENSION_NAME, LOG_NAME)));
+	}
+
+	/* of what changed meanwhile we know nothing */
+	catalog = found;
+	catalog_valid = (invalidations == before);
+	return &catalog;
+}
+
+/*
+ * Whether the extension is installed, by its row alone.
+ *
+ * Workers are rung at a commit before its invalidations are sent, so for a
+ * moment catalog_lookup() may find a mixture of what was and what is.  The row
+ * is read with a new snapshot and so is what it is.
+ */
+bool
+catalog_extension_exists(void)
+{
+	EventCatalog ignored;
+
+	return lookup_extension(&ignored);
+}
+
+/*
+ * Open and lock the log for reading; NULL where it is not there, or not all of
+ * the extension is.
+ */
+Relation
+catalog_open_log(void)
+{
+	Oid			previous = InvalidOid;
+
+	for (;;)
+	{
+		const EventCatalog *where = catalog_lookup(true);
+		Relation	log;
+		Oid			relid;
+
+		if (where == NULL || where->log == previous)
+			return NULL;
+		relid = where->log;
+		log = try_table_open(relid, AccessShareLock);
+		if (log != NULL)
+			return log;
+
+		/* dropped while we waited for the lock; and created again? */
+		previous = relid;
+	}
+}
+
+/*
+ * Refuse to change a table that has a trigger which is not ours.
+ */
+static void
+check_triggers(const EventCatalog *where, OwnTable table)
+{
+	Relation	rel = table_open(where->own_tables[table], RowExclusiveLock);
+
+	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers; i++)
+	{
+		Trigger    *trigger = &rel->trigdesc->triggers[i];
+
+		if (trigger->tgfoid != where->guard_function)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("table \"%s\" has a trigger \"%s\" that is not the extension's",
+							RelationGetRelationName(rel), trigger->tgname),
+					 errdetail("It would run as the owner of pg_notify_events."),
+					 errhint("Drop it, and revoke the TRIGGER privilege that let it be created.")));
+	}
+	table_close(rel, NoLock);
+}
+
+/*
+ * Plan a statement for the present schema, unless it is already.
+ */
+static void
+prepare_statement(OwnStatement *statement, const EventCatalog *where)
+{
+	StringInfoData sql;
+	const char *schema;
+
+	if (statement->plan != NULL &&
+		statement->plan_owner == where->owner &&
+		strcmp(statement->plan_schema, where->schema_name) == 0)
+		return;
+
+	if (statement->plan != NULL)
+	{
+		SPI_freeplan(statement->plan);
+		statement->plan = NULL;
+	}
+
+	schema = quote_identifier(where->schema_name);
+	initStringInfo(&sql);
+	for (const char *p = statement->sql; *p != '\0'; p++)
+	{
+		if (p[0] == '@' && p[1] == 's')
+		{
+			appendStringInfoString(&sql, schema);
+			p++;
+		}
+		else
+			appendStringInfoChar(&sql, *p);
+	}
+
+	statement->plan = SPI_prepare(sql.data, statement->nargs, statement->argtypes);
+	if (statement->plan == NULL)
+		elog(ERROR, "could not prepare \"%s\": %s", sql.data, SPI_result_code_string(SPI_result));
+	SPI_keepplan(statement->plan);
+	statement->plan_owner = where->owner;
+	strlcpy(statement->plan_schema, where->schema_name, NAMEDATALEN);
+	pfree(sql.data);
+}
+
+/*
+ * Execute a statement on the own tables, as the extension's owner.
+ *
+ * The caller is connected to SPI and has an active snapshot.  limit 0 is no
+ * limit.  Returns how many rows were processed; what they hold is in
+ * SPI_tuptable, to be read with own_value().
+ */
+int
+own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limit)
+{
+	const EventCatalog *where = catalog_lookup(false);
+	Oid			save_user;
+	int			save_context;
+	int			result = 0;
+
+	GetUserIdAndSecContext(&save_user, &save_context);
+
+	PG_TRY();
+	{
+		SetUserIdAndSecContext(where->owner,
+							   save_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+		own_depth++;
+
+		if (statement->target != OWN_NONE)
+			check_triggers(where, statement->target);
+		prepare_statement(statement, where);
+		result = SPI_execute_plan(statement->plan, values, nulls, false, limit);
+	}
+	PG_FINALLY();
+	{
+		own_depth--;
+		SetUserIdAndSecContext(save_user, save_context);
+	}
+	PG_END_TRY();
+
+	if (result < 0)
+		elog(ERROR, "could not execute \"%s\": %s", statement->sql, SPI_result_code_string(result));
+	return (int) SPI_processed;
+}
+
+/*
+ * A column (from 1) of a row (from 0) that own_execute() has returned.
+ */
+Datum
+own_value(int row, int column, bool *isnull)
+{
+	Assert(SPI_tuptable != NULL && (uint64) row < SPI_processed);
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
+}
+
+/*
+ * The same as text, NULL for null, in the current memory context.
+ */
+char *
+own_text(int row, int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+}
+
+/*
+ * Guard of the own tables: no change but by own_execute().
+ *
+ * INSERT is open to the tables' owner, because a restore comes that way; the
+ * definitions that it brings belong to no database, so they are dormant until
+ * activate_events().  A subscriber's copy of the tables is its own: what a
+ * publisher sends for them is skipped.
+ */
+Datum
+pne_guard(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	Relation	rel;
+	HeapTuple	tuple;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("_guard() must be called as a trigger")));
+
+	rel = trigdata->tg_relation;
+	tuple = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
+		trigdata->tg_newtuple : trigdata->tg_trigtuple;
+
+	if (own_depth > 0)
+		return PointerGetDatum(tuple);
+	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && IsLogicalWorker())
+		return PointerGetDatum(NULL);
+
+	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) &&
+		strcmp(RelationGetRelationName(rel), own_table_names[OWN_INCARNATION]) != 0 &&
+		strcmp(RelationGetRelationName(rel), own_table_names[OWN_RELAY]) != 0 &&
+		object_ownercheck(RelationRelationId, RelationGetRelid(rel), GetUserId()))
+	{
+		if (strcmp(RelationGetRelationName(rel), own_table_names[OWN_HANDLERS]) == 0)
+		{
+			int			column = SPI_fnumber(RelationGetDescr(rel), "database");
+			Datum		value = ObjectIdGetDatum(InvalidOid);
+			bool		isnull = false;
+
+			tuple = heap_modify_tuple_by_cols(tuple, RelationGetDescr(rel), 1,
+											  &column, &value, &isnull);
+		}
+		return PointerGetDatum(tuple);
+	}
+
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("table \"%s\" is changed by the functions of pg_notify_events only",
+					RelationGetRelationName(rel)),
+			 errhint("See create_event_handler(), alter_event_handler() and drop_event_handler().")));
+	return (Datum) 0;			/* keep compiler quiet */
+}
+
+/*
+ * Who but superusers may create objects in a schema, or NULL.  The owner of
+ * the database counts as what he is.
+ */
+static char *
+schema_creators(Oid schema)
+{
+	static const char sql[] =
+		"SELECT pg_catalog.string_agg(COALESCE(pg_catalog.quote_ident(r.rolname), 'PUBLIC'), ', ' "
+		"ORDER BY r.rolname COLLATE pg_catalog.\"C\") "
+		"FROM pg_catalog.pg_namespace AS n "
+		"CROSS JOIN pg_catalog.pg_database AS d "
+		"JOIN pg_catalog.pg_authid AS o ON o.oid OPERATOR(pg_catalog.=) d.datdba "
+		"CROSS JOIN LATERAL pg_catalog.aclexplode(COALESCE(n.nspacl, "
+		"pg_catalog.acldefault('n', n.nspowner))) AS a "
+		"LEFT JOIN pg_catalog.pg_authid AS r ON r.oid OPERATOR(pg_catalog.=) a.grantee "
+		"WHERE n.oid OPERATOR(pg_catalog.=) $1 "
+		"AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() "
+		"AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE' "
+		"AND (r.oid IS NULL OR NOT (r.rolsuper OR "
+		"(r.rolname OPERATOR(pg_catalog.=) 'pg_database_owner' AND o.rolsuper)))";
+	Oid			argtype = OIDOID;
+	Datum		value = ObjectIdGetDatum(schema);
+	MemoryContext context = CurrentMemoryContext;
+	char	   *creators;
+
+	SPI_connect();
+	if (SPI_execute_with_args(sql, 1, &argtype, &value, NULL, true, 1) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the privileges on a schema");
+	creators = own_text(0, 1);
+	if (creators != NULL)
+		creators = MemoryContextStrdup(context, creators);
+	SPI_finish();
+	return creators;
+}
+
+/*
+ * First step of the install script: is this a schema to install into?
+ */
+Datum
+pne_extension_installing(PG_FUNCTION_ARGS)
+{
+	static const char *const names[] = {
+		LOG_NAME, LOG_NAME "_pkey", LOG_NAME "_id_seq", LOG_NAME "_txid_idx"
+	};
+	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
+	const char *schema_name = quote_identifier(get_namespace_name(schema));
+	char	   *creators;
+
+	if (!creating_extension)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("_extension_installing() is part of CREATE EXTENSION")));
+
+	for (int i = 0; i < (int) lengthof(names); i++)
+	{
+		if (OidIsValid(get_relname_relid(names[i], schema)))
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_TABLE),
+					 errmsg("relation %s.%s exists already", schema_name, names[i]),
+					 errhint("Move it out of the way with ALTER TABLE %s.%s RENAME TO ..., its index and sequence too, "
+							 "create the extension, and copy the rows: INSERT INTO %s.%s (event_name, event_data, created_at) SELECT ... .",
+							 schema_name, LOG_NAME, schema_name, LOG_NAME)));
+	}
+
+	creators = schema_creators(schema);
+	if (creators != NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg("others may create objects in schema %s: %s", schema_name, creators),
+				 errhint("REVOKE CREATE ON SCHEMA %s from them, or install the extension in a schema of its own.",
+						 schema_name)));
+
+	if (shared == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg("pg_notify_events is not preloaded: events are recorded and announced, but no handler will run"),
+				 errhint("Add pg_notify_events to \"shared_preload_libraries\" and restart the server.")));
+	PG_RETURN_VOID();
+}
+
+/*
+ * Last step of the install script: draw the incarnation, start the listener's
+ * cursor, and have the workers start when all this commits.
+ */
+Datum
+pne_extension_installed(PG_FUNCTION_ARGS)
+{
+	static OwnStatement insert_incarnation = {
+		.sql = "INSERT INTO @s._event_incarnation (incarnation, database) "
+		"VALUES (pg_catalog.gen_random_uuid(), $1)",
+		.target = OWN_INCARNATION,
+		.nargs = 1,
+		.argtypes = {OIDOID},
+	};
+	static OwnStatement insert_relay = {
+		.sql = "INSERT INTO @s._event_relay (cursor) VALUES ($1::pg_catalog.pg_snapshot)",
+		.target = OWN_RELAY,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		value;
+
+	if (!creating_extension)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("_extension_installed() is part of CREATE EXTENSION")));
+
+	SPI_connect();
+	value = ObjectIdGetDatum(MyDatabaseId);
+	own_execute(&insert_incarnation, &value, NULL, 0);
+	value = CStringGetTextDatum(event_snapshot_text(event_snapshot_build(GetActiveSnapshot())));
+	own_execute(&insert_relay, &value, NULL, 0);
+	SPI_finish();
+
+	doorbell_at_commit(RING_EXTENSION);
+	PG_RETURN_VOID();
+}
+
+/*
+ * The incarnation of this installation.  The caller is connected to SPI and
+ * has an active snapshot.
+ */
+void
+catalog_incarnation(pg_uuid_t *incarnation)
+{
+	static OwnStatement select_incarnation = {
+		.sql = "SELECT i.incarnation FROM @s._event_incarnation i",
+		.target = OWN_NONE,
+	};
+	bool		isnull;
+
+	if (own_execute(&select_incarnation, NULL, NULL, 1) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" is empty", own_table_names[OWN_INCARNATION]),
+				 errhint("Drop the extension and create it again.")));
+	*incarnation = *DatumGetUUIDP(own_value(0, 1, &isnull));
+}
+
+/*
+ * activate_events(): take the definitions of a copied database for its own.
+ *
+ * A database made with TEMPLATE has the same incarnation and a database oid of
+ * its own; transaction ids belong to the whole cluster, so the cursors stay
+ * true.  Returns how many handlers woke up.  Errors: not a superuser.
+ */
+Datum
+pne_activate_events(PG_FUNCTION_ARGS)
+{
+	static OwnStatement adopt_handlers = {
+		.sql = "UPDATE @s._event_handlers AS h SET database = $1 "
+		"FROM @s._event_incarnation AS i "
+		"WHERE h.incarnation OPERATOR(pg_catalog.=) i.incarnation "
+		"AND h.database OPERATOR(pg_catalog.=) i.database "
+		"AND h.database OPERATOR(pg_catalog.<>) $1",
+		.target = OWN_HANDLERS,
+		.nargs = 1,
+		.argtypes = {OIDOID},
+	};
+	static OwnStatement adopt_incarnation = {
+		.sql = "UPDATE @s._event_incarnation SET database = $1 "
+		"WHERE database OPERATOR(pg_catalog.<>) $1",
+		.target = OWN_INCARNATION,
+		.nargs = 1,
+		.argtypes = {OIDOID},
+	};
+	static OwnStatement count_dormant = {
+		.sql = "SELECT pg_catalog.count(*) FROM @s._event_handlers AS h "
+		"WHERE h.database OPERATOR(pg_catalog.<>) $1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {OIDOID},
+	};
+	Datum		database = ObjectIdGetDatum(MyDatabaseId);
+	int64		activated;
+	int64		dormant;
+	bool		isnull;
+
+	if (!superuser())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to activate events"),
+				 errhint("Only superusers may call activate_events().")));
+
+	LockRelationOid(catalog_lookup(false)->log, ExclusiveLock);
+
+	SPI_connect();
+	activated = own_execute(&adopt_handlers, &database, NULL, 0);
+	own_execute(&adopt_incarnation, &database, NULL, 0);
+	own_execute(&count_dormant, &database, NULL, 0);
+	dormant = DatumGetInt64(own_value(0, 1, &isnull));
+	SPI_finish();
+
+	if (dormant > 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg_plural("%lld restored event handler stays dormant",
+							   "%lld restored event handlers stay dormant",
+							   (unsigned long) dormant, (long long) dormant),
+				 errhint("Drop and create them again with drop_event_handler() and create_event_handler().")));
+
+	doorbell_at_commit(RING_DEFINITIONS);
+	PG_RETURN_INT64(activated);
+}

@@ -1,0 +1,140 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *		Every difference between PostgreSQL 15 and 19 that this extension
+ *		meets, and nothing else.
+ *
+ * The wrappers have the newest signature, or a name of our own where the
+ * newest one cannot be written for an older server.  Each says since which
+ * version the server is different.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_COMPAT_H
+#define PNE_COMPAT_H
+
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "parser/parse_relation.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/rel.h"
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 200000
+#error "pg_notify_events supports PostgreSQL 15 to 19"
+#endif
+
+/* 16 declares _PG_init in fmgr.h (089480c077) */
+#if PG_VERSION_NUM < 160000
+extern PGDLLEXPORT void _PG_init(void);
+#endif
+
+/* 16 replaced the pg_xxx_ownercheck and aclcheck families */
+#if PG_VERSION_NUM < 160000
+#define object_ownercheck(classid, objectid, roleid) \
+	pg_class_ownercheck((objectid), (roleid))
+#define function_aclcheck(oid, roleid, mode) \
+	pg_proc_aclcheck((oid), (roleid), (mode))
+#define schema_aclcheck(oid, roleid, mode) \
+	pg_namespace_aclcheck((oid), (roleid), (mode))
+#define database_aclcheck(oid, roleid, mode) \
+	pg_database_aclcheck((oid), (roleid), (mode))
+#else
+#define function_aclcheck(oid, roleid, mode) \
+	object_aclcheck(ProcedureRelationId, (oid), (roleid), (mode))
+#define schema_aclcheck(oid, roleid, mode) \
+	object_aclcheck(NamespaceRelationId, (oid), (roleid), (mode))
+#define database_aclcheck(oid, roleid, mode) \
+	object_aclcheck(DatabaseRelationId, (oid), (roleid), (mode))
+#endif
+
+/* 16 tells SET from membership */
+#if PG_VERSION_NUM < 160000
+#define member_can_set_role(member, role) is_member_of_role((member), (role))
+#endif
+
+/* 17 renamed the number of a process */
+#if PG_VERSION_NUM < 170000
+#define MyProcNumber (MyProc->pgprocno)
+#endif
+
+/* 17 takes the relation instead of its oid */
+#if PG_VERSION_NUM < 170000
+#define pne_identity_sequence(rel, attnum) \
+	getIdentitySequence(RelationGetRelid(rel), (attnum), false)
+#else
+#define pne_identity_sequence(rel, attnum) \
+	getIdentitySequence((rel), (attnum), false)
+#endif
+
+/*
+ * 16 keeps permissions beside the range table, 18 counts relids
+ * that were not pruned.
+ */
+static inline void
+pne_init_range_table(EState *estate, RangeTblEntry *rte)
+{
+#if PG_VERSION_NUM < 160000
+	ExecInitRangeTable(estate, list_make1(rte));
+#else
+	List	   *perminfos = NIL;
+
+	addRTEPermissionInfo(&perminfos, rte);
+#if PG_VERSION_NUM < 180000
+	ExecInitRangeTable(estate, list_make1(rte), perminfos);
+#else
+	ExecInitRangeTable(estate, list_make1(rte), perminfos, bms_make_singleton(1));
+#endif
+#endif
+}
+
+/* 17 has named wait events for extensions */
+#if PG_VERSION_NUM < 170000
+#define pne_wait_event(name) PG_WAIT_EXTENSION
+#else
+#define pne_wait_event(name) WaitEventExtensionNew(name)
+#endif
+
+/* 16 lets a malformed name be no error */
+#if PG_VERSION_NUM < 160000
+#define pne_qualified_name_list(string) stringToQualifiedNameList(string)
+#else
+#define pne_qualified_name_list(string) stringToQualifiedNameList((string), NULL)
+#endif
+
+/* 18 lets the module name itself */
+#ifdef PG_MODULE_MAGIC_EXT
+#define PNE_MODULE_MAGIC PG_MODULE_MAGIC_EXT(.name = "pg_notify_events", .version = "1.0")
+#else
+#define PNE_MODULE_MAGIC PG_MODULE_MAGIC
+#endif
+
+/* 17 added transaction_timeout */
+#if PG_VERSION_NUM >= 170000
+#define PNE_HAVE_TRANSACTION_TIMEOUT
+#endif
+
+/* 18 counts index searches during a scan, and so wants instrumentation */
+#if PG_VERSION_NUM < 180000
+#define pne_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), (nkeys), 0)
+#elif PG_VERSION_NUM < 190000
+#define pne_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0)
+#else
+#define pne_index_beginscan(heap, index, snapshot, nkeys) \
+	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0, SO_NONE)
+#endif
+
+/* 19 dropped the maximum size of a shared hash, which was the second count */
+#if PG_VERSION_NUM < 190000
+#define pne_shmem_init_hash(name, size, info, flags) \
+	ShmemInitHash((name), (size), (size), (info), (flags))
+#else
+#define pne_shmem_init_hash(name, size, info, flags) \
+	ShmemInitHash((name), (size), (info), (flags))
+#endif
+
+#endif							/* PNE_COMPAT_H */

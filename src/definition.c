@@ -1,0 +1,868 @@
+/*-------------------------------------------------------------------------
+ *
+ * definition.c
+ *		create_event_handler() and its kin: the functions, and the only ones,
+ *		that change definitions.
+ *
+ * Each checks the caller's rights itself and then changes the extension's
+ * tables under its owner's identity (catalog.c).  Rows are locked in one
+ * order: definition first, then progress.  An executor holds the lock on the
+ * progress row during its batch, so a change waits for the batch at hand; the
+ * new version in that row makes the executor discard what it had read, and no
+ * batch under the old definition can commit after the change.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/jsonpath.h"
+#include "utils/lsyscache.h"
+#include "utils/regproc.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/varlena.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "doorbell.h"
+#include "handler.h"
+#include "stats.h"
+#include "window.h"
+
+#define MAX_BATCH_SIZE 100000
+#define MAX_GLOB_CHARS (2 * EVENT_NAME_MAX_CHARS)
+
+PG_FUNCTION_INFO_V1(pne_create_event_handler);
+PG_FUNCTION_INFO_V1(pne_alter_event_handler);
+PG_FUNCTION_INFO_V1(pne_drop_event_handler);
+PG_FUNCTION_INFO_V1(pne_pause_event_handler);
+PG_FUNCTION_INFO_V1(pne_resume_event_handler);
+PG_FUNCTION_INFO_V1(pne_call_event_handler);
+
+/* positions of the arguments, in the order of the install script */
+enum CreateArgument
+{
+	CREATE_NAME,
+	CREATE_FUNCTION,
+	CREATE_EVENT_NAME,
+	CREATE_FILTER,
+	CREATE_BATCH_SIZE,
+	CREATE_MAX_ATTEMPTS,
+	CREATE_RETRY_DELAY,
+	CREATE_MAX_RETRY_DELAY,
+	CREATE_TIMEOUT,
+	CREATE_ORDERED,
+	CREATE_START_FROM,
+	CREATE_OWNER,
+	CREATE_OR_REPLACE
+};
+
+/* the same as CREATE_* up to CREATE_ORDERED */
+enum AlterArgument
+{
+	ALTER_OWNER = CREATE_ORDERED + 1,
+	ALTER_CLEAR_FILTER
+};
+
+/* ----------
+ * Arguments
+ * ----------
+ */
+
+/*
+ * An argument that must not be null.
+ */
+static void
+require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
+{
+	if (PG_ARGISNULL(argument))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name),
+				 errhint("Give a value, or leave the argument out where it has a default.")));
+}
+
+/*
+ * The name of a handler, from an argument.
+ */
+static char *
+handler_name_argument(FunctionCallInfo fcinfo, int argument)
+{
+	char	   *name;
+
+	require_argument(fcinfo, argument, "name");
+	name = text_to_cstring(PG_GETARG_TEXT_PP(argument));
+	if (name[0] == '\0' || strlen(name) >= HANDLER_NAME_SIZE)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 name[0] == '\0' ? errmsg("event handler name must not be empty") :
+				 errmsg("event handler name \"%.*s...\" is too long",
+						pg_mbcliplen(name, (int) strlen(name), HANDLER_NAME_SIZE - 1), name),
+				 errhint("A handler's name has 1 to %d bytes.", HANDLER_NAME_SIZE - 1)));
+	return name;
+}
+
+/*
+ * A number within bounds.
+ */
+static int
+integer_argument(FunctionCallInfo fcinfo, int argument, const char *name, int max)
+{
+	int			value;
+
+	require_argument(fcinfo, argument, name);
+	value = PG_GETARG_INT32(argument);
+	if (value < 1 || value > max)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s %d is out of range", name, value),
+				 errhint("It must be between 1 and %d.", max)));
+	return value;
+}
+
+/*
+ * A length of time within what a timer can take.
+ */
+static int64
+interval_argument(FunctionCallInfo fcinfo, int argument, const char *name)
+{
+	int64		ms;
+
+	require_argument(fcinfo, argument, name);
+	ms = interval_to_ms(PG_GETARG_DATUM(argument));
+	if (ms < 1 || ms > INT_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s \"%s\" is out of range", name,
+						DatumGetCString(DirectFunctionCall1(interval_out, PG_GETARG_DATUM(argument)))),
+				 errhint("It must be between 1 millisecond and 24 days.")));
+	return ms;
+}
+
+/*
+ * The role that is to own a handler: one that the caller can become.
+ */
+static Oid
+owner_argument(FunctionCallInfo fcinfo, int argument)
+{
+	char	   *name;
+	Oid			role;
+
+	if (PG_ARGISNULL(argument))
+		return GetUserId();
+	name = text_to_cstring(PG_GETARG_TEXT_PP(argument));
+	role = get_role_oid(name, true);
+	if (!OidIsValid(role))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("role \"%s\" does not exist", name),
+				 errhint("owner is the name of a role as it stands in pg_roles.")));
+	if (!member_can_set_role(GetUserId(), role))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to make role \"%s\" the owner of an event handler", name),
+				 errhint("You must be able to SET ROLE to it.")));
+	return role;
+}
+
+/*
+ * A pattern for event names.
+ */
+static char *
+event_name_argument(FunctionCallInfo fcinfo, int argument)
+{
+	char	   *glob;
+	int			chars;
+
+	require_argument(fcinfo, argument, "event_name");
+	glob = text_to_cstring(PG_GETARG_TEXT_PP(argument));
+	chars = pg_mbstrlen(glob);
+	if (chars < 1 || chars > MAX_GLOB_CHARS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 chars < 1 ? errmsg("event_name must not be empty") :
+				 errmsg("event_name \"%.*s...\" is too long",
+						pg_mbcharcliplen(glob, (int) strlen(glob), MAX_GLOB_CHARS), glob),
+				 errhint("It has 1 to %d characters; * stands for any run of characters, ? for one.",
+						 MAX_GLOB_CHARS)));
+	return glob;
+}
+
+/*
+ * A filter has nowhere to take variables from, and each event would fail for
+ * one.  In the text form of a jsonpath a $ before a quote, outside of quotes,
+ * is a variable and nothing else.
+ */
+static Datum
+filter_argument(FunctionCallInfo fcinfo, int argument)
+{
+	Datum		filter = PG_GETARG_DATUM(argument);
+	char	   *text = DatumGetCString(DirectFunctionCall1(jsonpath_out, filter));
+	bool		quoted = false;
+
+	for (char *p = text; *p != '\0'; p++)
+	{
+		if (quoted && *p == '\\' && p[1] != '\0')
+			p++;
+		else if (*p == '"')
+			quoted = !quoted;
+		else if (!quoted && p[0] == '$' && p[1] == '"')
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("filter %s has a variable", text),
+					 errhint("Write the value itself.")));
+	}
+	return filter;
+}
+
+/* ----------
+ * The function
+ * ----------
+ */
+
+static const char shapes[] = {SHAPE_EVENT, SHAPE_EVENT_ARRAY, SHAPE_TEXT, SHAPE_VARCHAR};
+
+#define SHAPES_HINT \
+	"A handler's function is f(notification_events), f(notification_events[]), f(text, jsonb) or f(varchar, jsonb)."
+
+/*
+ * Find a function of one of the shapes by its name in one schema.
+ */
+static bool
+find_in_schema(Oid schema, const char *function, Handler *handler, const char *given)
+{
+	bool		found = false;
+	char		shape = '\0';
+
+	namestrcpy(&handler->function_schema, get_namespace_name(schema));
+	namestrcpy(&handler->function_name, function);
+	for (int i = 0; i < (int) lengthof(shapes); i++)
+	{
+		handler->function_shape = shapes[i];
+		if (!OidIsValid(handler_find_function(handler)))
+			continue;
+		if (found)
+			ereport(ERROR,
+					(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
+					 errmsg("function name \"%s\" is not unique", given),
+					 errhint("Give the signature, too. " SHAPES_HINT)));
+		found = true;
+		shape = shapes[i];
+	}
+	handler->function_shape = shape;
+	return found;
+}
+
+/*
+ * Find the function that a name with argument types means.
+ */
+static bool
+resolve_signature(const char *given, Handler *handler)
+{
+	Oid			oid = DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(given)));
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(oid));
+	bool		found = false;
+
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(tuple);
+
+		namestrcpy(&handler->function_schema, get_namespace_name(proc->pronamespace));
+		handler->function_name = proc->proname;
+		for (int i = 0; i < (int) lengthof(shapes) && !found; i++)
+		{
+			handler->function_shape = shapes[i];
+			found = (handler_find_function(handler) == oid);
+		}
+		ReleaseSysCache(tuple);
+	}
+	return found;
+}
+
+/*
+ * Find the function that a name means, in the caller's search path where it
+ * has no schema.
+ */
+static bool
+resolve_name(const char *given, Handler *handler)
+{
+	char	   *schema;
+	char	   *function;
+	ListCell   *lc;
+
+	DeconstructQualifiedName(pne_qualified_name_list(given), &schema, &function);
+	if (schema != NULL)
+		return find_in_schema(LookupExplicitNamespace(schema, false), function, handler, given);
+
+	foreach(lc, fetch_search_path(true))
+	{
+		if (find_in_schema(lfirst_oid(lc), function, handler, given))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Find out which function the caller means.  The server's own errors say what
+ * is wrong with a name, but neither which one it was nor what is wanted.
+ */
+static void
+resolve_function(const char *given, Handler *handler)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool found = false;
+
+	PG_TRY();
+	{
+		found = strchr(given, '(') != NULL ? resolve_signature(given, handler) :
+			resolve_name(given, handler);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		if (error->hint == NULL)
+			error->hint = pstrdup(SHAPES_HINT);
+		error->message = psprintf("argument \"function\", \"%s\": %s", given, error->message);
+		ReThrowError(error);
+	}
+	PG_END_TRY();
+
+	if (!found)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("\"%s\" names no function that can handle events", given),
+				 errhint(SHAPES_HINT)));
+}
+
+/*
+ * Resolve the function and note who owns it.
+ */
+static void
+function_argument(FunctionCallInfo fcinfo, int argument, Handler *handler)
+{
+	require_argument(fcinfo, argument, "function");
+	resolve_function(text_to_cstring(PG_GETARG_TEXT_PP(argument)), handler);
+}
+
+static Oid
+function_owner(Oid function)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * Note the function's present owner as the one that the handler was confirmed
+ * with, and refuse a handler that could not run.
+ */
+static void
+confirm_handler(Handler *handler)
+{
+	HandlerProblem problem;
+
+	handler->function_owner = function_owner(handler_find_function(handler));
+	if (!handler_check(handler, &problem))
+		ereport(ERROR,
+				(errcode(problem.sqlstate),
+				 errmsg("event handler \"%s\" cannot run: %s", handler->name, problem.message),
+				 errhint("%s", problem.hint)));
+}
+
+/* ----------
+ * Rows
+ * ----------
+ */
+
+/*
+ * A handler's definition, locked, for a caller who may change it.
+ */
+static Handler *
+lock_own_handler(const char *name, bool missing_ok)
+{
+	static OwnStatement lock_definition = {
+		.sql = "SELECT h.owner FROM @s._event_handlers AS h "
+		"WHERE h.name OPERATOR(pg_catalog.=) $1 FOR UPDATE",
+		.target = OWN_HANDLERS,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		value = CStringGetTextDatum(name);
+	bool		isnull;
+	List	   *handlers;
+
+	if (own_execute(&lock_definition, &value, NULL, 1) == 0)
+	{
+		if (missing_ok)
+			return NULL;
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event handler \"%s\" does not exist", name),
+				 errhint("The view event_handlers shows those that you may see.")));
+	}
+	if (!has_privs_of_role(GetUserId(), DatumGetObjectId(own_value(0, 1, &isnull))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of event handler \"%s\"", name),
+				 errhint("Members of the owner may do this, too.")));
+
+	handlers = handler_load(name, InvalidOid, CurrentMemoryContext);
+	if (handlers == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("event handler \"%s\" has lost its progress", name),
+				 errhint("It was restored in part. A superuser can delete its rows after disabling the guard triggers.")));
+	return linitial(handlers);
+}
+
+static Datum
+filter_value(const Handler *handler, char *null)
+{
+	*null = (handler->filter == (Datum) 0) ? 'n' : ' ';
+	return handler->filter;
+}
+
+static Datum
+ms_to_interval(int64 ms)
+{
+	Interval   *interval = palloc0(sizeof(Interval));
+
+	interval->time = ms * 1000;
+	return IntervalPGetDatum(interval);
+}
+
+/*
+ * Write a whole definition: insert it (false if the name is taken), or update
+ * the one of that name.
+ */
+static bool
+write_definition(const Handler *handler, bool update)
+{
+#define DEFINITION_ARGTYPES \
+	{TEXTOID, OIDOID, NAMEOID, NAMEOID, NAMEOID, CHAROID, OIDOID, NAMEOID, TEXTOID, JSONPATHOID, \
+	 INT4OID, INT4OID, INTERVALOID, INTERVALOID, INTERVALOID, BOOLOID, UUIDOID, OIDOID}
+	static OwnStatement insert_definition = {
+		.sql = "INSERT INTO @s._event_handlers (name, owner, owner_name, function_schema, "
+		"function_name, function_shape, function_owner, function_owner_name, event_name, filter, "
+		"batch_size, max_attempts, retry_delay, max_retry_delay, timeout, ordered, incarnation, database) "
+		"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) "
+		"ON CONFLICT DO NOTHING",
+		.target = OWN_HANDLERS,
+		.nargs = 18,
+		.argtypes = DEFINITION_ARGTYPES,
+	};
+	static OwnStatement update_definition = {
+		.sql = "UPDATE @s._event_handlers SET owner = $2, owner_name = $3, function_schema = $4, "
+		"function_name = $5, function_shape = $6, function_owner = $7, function_owner_name = $8, "
+		"event_name = $9, filter = $10, batch_size = $11, max_attempts = $12, retry_delay = $13, "
+		"max_retry_delay = $14, timeout = $15, ordered = $16, altered_at = pg_catalog.now() "
+		"WHERE name OPERATOR(pg_catalog.=) $1",
+		.target = OWN_HANDLERS,
+		.nargs = 16,
+		.argtypes = DEFINITION_ARGTYPES,
+	};
+	Datum		values[18];
+	char		nulls[18];
+	pg_uuid_t	incarnation;
+	NameData	owner_name;
+	NameData	function_owner_name;
+
+	catalog_incarnation(&incarnation);
+	namestrcpy(&owner_name, GetUserNameFromId(handler->owner, false));
+	namestrcpy(&function_owner_name, GetUserNameFromId(handler->function_owner, false));
+
+	memset(nulls, ' ', sizeof(nulls));
+	values[0] = CStringGetTextDatum(handler->name);
+	values[1] = ObjectIdGetDatum(handler->owner);
+	values[2] = NameGetDatum(&owner_name);
+	values[3] = NameGetDatum(&handler->function_schema);
+	values[4] = NameGetDatum(&handler->function_name);
+	values[5] = CharGetDatum(handler->function_shape);
+	values[6] = ObjectIdGetDatum(handler->function_owner);
+	values[7] = NameGetDatum(&function_owner_name);
+	values[8] = CStringGetTextDatum(handler->event_name);
+	values[9] = filter_value(handler, &nulls[9]);
+	values[10] = Int32GetDatum(handler->batch_size);
+	values[11] = Int32GetDatum(handler->max_attempts);
+	values[12] = ms_to_interval(handler->retry_delay);
+	values[13] = ms_to_interval(handler->max_retry_delay);
+	values[14] = ms_to_interval(handler->timeout);
+	values[15] = BoolGetDatum(handler->ordered);
+	values[16] = UUIDPGetDatum(&incarnation);
+	values[17] = ObjectIdGetDatum(MyDatabaseId);
+
+	return own_execute(update ? &update_definition : &insert_definition, values, nulls, 0) == 1;
+}
+
+/*
+ * The version of a definition that this transaction writes.
+ */
+static Datum
+new_version(void)
+{
+	return Int64GetDatum((int64) U64FromFullTransactionId(GetTopFullTransactionId()));
+}
+
+/*
+ * Have executors notice that a definition changed: whatever they have read for
+ * the handler is void, and a batch under way is waited for.
+ */
+static void
+bump_version(const char *name)
+{
+	static OwnStatement update_version = {
+		.sql = "UPDATE @s._event_handler_progress SET version = $2 "
+		"WHERE handler OPERATOR(pg_catalog.=) $1",
+		.target = OWN_PROGRESS,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT8OID},
+	};
+	Datum		values[2] = {CStringGetTextDatum(name), new_version()};
+
+	own_execute(&update_version, values, NULL, 0);
+	doorbell_at_commit(RING_DEFINITIONS);
+}
+
+/*
+ * Where a new handler starts.
+ */
+static EventSnapshot *
+start_argument(FunctionCallInfo fcinfo, int argument)
+{
+	char	   *start;
+
+	require_argument(fcinfo, argument, "start_from");
+	start = text_to_cstring(PG_GETARG_TEXT_PP(argument));
+	if (strcmp(start, "now") == 0)
+		return event_snapshot_build(GetActiveSnapshot());
+	if (strcmp(start, "beginning") == 0)
+		return event_snapshot_nothing();
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("start_from \"%s\" is neither \"now\" nor \"beginning\"", start),
+			 errhint("\"now\" leaves out what is visible already, \"beginning\" delivers the whole log.")));
+	return NULL;				/* keep compiler quiet */
+}
+
+static void
+insert_progress(const char *name, const EventSnapshot *start)
+{
+	static OwnStatement insert = {
+		.sql = "INSERT INTO @s._event_handler_progress (handler, created, version, cursor, start) "
+		"VALUES ($1, $2, $2, $3::pg_catalog.pg_snapshot, $3::pg_catalog.pg_snapshot)",
+		.target = OWN_PROGRESS,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, TEXTOID},
+	};
+	Datum		values[3] = {CStringGetTextDatum(name), new_version(),
+	CStringGetTextDatum(event_snapshot_text(start))};
+
+	own_execute(&insert, values, NULL, 0);
+}
+
+static void
+delete_rows(OwnStatement *statement, const char *name)
+{
+	Datum		value = CStringGetTextDatum(name);
+
+	own_execute(statement, &value, NULL, 0);
+}
+
+/* ----------
+ * SQL functions
+ * ----------
+ */
+
+/*
+ * Fill in what create and alter both take, from the arguments that are given.
+ */
+static void
+common_arguments(FunctionCallInfo fcinfo, Handler *handler, bool creating)
+{
+	if (creating || !PG_ARGISNULL(CREATE_FUNCTION))
+		function_argument(fcinfo, CREATE_FUNCTION, handler);
+	if (creating || !PG_ARGISNULL(CREATE_EVENT_NAME))
+		handler->event_name = event_name_argument(fcinfo, CREATE_EVENT_NAME);
+	if (!PG_ARGISNULL(CREATE_FILTER))
+		handler->filter = filter_argument(fcinfo, CREATE_FILTER);
+	if (creating || !PG_ARGISNULL(CREATE_BATCH_SIZE))
+		handler->batch_size = integer_argument(fcinfo, CREATE_BATCH_SIZE, "batch_size", MAX_BATCH_SIZE);
+	if (creating || !PG_ARGISNULL(CREATE_MAX_ATTEMPTS))
+		handler->max_attempts = integer_argument(fcinfo, CREATE_MAX_ATTEMPTS, "max_attempts", INT_MAX);
+	if (creating || !PG_ARGISNULL(CREATE_RETRY_DELAY))
+		handler->retry_delay = interval_argument(fcinfo, CREATE_RETRY_DELAY, "retry_delay");
+	if (creating || !PG_ARGISNULL(CREATE_MAX_RETRY_DELAY))
+		handler->max_retry_delay = interval_argument(fcinfo, CREATE_MAX_RETRY_DELAY, "max_retry_delay");
+	if (creating || !PG_ARGISNULL(CREATE_TIMEOUT))
+		handler->timeout = (int) interval_argument(fcinfo, CREATE_TIMEOUT, "timeout");
+	if (creating || !PG_ARGISNULL(CREATE_ORDERED))
+	{
+		require_argument(fcinfo, CREATE_ORDERED, "ordered");
+		handler->ordered = PG_GETARG_BOOL(CREATE_ORDERED);
+	}
+	if (handler->retry_delay > handler->max_retry_delay)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("retry_delay is longer than max_retry_delay"),
+				 errhint("The delay doubles with each attempt up to max_retry_delay.")));
+}
+
+/*
+ * create_event_handler(name, function, event_name, filter, batch_size,
+ *		max_attempts, retry_delay, max_retry_delay, timeout, ordered,
+ *		start_from, owner, or_replace) returns void
+ *
+ * Errors: null or senseless arguments, a name that is taken, a function of no
+ * fitting shape, an owner that the caller cannot become or that could not run
+ * the function.
+ */
+Datum
+pne_create_event_handler(PG_FUNCTION_ARGS)
+{
+	Handler    *handler = palloc0(sizeof(Handler));
+	Handler    *existing;
+	EventSnapshot *start;
+	bool		or_replace;
+
+	strlcpy(handler->name, handler_name_argument(fcinfo, CREATE_NAME), HANDLER_NAME_SIZE);
+	handler->owner = owner_argument(fcinfo, CREATE_OWNER);
+	start = start_argument(fcinfo, CREATE_START_FROM);
+	require_argument(fcinfo, CREATE_OR_REPLACE, "or_replace");
+	or_replace = PG_GETARG_BOOL(CREATE_OR_REPLACE);
+	common_arguments(fcinfo, handler, true);
+	confirm_handler(handler);
+
+	SPI_connect();
+	if (write_definition(handler, false))
+		insert_progress(handler->name, start);
+	else
+	{
+		if (!or_replace)
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("event handler \"%s\" exists already", handler->name),
+					 errhint("With or_replace => true its definition is replaced and its position kept.")));
+		existing = lock_own_handler(handler->name, false);
+		if (PG_ARGISNULL(CREATE_OWNER))
+		{
+			handler->owner = existing->owner;
+			confirm_handler(handler);
+		}
+		write_definition(handler, true);
+		bump_version(handler->name);
+	}
+	SPI_finish();
+
+	if (shared == NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg("event handler \"%s\" will not run: pg_notify_events is not preloaded", handler->name),
+				 errhint("Add pg_notify_events to \"shared_preload_libraries\" and restart the server.")));
+	doorbell_at_commit(RING_DEFINITIONS);
+	PG_RETURN_VOID();
+}
+
+/*
+ * alter_event_handler(name, function, event_name, filter, batch_size,
+ *		max_attempts, retry_delay, max_retry_delay, timeout, ordered, owner,
+ *		clear_filter) returns void
+ *
+ * Null leaves a property as it is.  The position is kept, and the function's
+ * present owner is confirmed.  Errors: as for create_event_handler(); not the
+ * owner.
+ */
+Datum
+pne_alter_event_handler(PG_FUNCTION_ARGS)
+{
+	char	   *name = handler_name_argument(fcinfo, CREATE_NAME);
+	Handler    *handler;
+
+	SPI_connect();
+	handler = lock_own_handler(name, false);
+	if (!PG_ARGISNULL(ALTER_OWNER))
+		handler->owner = owner_argument(fcinfo, ALTER_OWNER);
+	require_argument(fcinfo, ALTER_CLEAR_FILTER, "clear_filter");
+	if (PG_GETARG_BOOL(ALTER_CLEAR_FILTER))
+		handler->filter = (Datum) 0;
+	common_arguments(fcinfo, handler, false);
+	confirm_handler(handler);
+	write_definition(handler, true);
+	bump_version(handler->name);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/*
+ * drop_event_handler(name) returns void
+ *
+ * Waits for the handler's batch at hand.  Errors: no such handler; not the
+ * owner.
+ */
+Datum
+pne_drop_event_handler(PG_FUNCTION_ARGS)
+{
+	static OwnStatement statements[] = {
+		{
+			.sql = "DELETE FROM @s._event_handler_progress WHERE handler OPERATOR(pg_catalog.=) $1",
+			.target = OWN_PROGRESS, .nargs = 1, .argtypes = {TEXTOID},
+		},
+		{
+			.sql = "DELETE FROM @s._event_handler_failures WHERE handler OPERATOR(pg_catalog.=) $1",
+			.target = OWN_FAILURES, .nargs = 1, .argtypes = {TEXTOID},
+		},
+		{
+			.sql = "DELETE FROM @s._event_retries WHERE handler OPERATOR(pg_catalog.=) $1",
+			.target = OWN_RETRIES, .nargs = 1, .argtypes = {TEXTOID},
+		},
+		{
+			.sql = "DELETE FROM @s._event_handlers WHERE name OPERATOR(pg_catalog.=) $1",
+			.target = OWN_HANDLERS, .nargs = 1, .argtypes = {TEXTOID},
+		},
+	};
+	char	   *name = handler_name_argument(fcinfo, 0);
+	Handler    *handler;
+
+	SPI_connect();
+	handler = lock_own_handler(name, false);
+	for (int i = 0; i < (int) lengthof(statements); i++)
+		delete_rows(&statements[i], name);
+	stats_forget_handler_at_commit(handler);
+	SPI_finish();
+
+	doorbell_at_commit(RING_DEFINITIONS);
+	PG_RETURN_VOID();
+}
+
+static void
+set_paused(FunctionCallInfo fcinfo, bool paused)
+{
+	static OwnStatement update_paused = {
+		.sql = "UPDATE @s._event_handlers SET paused = $2, altered_at = pg_catalog.now() "
+		"WHERE name OPERATOR(pg_catalog.=) $1",
+		.target = OWN_HANDLERS,
+		.nargs = 2,
+		.argtypes = {TEXTOID, BOOLOID},
+	};
+	char	   *name = handler_name_argument(fcinfo, 0);
+	Datum		values[2] = {CStringGetTextDatum(name), BoolGetDatum(paused)};
+
+	SPI_connect();
+	lock_own_handler(name, false);
+	own_execute(&update_paused, values, NULL, 0);
+	bump_version(name);
+	SPI_finish();
+}
+
+/*
+ * pause_event_handler(name) returns void
+ *
+ * Waits for the batch at hand; from commit on the handler is not called.
+ * Errors: no such handler; not the owner.
+ */
+Datum
+pne_pause_event_handler(PG_FUNCTION_ARGS)
+{
+	set_paused(fcinfo, true);
+	PG_RETURN_VOID();
+}
+
+/*
+ * resume_event_handler(name) returns void
+ *
+ * What came meanwhile is delivered.  Errors: no such handler; not the owner.
+ */
+Datum
+pne_resume_event_handler(PG_FUNCTION_ARGS)
+{
+	set_paused(fcinfo, false);
+	PG_RETURN_VOID();
+}
+
+/*
+ * call_event_handler(name, event_id) returns void
+ *
+ * In the caller's transaction, recording nothing.  Errors: no such handler or
+ * event; the caller is not the owner itself; whatever the function throws.
+ */
+Datum
+pne_call_event_handler(PG_FUNCTION_ARGS)
+{
+	char	   *name = handler_name_argument(fcinfo, 0);
+	HandlerCall call = {0};
+	HandlerProblem problem;
+	List	   *handlers;
+	Handler    *handler;
+	Relation	log;
+	HeapTuple	tuple;
+	Event		event;
+	Event	   *events = &event;
+	Oid			function;
+	int64		id;
+
+	require_argument(fcinfo, 1, "event_id");
+	id = PG_GETARG_INT64(1);
+
+	SPI_connect();
+	handlers = handler_load(name, InvalidOid, CurrentMemoryContext);
+	if (handlers == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event handler \"%s\" does not exist", name),
+				 errhint("The view event_handlers shows those that you may see.")));
+	handler = linitial(handlers);
+	if (handler->owner != GetUserId())
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of event handler \"%s\" to call it", name),
+				 errhint("SET ROLE to its owner: the function runs as the current role.")));
+	function = handler_approve(handler, &problem);
+	if (!OidIsValid(function))
+		ereport(ERROR,
+				(errcode(problem.sqlstate),
+				 errmsg("event handler \"%s\" cannot run: %s", name, problem.message),
+				 errhint("%s", problem.hint)));
+
+	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	tuple = window_fetch_event(log, GetActiveSnapshot(), id);
+	if (tuple == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA_FOUND),
+				 errmsg("event %lld does not exist", (long long) id),
+				 errhint("It was not committed, or it was deleted from notification_events.")));
+	event_from_tuple(&event, log, tuple);
+	handler_hide_events(log, &event, 1);
+	if (event.hidden)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("row security hides event %lld", (long long) id),
+				 errhint("A handler gets the events that its owner may see.")));
+	handler_prepare_call(&call, handler, function);
+	handler_call(&call, &events, 1, RelationGetDescr(log));
+	table_close(log, AccessShareLock);
+	SPI_finish();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,208 @@
+/*-------------------------------------------------------------------------
+ *
+ * doorbell.c
+ *		Wake the workers at commit, and only then.
+ *
+ * Whatever makes work for a worker leaves a wish in a variable of its backend
+ * (doorbell_at_commit); a callback, registered once per backend, carries the
+ * wishes out when the transaction has committed: that is after its rows have
+ * become visible, so that a woken worker sees them.  A rolled back savepoint
+ * takes no wish back, because ringing once too often is harmless.
+ *
+ * A wake-up is never lost, without any lock:
+ *
+ *		committer						worker
+ *		rows are visible				reset latch
+ *		rung = 1						rung = 0 (exchange: a full barrier)
+ *		set latch (begins with a		take snapshot, work
+ *				full barrier)			rung still 0? sleep on the latch
+ *
+ * If the snapshot misses the rows, rung was set after the exchange, and the
+ * worker either sees it before it sleeps or finds its latch set.  Each worker
+ * has a flag of its own and the latch is set always: with one flag for all, or
+ * a latch set only by the first, the committer between the two steps could be
+ * descheduled and the others would have rung nobody.
+ *
+ * Handler code may reset the latch of its worker; the flag stays.
+ *
+ * A prepared transaction rings when it is committed: COMMIT PREPARED runs in
+ * another transaction, which is made to wish for it (pg_notify_events.c).  What
+ * rings nobody, should it come to that, is found by the listener's poll once
+ * per naptime.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+
+#include "compat.h"
+#include "doorbell.h"
+#include "stats.h"
+
+/* what this transaction has asked for so far */
+static int	wishes = 0;
+
+void
+doorbell_init(Bell *bell)
+{
+	pg_atomic_init_u32(&bell->procno, BELL_UNUSED);
+	pg_atomic_init_u32(&bell->rung, 0);
+}
+
+/*
+ * Wake one worker.
+ */
+void
+doorbell_ring(Bell *bell)
+{
+	uint32		procno = pg_atomic_read_u32(&bell->procno);
+
+	pg_atomic_write_u32(&bell->rung, 1);
+
+	/*
+	 * The process may be gone and its number used again by now.  Then somebody
+	 * wakes up for nothing, which every user of a latch must stand.
+	 */
+	if (procno != BELL_UNUSED)
+		SetLatch(&GetPGProcByNumber(procno)->procLatch);
+}
+
+/*
+ * Wake the executors of a database.
+ */
+void
+doorbell_ring_executors(DatabaseSlot *slot)
+{
+	uint32		used = pg_atomic_read_u32(&slot->bells_used);
+
+	for (uint32 i = LISTENER_BELL + 1; i < used; i++)
+		doorbell_ring(&slot->bells[i]);
+}
+
+/*
+ * Wake listener and executors of a database.
+ */
+void
+doorbell_ring_database(Oid dboid)
+{
+	DatabaseSlot *slot = shared_find_database(dboid);
+
+	if (slot == NULL)
+		return;
+	doorbell_ring(&slot->bells[LISTENER_BELL]);
+	doorbell_ring_executors(slot);
+}
+
+void
+doorbell_ring_launcher(void)
+{
+	if (shared != NULL)
+		doorbell_ring(&shared->launcher_bell);
+}
+
+/*
+ * Carry the wishes out.  After a commit nothing here may throw.
+ */
+static void
+doorbell_xact_callback(XactEvent event, void *arg)
+{
+	int			what = wishes;
+
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			if (what == 0)
+				return;
+			wishes = 0;
+			if (what & RING_EXTENSION)
+				shared_note_install(MyDatabaseId);
+			if (what & RING_DROPPED)
+				stats_forget_database(MyDatabaseId);
+			if (what & (RING_DEFINITIONS | RING_DROPPED))
+			{
+				DatabaseSlot *slot = shared_find_database(MyDatabaseId);
+
+				if (slot != NULL)
+					pg_atomic_fetch_add_u32(&slot->definitions, 1);
+			}
+			if (what & (RING_EVENTS | RING_DEFINITIONS | RING_DROPPED))
+				doorbell_ring_database(MyDatabaseId);
+			if (what & (RING_EXTENSION | RING_LAUNCHER))
+				doorbell_ring_launcher();
+			break;
+
+		case XACT_EVENT_PRE_PREPARE:
+			if (what & (RING_DEFINITIONS | RING_EXTENSION | RING_DROPPED))
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot PREPARE a transaction that has changed event handlers or extension pg_notify_events"),
+						 errhint("COMMIT it instead.")));
+			break;
+
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			wishes = 0;
+			break;
+
+		default:
+			break;
+	}
+}
+
+/*
+ * Have something rung if and when the current transaction commits.
+ */
+void
+doorbell_at_commit(int what)
+{
+	static bool registered = false;
+
+	if (shared == NULL)
+		return;
+	if (!registered)
+	{
+		RegisterXactCallback(doorbell_xact_callback, NULL);
+		registered = true;
+	}
+	wishes |= what;
+}
+
+/*
+ * From now on the bell wakes this process.  It starts rung: what came before
+ * has to be looked at, too.
+ */
+void
+doorbell_attach(Bell *bell)
+{
+	pg_atomic_write_u32(&bell->procno, (uint32) MyProcNumber);
+	pg_memory_barrier();
+	pg_atomic_write_u32(&bell->rung, 1);
+}
+
+void
+doorbell_detach(Bell *bell)
+{
+	pg_atomic_write_u32(&bell->procno, BELL_UNUSED);
+	pg_memory_barrier();
+}
+
+/*
+ * Take note that the bell was rung, if it was; whatever is visible to a
+ * snapshot taken from now on needs no further ring.
+ */
+bool
+doorbell_answer(Bell *bell)
+{
+	ResetLatch(MyLatch);
+	return pg_atomic_exchange_u32(&bell->rung, 0) != 0;
+}
+
+bool
+doorbell_is_rung(Bell *bell)
+{
+	return pg_atomic_read_u32(&bell->rung) != 0;
+}

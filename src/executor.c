@@ -1,0 +1,665 @@
+/*-------------------------------------------------------------------------
+ *
+ * executor.c
+ *		The process that runs the handlers of one owner.
+ *
+ * Its session user is the owner: what a handler does, it does in an ordinary
+ * session of that role, and nothing needs to be taken back from it.
+ *
+ * Work goes in rounds.  A round begins with one short transaction that locks
+ * the log, takes a snapshot and reads what lies between it and the handlers'
+ * positions; handlers that stand at the same position share what is read.
+ * Then each handler that has something in its window has a turn of one batch
+ * (batch.c).  A slow handler falls behind alone: it keeps its window, the
+ * others take new ones.
+ *
+ * An executor sleeps until its bell is rung or a retry of its handlers is due.
+ * It leaves when the launcher wants its place for another owner, when the
+ * listener wants the database empty, or with nothing left to do for long.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "commands/async.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/condition_variable.h"
+#include "storage/ipc.h"
+#include "storage/lock.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "batch.h"
+#include "catalog.h"
+#include "compat.h"
+#include "executor.h"
+#include "retry.h"
+#include "settings.h"
+#include "worker.h"
+
+/* a position that passed only events of others is stored after this, in ms */
+#define LAZY_STORE_MS 5000
+
+static ExecutorSlot *my_slot = NULL;
+static DatabaseSlot *my_database = NULL;
+static Bell *my_bell = NULL;
+static bool leaving_cleanly = false;
+static uint32 owner_hash = 0;
+
+/* the handlers of the owner that are to run, and since when they are valid */
+static MemoryContext runs_context = NULL;
+static MemoryContext windows_context = NULL;
+static List *runs = NIL;
+static uint32 runs_definitions = 0;
+static uint32 persist_requests_seen = 0;
+
+/* when there was work last */
+static TimestampTz worked_at = 0;
+
+bool
+executor_is_me(void)
+{
+	return my_slot != NULL;
+}
+
+/* ----------
+ * For batches
+ * ----------
+ */
+
+bool
+executor_asked_to_leave(void)
+{
+	return pg_atomic_read_u32(&my_slot->leave) != 0;
+}
+
+/*
+ * Show which batch is being run.
+ */
+void
+executor_report_running(const char *handler, int64 first_event, int nevents)
+{
+	char		activity[256];
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	strlcpy(my_slot->handler, handler, HANDLER_NAME_SIZE);
+	worker_set_phase(&my_slot->worker, WORKER_RUNNING);
+	LWLockRelease(shared->lock);
+
+	snprintf(activity, sizeof(activity), "event handler %s: %d events from id " INT64_FORMAT,
+			 handler, nevents, first_event);
+	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
+/*
+ * A handler's position moved, for good.
+ */
+void
+executor_progress_committed(int nevents)
+{
+	pg_atomic_fetch_add_u64(&my_slot->worker.events_handled, nevents);
+	ConditionVariableBroadcast(&my_database->progress);
+}
+
+static void
+discard_session(void)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	PortalHashTableDeleteAll();
+	if (GetSessionUserId() != my_slot->owner)
+		SetPGVariable("session_authorization", NIL, false);
+	if (GetUserId() != my_slot->owner)
+		SetPGVariable("role", NIL, false);
+	ResetAllOptions();
+	DropAllPreparedStatements();
+	Async_UnlistenAll();
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	ResetTempTableNamespace();
+	ResetSequenceCaches();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/*
+ * Leave nothing of a batch behind in the session: what DISCARD ALL does, but
+ * for the plans, which the next batch needs.  Where that fails, nobody knows
+ * what is left, so the session ends.
+ */
+void
+executor_discard_session(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		discard_session();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		EmitErrorReport();
+		worker_report_error(&my_slot->worker, error->message ? error->message : "");
+		proc_exit(1);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+}
+
+/* ----------
+ * The process
+ * ----------
+ */
+
+/*
+ * Leave: unregister first, then ring, so that whoever looks finds no executor
+ * and whatever came meanwhile is looked at.
+ */
+static void
+executor_on_exit(int code, Datum arg)
+{
+	if (my_bell != NULL)
+		doorbell_detach(my_bell);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker_went_away(&my_slot->worker, leaving_cleanly);
+	my_slot->handler[0] = '\0';
+	my_slot->wanted = false;
+	if (leaving_cleanly)
+		my_slot->in_use = false;
+	LWLockRelease(shared->lock);
+
+	ConditionVariableBroadcast(&my_database->progress);
+	doorbell_ring(&my_database->bells[LISTENER_BELL]);
+	doorbell_ring_launcher();
+}
+
+/*
+ * Take the slot that the launcher has given us, unless it is somebody else's
+ * by now, and a bell.
+ */
+static void
+executor_attach(const WorkerStart *start)
+{
+	ExecutorSlot *slot = &shared->executors[start->slot];
+	DatabaseSlot *database = shared_find_database(start->dboid);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (database == NULL || pg_atomic_read_u32(&database->dboid) != start->dboid || !slot->in_use || slot->generation != start->generation ||
+		slot->worker.phase != WORKER_STARTING)
+	{
+		LWLockRelease(shared->lock);
+		proc_exit(0);
+	}
+	for (uint32 i = LISTENER_BELL + 1; i < DATABASE_BELLS && my_bell == NULL; i++)
+	{
+		if (pg_atomic_read_u32(&database->bells[i].procno) != BELL_UNUSED)
+			continue;
+		my_bell = &database->bells[i];
+		if (pg_atomic_read_u32(&database->bells_used) <= i)
+			pg_atomic_write_u32(&database->bells_used, i + 1);
+		doorbell_attach(my_bell);
+	}
+	my_slot = slot;
+	my_database = database;
+	slot->worker.pid = MyProcPid;
+	slot->worker.started_at = GetCurrentTimestamp();
+	LWLockRelease(shared->lock);
+
+	before_shmem_exit(executor_on_exit, (Datum) 0);
+	if (my_bell == NULL)
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no doorbell left for an executor"),
+				 errhint("Lower \"pg_notify_events.max_executors\".")));
+}
+
+/*
+ * The role may have lost rights that its session still has (15 and 16 remember
+ * who is a superuser), or settings: a new session is needed, after the batch.
+ */
+static void
+owner_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	if (hashvalue == 0 || hashvalue == owner_hash)
+		pg_atomic_write_u32(&my_slot->leave, 1);
+}
+
+static void
+executor_leave(void)
+{
+	leaving_cleanly = true;
+	proc_exit(0);
+}
+
+/*
+ * Forget all handlers; the next look reads them again.
+ */
+static void
+forget_runs(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (run->window != NULL)
+			window_release(run->window);
+	}
+	runs = NIL;
+	MemoryContextReset(runs_context);
+}
+
+/*
+ * The owner's handlers, from their tables.  What cannot run at all, paused or
+ * dormant, is left out.
+ */
+static void
+load_runs(void)
+{
+	List	   *handlers;
+	ListCell   *lc;
+
+	forget_runs();
+	handlers = handler_load(NULL, my_slot->owner, runs_context);
+	foreach(lc, handlers)
+	{
+		Handler    *handler = lfirst(lc);
+		HandlerRun *run;
+		MemoryContext old;
+
+		if (handler->paused || handler->dormant)
+			continue;
+		old = MemoryContextSwitchTo(runs_context);
+		run = palloc0(sizeof(HandlerRun));
+		run->context = runs_context;
+		run->definition = handler;
+		run->cursor = event_snapshot_copy(handler->position.cursor);
+		runs = lappend(runs, run);
+		MemoryContextSwitchTo(old);
+		retry_read_deadline(run);
+	}
+}
+
+static bool
+any_stale(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		if (((HandlerRun *) lfirst(lc))->stale)
+			return true;
+	}
+	return false;
+}
+
+/* ----------
+ * A round
+ * ----------
+ */
+
+/*
+ * Give a handler a window: one that was read in this round for another one at
+ * the same position, or a new one.
+ */
+static void
+take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto, List **fresh)
+{
+	EventPosition position = {run->cursor, NULL, 0};
+	ListCell   *lc;
+
+	/* a window that was begun before, by us or by our predecessor, goes first */
+	if (event_snapshot_equal(run->cursor, run->definition->position.cursor))
+		position = run->definition->position;
+
+	if (position.window == NULL)
+	{
+		foreach(lc, *fresh)
+		{
+			Window	   *window = lfirst(lc);
+
+			if (event_snapshot_equal(window->from, run->cursor))
+			{
+				window->references++;
+				run->window = window;
+				break;
+			}
+		}
+	}
+	if (run->window == NULL)
+	{
+		run->window = window_read(log, &position, snapshot, upto, windows_context);
+		if (position.window == NULL)
+		{
+			run->window->references++;
+			*fresh = lappend(*fresh, run->window);
+		}
+	}
+	run->next = 0;
+
+	if (run->window->nids == 0)
+	{
+		/*
+		 * Nothing there.  That the position is ahead now is not worth storing,
+		 * unless it was inside a window.
+		 */
+		TimestampTz ahead_since = run->ahead_since;
+
+		batch_finish_window(run);
+		if (position.window == NULL)
+			run->ahead_since = ahead_since;
+	}
+}
+
+/*
+ * Whether the events at the handler's position are in memory.
+ */
+static bool
+chunk_is_there(const HandlerRun *run)
+{
+	const Window *window = run->window;
+
+	return window != NULL && run->next >= window->chunk_start &&
+		run->next < window->chunk_start + window->chunk_length;
+}
+
+/*
+ * Have them there.
+ */
+static void
+take_chunk(HandlerRun *run, Relation log, Snapshot snapshot)
+{
+	if (chunk_is_there(run))
+		return;
+
+	/* others are elsewhere in it: from here on each goes at its own pace */
+	if (run->window->references > 1 && run->window->chunk_length > 0)
+		run->window = window_split(run->window, windows_context);
+	window_load_chunk(run->window, log, snapshot, run->next, run->definition->batch_size);
+	handler_hide_events(log, run->window->chunk, run->window->chunk_length);
+}
+
+/*
+ * First step of a round: read what there is to do.  True if there is.
+ */
+static bool
+read_windows(void)
+{
+	Relation	log;
+	Snapshot	snapshot;
+	EventSnapshot *upto;
+	List	   *fresh = NIL;
+	ListCell   *lc;
+	bool		work = false;
+	uint32		definitions = pg_atomic_read_u32(&my_database->definitions);
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	log = catalog_open_log();
+	if (log == NULL)
+	{
+		CommitTransactionCommand();
+		executor_leave();
+		return false;			/* not reached */
+	}
+	SPI_connect();
+	snapshot = GetTransactionSnapshot();
+	PushActiveSnapshot(snapshot);
+	snapshot = GetActiveSnapshot();
+	upto = event_snapshot_build(snapshot);
+
+	if (runs == NIL || definitions != runs_definitions || any_stale())
+	{
+		load_runs();
+		runs_definitions = definitions;
+	}
+
+	foreach(lc, runs)
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (run->not_before > GetCurrentTimestamp())
+			continue;
+		if (run->next_retry_at <= GetCurrentTimestamp())
+			work = true;
+		if (batch_is_held(run))
+			continue;
+		if (run->window == NULL)
+			take_window(run, log, snapshot, upto, &fresh);
+		if (run->window != NULL)
+		{
+			take_chunk(run, log, snapshot);
+			work = true;
+		}
+	}
+
+	foreach(lc, fresh)
+		window_release(lfirst(lc));
+	PopActiveSnapshot();
+	SPI_finish();
+	table_close(log, NoLock);
+	CommitTransactionCommand();
+	return work;
+}
+
+/*
+ * Second step of a round: a turn for each handler.
+ */
+static void
+take_turns(MemoryContext turn_context)
+{
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (executor_asked_to_leave())
+			return;
+		if (run->stale || run->not_before > GetCurrentTimestamp())
+			continue;
+		MemoryContextReset(turn_context);
+		MemoryContextSwitchTo(turn_context);
+		if (run->next_retry_at <= GetCurrentTimestamp() && !retry_run_due(run))
+			continue;
+		if (chunk_is_there(run) && !batch_is_held(run))
+			(void) batch_turn(run);
+		CHECK_FOR_INTERRUPTS();
+		pgstat_report_stat(false);
+	}
+}
+
+/*
+ * Store positions that are ahead of what is stored: all of them, or those that
+ * have been for long.
+ */
+static void
+store_positions(bool all)
+{
+	ListCell   *lc;
+	TimestampTz now = GetCurrentTimestamp();
+
+	foreach(lc, runs)
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (run->ahead_since != 0 && !run->stale && run->not_before <= now &&
+			(all || TimestampDifferenceExceeds(run->ahead_since, now, LAZY_STORE_MS)))
+			progress_flush(run);
+	}
+}
+
+/*
+ * When to wake up though nobody rings.
+ */
+static TimestampTz
+next_deadline(void)
+{
+	TimestampTz deadline = DT_NOEND;
+	TimestampTz now = GetCurrentTimestamp();
+	ListCell   *lc;
+
+	if (pne_executor_idle_timeout > 0)
+		deadline = TimestampTzPlusMilliseconds(now, pne_executor_idle_timeout);
+	foreach(lc, runs)
+	{
+		HandlerRun *run = lfirst(lc);
+
+		TimestampTz due = run->next_retry_at;
+
+		if (run->ahead_since != 0)
+			due = Min(due, TimestampTzPlusMilliseconds(run->ahead_since, LAZY_STORE_MS + 1));
+		if (run->not_before > now)
+			due = run->not_before;
+		deadline = Min(deadline, due);
+	}
+	return deadline;
+}
+
+/*
+ * Work until there is none.  Returns whether there was any.
+ */
+static bool
+executor_work(MemoryContext cycle_context, MemoryContext turn_context)
+{
+	bool		worked = false;
+	bool		asked = false;
+	uint32		requests;
+
+	for (;;)
+	{
+		bool		work;
+
+		(void) doorbell_answer(my_bell);
+		CHECK_FOR_INTERRUPTS();
+		pg_atomic_fetch_add_u64(&my_slot->worker.wakeups, 1);
+		(void) worker_reload_config();
+
+		MemoryContextReset(cycle_context);
+		MemoryContextSwitchTo(cycle_context);
+		requests = pg_atomic_read_u32(&my_database->persist_requests);
+		work = read_windows();
+		MemoryContextSwitchTo(cycle_context);
+		if (executor_asked_to_leave())
+		{
+			store_positions(true);
+			executor_leave();
+		}
+		if (!work)
+			break;
+		worked = worked || work;
+		take_turns(turn_context);
+		MemoryContextSwitchTo(cycle_context);
+		asked = (requests != persist_requests_seen) || asked;
+		store_positions(requests != persist_requests_seen);
+		persist_requests_seen = requests;
+		pg_atomic_write_u32(&my_slot->persisted, requests);
+	}
+
+	/* who asked during the rounds may have to wait for what came in the last */
+	store_positions(asked || requests != persist_requests_seen);
+	persist_requests_seen = requests;
+	return worked;
+}
+
+/*
+ * Work until there is none, and sleep.
+ */
+static void
+executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
+{
+	if (my_slot->worker.not_before > GetCurrentTimestamp())
+	{
+		/* backing off */
+		(void) doorbell_answer(my_bell);
+		if (executor_asked_to_leave())
+			executor_leave();
+		worker_sleep(my_bell, my_slot->worker.not_before);
+		return;
+	}
+
+	if (executor_work(cycle_context, turn_context))
+		worked_at = GetCurrentTimestamp();
+	worker_recovered(&my_slot->worker);
+
+	if (pne_executor_idle_timeout > 0 &&
+		TimestampDifferenceExceeds(worked_at, GetCurrentTimestamp(), pne_executor_idle_timeout))
+	{
+		store_positions(true);
+		executor_leave();
+	}
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->handler[0] = '\0';
+	LWLockRelease(shared->lock);
+	worker_enter_phase(&my_slot->worker, WORKER_IDLE, "waiting for events");
+
+	/* all is done, stored, counted and shown: that is what they wait for */
+	pg_atomic_write_u32(&my_slot->persisted, persist_requests_seen);
+	ConditionVariableBroadcast(&my_database->progress);
+	if (pg_atomic_read_u32(&shared->place_wanted) != 0)
+		doorbell_ring_launcher();
+
+	pgstat_report_stat(true);
+
+	/* a change of the owner's role is noticed at any lock, and rings no bell */
+	if (!executor_asked_to_leave())
+		worker_sleep(my_bell, next_deadline());
+}
+
+/*
+ * Entry point.
+ */
+void
+pne_executor_main(Datum main_arg)
+{
+	WorkerStart start;
+	MemoryContext cycle_context;
+	MemoryContext turn_context;
+
+	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	worker_signals();
+	executor_attach(&start);
+	worker_connect(start.dboid, start.owner);
+	owner_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(start.owner));
+	CacheRegisterSyscacheCallback(AUTHOID, owner_changed, (Datum) 0);
+
+	runs_context = AllocSetContextCreate(TopMemoryContext, "event handlers", ALLOCSET_DEFAULT_SIZES);
+	windows_context = AllocSetContextCreate(TopMemoryContext, "event windows", ALLOCSET_DEFAULT_SIZES);
+	cycle_context = AllocSetContextCreate(TopMemoryContext, "executor cycle", ALLOCSET_DEFAULT_SIZES);
+	turn_context = AllocSetContextCreate(TopMemoryContext, "executor turn", ALLOCSET_DEFAULT_SIZES);
+	worked_at = GetCurrentTimestamp();
+
+	for (;;)
+	{
+		PG_TRY();
+		{
+			executor_cycle(cycle_context, turn_context);
+		}
+		PG_CATCH();
+		{
+			MemoryContextSwitchTo(cycle_context);
+			worker_recover(&my_slot->worker);
+			forget_runs();
+			MemoryContextDeleteChildren(windows_context);
+		}
+		PG_END_TRY();
+	}
+}

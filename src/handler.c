@@ -1,0 +1,653 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler.c
+ *		Handlers: reading definitions, matching events, calling functions.
+ *
+ * A handler's function is kept by schema, name and shape, and looked up by its
+ * exact signature, never by a search_path.  Whether it can run is asked anew
+ * for each batch (handler_check): a handler that cannot is suspended for as
+ * long as the cause lasts, with nothing to be remembered or repaired.
+ *
+ * The function is called by its oid, inside the SPI connection of the batch,
+ * with a new snapshot like a statement of its own.  A plan for "SELECT schema.function($1)" would find
+ * it by name again whenever something invalidates the plan: the owner of the
+ * schema could rename that in the middle of a batch, make another one, and have
+ * a function of his run as the handler's owner.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/dbcommands.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/jsonb.h"
+#include "utils/jsonpath.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/typcache.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "handler.h"
+#include "settings.h"
+
+#define MS_PER_DAY ((int64) 86400000)
+#define US_PER_MS 1000
+
+/*
+ * An interval in milliseconds; a month has 30 days.
+ */
+int64
+interval_to_ms(Datum interval)
+{
+	Interval   *value = DatumGetIntervalP(interval);
+
+	return value->time / US_PER_MS +
+		((int64) value->day + (int64) value->month * DAYS_PER_MONTH) * MS_PER_DAY;
+}
+
+/*
+ * Whether a jsonpath is a predicate ($.a > 1), as @@ wants it, or a path.
+ */
+static bool
+filter_is_predicate(Datum filter)
+{
+	JsonPathItem item;
+
+	jspInit(&item, DatumGetJsonPathP(filter));
+	if (jspHasNext(&item))
+		return false;
+	switch (item.type)
+	{
+		case jpiAnd:
+		case jpiOr:
+		case jpiNot:
+		case jpiIsUnknown:
+		case jpiEqual:
+		case jpiNotEqual:
+		case jpiLess:
+		case jpiGreater:
+		case jpiLessOrEqual:
+		case jpiGreaterOrEqual:
+		case jpiExists:
+		case jpiStartsWith:
+		case jpiLikeRegex:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/*
+ * Copy one row that handler_load() has selected.
+ */
+static Handler *
+handler_from_row(int row)
+{
+	Handler    *handler = palloc0(sizeof(Handler));
+	int			column = 0;
+	bool		isnull;
+	Datum		value;
+	char	   *text;
+
+	strlcpy(handler->name, own_text(row, ++column), HANDLER_NAME_SIZE);
+	handler->owner = DatumGetObjectId(own_value(row, ++column, &isnull));
+	namestrcpy(&handler->function_schema, own_text(row, ++column));
+	namestrcpy(&handler->function_name, own_text(row, ++column));
+	handler->function_shape = DatumGetChar(own_value(row, ++column, &isnull));
+	handler->function_owner = DatumGetObjectId(own_value(row, ++column, &isnull));
+	handler->event_name = own_text(row, ++column);
+	value = own_value(row, ++column, &isnull);
+	if (!isnull)
+	{
+		handler->filter = PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
+		handler->filter_is_predicate = filter_is_predicate(handler->filter);
+	}
+	handler->batch_size = DatumGetInt32(own_value(row, ++column, &isnull));
+	handler->max_attempts = DatumGetInt32(own_value(row, ++column, &isnull));
+	handler->retry_delay = interval_to_ms(own_value(row, ++column, &isnull));
+	handler->max_retry_delay = interval_to_ms(own_value(row, ++column, &isnull));
+	/* create_event_handler() has seen to it that this fits */
+	handler->timeout = (int) interval_to_ms(own_value(row, ++column, &isnull));
+	handler->ordered = DatumGetBool(own_value(row, ++column, &isnull));
+	handler->paused = DatumGetBool(own_value(row, ++column, &isnull));
+	handler->dormant = DatumGetBool(own_value(row, ++column, &isnull));
+	handler->created_at = DatumGetTimestampTz(own_value(row, ++column, &isnull));
+	handler->created = DatumGetInt64(own_value(row, ++column, &isnull));
+	handler->version = DatumGetInt64(own_value(row, ++column, &isnull));
+	handler->position.cursor = event_snapshot_parse(own_text(row, ++column));
+	text = own_text(row, ++column);
+	if (text != NULL)
+		handler->position.window = event_snapshot_parse(text);
+	value = own_value(row, ++column, &isnull);
+	handler->position.last_id = isnull ? 0 : DatumGetInt64(value);
+	return handler;
+}
+
+/*
+ * Definitions and stored positions: of one handler, of one owner's, or of all
+ * (NULL, InvalidOid), by name.
+ *
+ * The caller is connected to SPI and has an active snapshot.  The list and its
+ * Handlers are made in context.
+ */
+List *
+handler_load(const char *name, Oid owner, MemoryContext context)
+{
+	static OwnStatement select_handlers = {
+		.sql = "SELECT h.name, h.owner, h.function_schema, h.function_name, h.function_shape, "
+		"h.function_owner, h.event_name, h.filter, h.batch_size, h.max_attempts, "
+		"h.retry_delay, h.max_retry_delay, h.timeout, h.ordered, h.paused, "
+		"(h.incarnation OPERATOR(pg_catalog.<>) i.incarnation "
+		" OR h.database OPERATOR(pg_catalog.<>) $3), "
+		"h.created_at, p.created, p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id "
+		"FROM @s._event_handlers AS h "
+		"JOIN @s._event_handler_progress AS p ON p.handler OPERATOR(pg_catalog.=) h.name "
+		"CROSS JOIN @s._event_incarnation AS i "
+		"WHERE ($1 IS NULL OR h.name OPERATOR(pg_catalog.=) $1) "
+		"AND ($2 IS NULL OR h.owner OPERATOR(pg_catalog.=) $2) "
+		"ORDER BY h.name",
+		.target = OWN_NONE,
+		.nargs = 3,
+		.argtypes = {TEXTOID, OIDOID, OIDOID},
+	};
+	Datum		values[3] = {0};
+	char		nulls[3] = {'n', 'n', ' '};
+	List	   *result = NIL;
+	MemoryContext old;
+	int			count;
+
+	if (name != NULL)
+	{
+		values[0] = CStringGetTextDatum(name);
+		nulls[0] = ' ';
+	}
+	if (OidIsValid(owner))
+	{
+		values[1] = ObjectIdGetDatum(owner);
+		nulls[1] = ' ';
+	}
+	values[2] = ObjectIdGetDatum(MyDatabaseId);
+
+	count = own_execute(&select_handlers, values, nulls, 0);
+	old = MemoryContextSwitchTo(context);
+	for (int row = 0; row < count; row++)
+		result = lappend(result, handler_from_row(row));
+	MemoryContextSwitchTo(old);
+	return result;
+}
+
+/* ----------
+ * Matching
+ * ----------
+ */
+
+/*
+ * Glob match by characters: * any run of them, ? one, everything else itself.
+ * On a mismatch the last * takes one character more; earlier ones never need
+ * to be tried again, so this is O(length of name * length of pattern).
+ */
+static bool
+glob_match(const char *pattern, const char *string)
+{
+	const char *star = NULL;
+	const char *retry = NULL;
+
+	while (*string != '\0')
+	{
+		if (*pattern == '*')
+		{
+			star = pattern++;
+			retry = string;
+		}
+		else if (*pattern == '?')
+		{
+			pattern++;
+			string += pg_mblen(string);
+		}
+		else if (*pattern != '\0' && *pattern == *string)
+		{
+			pattern++;
+			string++;
+		}
+		else if (star != NULL)
+		{
+			pattern = star + 1;
+			retry += pg_mblen(retry);
+			string = retry;
+		}
+		else
+			return false;
+	}
+	while (*pattern == '*')
+		pattern++;
+	return *pattern == '\0';
+}
+
+bool
+handler_matches_name(const Handler *handler, const char *event_name)
+{
+	return glob_match(handler->event_name, event_name);
+}
+
+/*
+ * Whether an event's data passes the filter.  Neither null data nor a path
+ * that makes no sense for it does; @@ and @? suppress most such errors, and
+ * what they do throw is the event's failure.
+ */
+bool
+handler_passes_filter(const Handler *handler, HeapTuple event, TupleDesc desc)
+{
+	LOCAL_FCINFO(fcinfo, 2);
+	FmgrInfo	flinfo;
+	bool		isnull;
+	Datum		data;
+	Datum		result;
+
+	if (handler->filter == (Datum) 0)
+		return true;
+	data = heap_getattr(event, Anum_event_data, desc, &isnull);
+	if (isnull)
+		return false;
+
+	fmgr_info(handler->filter_is_predicate ? F_JSONB_PATH_MATCH_OPR : F_JSONB_PATH_EXISTS_OPR,
+			  &flinfo);
+	InitFunctionCallInfoData(*fcinfo, &flinfo, 2, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = data;
+	fcinfo->args[0].isnull = false;
+	fcinfo->args[1].value = handler->filter;
+	fcinfo->args[1].isnull = false;
+	result = FunctionCallInvoke(fcinfo);
+	return !fcinfo->isnull && DatumGetBool(result);
+}
+
+typedef struct PendingSearch
+{
+	const Handler *handler;
+	bool		found;
+	int64		passed;
+} PendingSearch;
+
+static bool
+found_pending(TupleTableSlot *slot, int64 id, void *arg)
+{
+	PendingSearch *search = (PendingSearch *) arg;
+	bool		isnull;
+	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
+
+	search->found = handler_matches_name(search->handler, name);
+	search->passed++;
+	pfree(name);
+	return !search->found;
+}
+
+/*
+ * Whether the log holds an event for the handler, by name, between a position
+ * and a snapshot.  If not, passed is how many of others lie there.
+ */
+bool
+handler_has_pending(const Handler *handler, const EventPosition *position, Relation log,
+					Snapshot snapshot, const EventSnapshot *upto, int64 *passed)
+{
+	PendingSearch search = {handler, false, 0};
+
+	window_scan(log, position, snapshot, upto, found_pending, &search);
+	if (passed != NULL)
+		*passed = search.passed;
+	return search.found;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return (left > right) - (left < right);
+}
+
+/*
+ * Where row security on the log applies to the current role, mark the events
+ * that it hides.  The caller is connected to SPI and has an active snapshot.
+ */
+void
+handler_hide_events(Relation log, Event *events, int nevents)
+{
+	Datum	   *ids;
+	Oid			argtype = INT8ARRAYOID;
+	Datum		value;
+	int64	   *seen;
+	bool		isnull;
+
+	if (check_enable_rls(RelationGetRelid(log), InvalidOid, true) != RLS_ENABLED)
+		return;
+
+	ids = palloc(sizeof(Datum) * nevents);
+	for (int i = 0; i < nevents; i++)
+		ids[i] = Int64GetDatum(events[i].id);
+	value = PointerGetDatum(construct_array(ids, nevents, INT8OID, sizeof(int64),
+											FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	if (SPI_execute_with_args(psprintf("SELECT e.id FROM %s AS e WHERE e.id OPERATOR(pg_catalog.=) ANY ($1)",
+									   quote_qualified_identifier(catalog_lookup(false)->schema_name,
+																  RelationGetRelationName(log))),
+							  1, &argtype, &value, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the log as its reader");
+
+	seen = palloc(sizeof(int64) * (SPI_processed + 1));
+	for (uint64 i = 0; i < SPI_processed; i++)
+		seen[i] = DatumGetInt64(own_value((int) i, 1, &isnull));
+	qsort(seen, SPI_processed, sizeof(int64), compare_ids);
+	for (int i = 0; i < nevents; i++)
+		events[i].hidden = (bsearch(&events[i].id, seen, SPI_processed, sizeof(int64), compare_ids) == NULL);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* ----------
+ * Whether it can run
+ * ----------
+ */
+
+/*
+ * The oid of a handler's function, by its exact signature, or InvalidOid.
+ */
+Oid
+handler_find_function(const Handler *handler)
+{
+	const EventCatalog *where = catalog_lookup(false);
+	Oid			schema = get_namespace_oid(NameStr(handler->function_schema), true);
+	Oid			args[2] = {InvalidOid, JSONBOID};
+	int			nargs = 1;
+
+	if (!OidIsValid(schema))
+		return InvalidOid;
+	switch (handler->function_shape)
+	{
+		case SHAPE_EVENT:
+			args[0] = where->log_type;
+			break;
+		case SHAPE_EVENT_ARRAY:
+			args[0] = where->log_array_type;
+			break;
+		case SHAPE_TEXT:
+			args[0] = TEXTOID;
+			nargs = 2;
+			break;
+		case SHAPE_VARCHAR:
+			args[0] = VARCHAROID;
+			nargs = 2;
+			break;
+		default:
+			return InvalidOid;
+	}
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+						   NameGetDatum(&handler->function_name),
+						   PointerGetDatum(buildoidvector(args, nargs)),
+						   ObjectIdGetDatum(schema));
+}
+
+static bool
+set_problem(HandlerProblem *problem, int sqlstate, const char *message, const char *hint)
+{
+	problem->sqlstate = sqlstate;
+	problem->message = message;
+	problem->hint = hint;
+	return false;
+}
+
+/*
+ * The owner's side: does the role exist, and may it have a session here?
+ */
+static bool
+check_owner(const Handler *handler, HandlerProblem *problem)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(handler->owner));
+	bool		can_login;
+	char	   *role;
+
+	if (!HeapTupleIsValid(tuple))
+		return set_problem(problem, ERRCODE_UNDEFINED_OBJECT,
+						   psprintf("the role that owned the handler, oid %u, was dropped", handler->owner),
+						   "Drop the handler, or give it another owner with alter_event_handler().");
+	can_login = ((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	role = pstrdup(NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname));
+	ReleaseSysCache(tuple);
+
+	if (!can_login)
+		return set_problem(problem, ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+						   psprintf("role \"%s\" is not permitted to log in", role),
+						   psprintf("A handler runs in a session of its owner: ALTER ROLE %s LOGIN.", quote_identifier(role)));
+	if (database_aclcheck(MyDatabaseId, handler->owner, ACL_CONNECT) != ACLCHECK_OK)
+		return set_problem(problem, ERRCODE_INSUFFICIENT_PRIVILEGE,
+						   psprintf("role \"%s\" may not connect to this database", role),
+						   psprintf("A handler runs in a session of its owner: GRANT CONNECT ON DATABASE ... TO %s.", quote_identifier(role)));
+	if (pg_class_aclcheck(catalog_lookup(false)->log, handler->owner, ACL_SELECT) != ACLCHECK_OK)
+		return set_problem(problem, ERRCODE_INSUFFICIENT_PRIVILEGE,
+						   psprintf("role \"%s\" may not read notification_events", role),
+						   psprintf("GRANT SELECT ON notification_events TO %s.", quote_identifier(role)));
+	if (!pne_superuser_handlers && superuser_arg(handler->owner))
+		return set_problem(problem, ERRCODE_INSUFFICIENT_PRIVILEGE,
+						   psprintf("role \"%s\" is a superuser", role),
+						   "Setting \"pg_notify_events.superuser_handlers\" is off: give the handler another owner.");
+	return true;
+}
+
+/*
+ * Whether a handler can run now, and which function it would call; if not,
+ * problem says why.
+ */
+static bool
+check_handler(const Handler *handler, Oid *function_oid, HandlerProblem *problem)
+{
+	char	   *function = psprintf("%s.%s", quote_identifier(NameStr(handler->function_schema)),
+									quote_identifier(NameStr(handler->function_name)));
+	Oid			oid;
+	HeapTuple	tuple;
+	Form_pg_proc proc;
+	Oid			schema;
+	Oid			function_owner;
+	bool		strict;
+	bool		returns_set;
+	char		kind;
+
+	if (!check_owner(handler, problem))
+		return false;
+
+	oid = handler_find_function(handler);
+	*function_oid = oid;
+	tuple = OidIsValid(oid) ? SearchSysCache1(PROCOID, ObjectIdGetDatum(oid)) : NULL;
+	if (!HeapTupleIsValid(tuple))
+		return set_problem(problem, ERRCODE_UNDEFINED_FUNCTION,
+						   psprintf("function %s does not exist with the signature that the handler was created for", function),
+						   "Create it again, or name another one with alter_event_handler().");
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	schema = proc->pronamespace;
+	function_owner = proc->proowner;
+	strict = proc->proisstrict;
+	returns_set = proc->proretset;
+	kind = proc->prokind;
+	ReleaseSysCache(tuple);
+
+	if (kind != PROKIND_FUNCTION)
+		return set_problem(problem, ERRCODE_WRONG_OBJECT_TYPE,
+						   psprintf("%s is not a plain function", function),
+						   "A handler calls a function, not a procedure, an aggregate or a window function.");
+	if (returns_set)
+		return set_problem(problem, ERRCODE_INVALID_FUNCTION_DEFINITION,
+						   psprintf("function %s returns a set", function),
+						   "A handler's result is ignored: RETURNS void does.");
+	if (strict)
+		return set_problem(problem, ERRCODE_INVALID_FUNCTION_DEFINITION,
+						   psprintf("function %s is strict", function),
+						   "It would skip events without data: ALTER FUNCTION ... CALLED ON NULL INPUT.");
+	if (schema_aclcheck(schema, handler->owner, ACL_USAGE) != ACLCHECK_OK)
+		return set_problem(problem, ERRCODE_INSUFFICIENT_PRIVILEGE,
+						   psprintf("role \"%s\" may not use the schema of function %s",
+									GetUserNameFromId(handler->owner, false), function),
+						   "GRANT USAGE ON SCHEMA to the handler's owner.");
+	if (function_aclcheck(oid, handler->owner, ACL_EXECUTE) != ACLCHECK_OK)
+		return set_problem(problem, ERRCODE_INSUFFICIENT_PRIVILEGE,
+						   psprintf("role \"%s\" may not execute function %s",
+									GetUserNameFromId(handler->owner, false), function),
+						   "GRANT EXECUTE ON FUNCTION to the handler's owner.");
+	if (function_owner != handler->function_owner && function_owner != handler->owner &&
+		!superuser_arg(function_owner))
+		return set_problem(problem, ERRCODE_INSUFFICIENT_PRIVILEGE,
+						   psprintf("function %s belongs to role \"%s\" now", function,
+									GetUserNameFromId(function_owner, false)),
+						   "Look at it, then confirm it with alter_event_handler().");
+	return true;
+}
+
+bool
+handler_check(const Handler *handler, HandlerProblem *problem)
+{
+	Oid			function;
+
+	return check_handler(handler, &function, problem);
+}
+
+/*
+ * The same before a batch.  Returns the function that may be called in this
+ * transaction, or InvalidOid.
+ *
+ * The function is locked, so that it cannot be dropped until the transaction
+ * ends, and it is called by the oid that was approved.  Names are not looked at
+ * again: whoever owns the function's schema could give them to a function of
+ * his own at any time.
+ */
+Oid
+handler_approve(const Handler *handler, HandlerProblem *problem)
+{
+	for (;;)
+	{
+		Oid			locked = handler_find_function(handler);
+		Oid			approved;
+
+		if (OidIsValid(locked))
+			LockDatabaseObject(ProcedureRelationId, locked, 0, AccessShareLock);
+		if (!check_handler(handler, &approved, problem))
+			return InvalidOid;
+		if (approved == locked)
+			return approved;
+	}
+}
+
+/* ----------
+ * Calling
+ * ----------
+ */
+
+/*
+ * Prepare to call the approved function of a handler for as long as the
+ * current memory context lives.
+ */
+void
+handler_prepare_call(HandlerCall *call, const Handler *handler, Oid function)
+{
+	fmgr_info(function, &call->function);
+	call->shape = handler->function_shape;
+	call->context = AllocSetContextCreate(CurrentMemoryContext, "event handler call",
+										  ALLOCSET_DEFAULT_SIZES);
+}
+
+/*
+ * An event as a datum of the log's row type.  A column that was added without
+ * a rewrite is not in the stored row; not every reader of a row would know.
+ */
+static Datum
+event_datum(const Event *event, TupleDesc desc)
+{
+	HeapTuple	tuple = event->tuple;
+
+	if (HeapTupleHeaderGetNatts(tuple->t_data) < desc->natts)
+		tuple = heap_expand_tuple(tuple, desc);
+	return heap_copy_tuple_as_datum(tuple, desc);
+}
+
+/*
+ * The row type's datums of some events, as an array.
+ */
+static Datum
+event_array(Event **events, int nevents, TupleDesc desc)
+{
+	Oid			type = catalog_lookup(false)->log_type;
+	Datum	   *elements = palloc(sizeof(Datum) * nevents);
+	int16		length;
+	bool		by_value;
+	char		align;
+
+	for (int i = 0; i < nevents; i++)
+		elements[i] = event_datum(events[i], desc);
+	get_typlenbyvalalign(type, &length, &by_value, &align);
+	return PointerGetDatum(construct_array(elements, nevents, type, length, by_value, align));
+}
+
+/*
+ * Call a handler's function with one event, or with all of them where it takes
+ * an array; as a statement of its own, with a new snapshot.  The caller is
+ * connected to SPI; desc is the log's.
+ */
+void
+handler_call(HandlerCall *call, Event **events, int nevents, TupleDesc desc)
+{
+	LOCAL_FCINFO(fcinfo, 2);
+	PgStat_FunctionCallUsage usage;
+	MemoryContext old = MemoryContextSwitchTo(call->context);
+	short		nargs = 1;
+
+	Assert(nevents == 1 || call->shape == SHAPE_EVENT_ARRAY);
+
+	InitFunctionCallInfoData(*fcinfo, &call->function, 0, DEFAULT_COLLATION_OID, NULL, NULL);
+	fcinfo->args[0].isnull = false;
+	switch (call->shape)
+	{
+		case SHAPE_EVENT:
+			fcinfo->args[0].value = event_datum(events[0], desc);
+			break;
+		case SHAPE_EVENT_ARRAY:
+			fcinfo->args[0].value = event_array(events, nevents, desc);
+			break;
+		default:
+			fcinfo->args[0].value = heap_getattr(events[0]->tuple, Anum_event_name, desc,
+												 &fcinfo->args[0].isnull);
+			fcinfo->args[1].value = heap_getattr(events[0]->tuple, Anum_event_data, desc,
+												 &fcinfo->args[1].isnull);
+			nargs = 2;
+			break;
+	}
+	fcinfo->nargs = nargs;
+
+	InvokeFunctionExecuteHook(call->function.fn_oid);
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	pgstat_init_function_usage(fcinfo, &usage);
+	(void) FunctionCallInvoke(fcinfo);
+	pgstat_end_function_usage(&usage, true);
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(call->context);
+}

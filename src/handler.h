@@ -1,0 +1,78 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler.h
+ *		Handlers: their definitions, what matches them, how they are called.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_HANDLER_H
+#define PNE_HANDLER_H
+
+#include "fmgr.h"
+#include "nodes/pg_list.h"
+#include "utils/timestamp.h"
+
+#include "shared.h"
+#include "window.h"
+
+/* the shapes of a handler's function, as _event_handlers stores them */
+#define SHAPE_EVENT			'e' /* f(notification_events) */
+#define SHAPE_EVENT_ARRAY	'a' /* f(notification_events[]) */
+#define SHAPE_TEXT			't' /* f(text, jsonb) */
+#define SHAPE_VARCHAR		'v' /* f(varchar, jsonb) */
+
+typedef struct Handler
+{
+	char		name[HANDLER_NAME_SIZE];
+	Oid			owner;
+	NameData	function_schema;
+	NameData	function_name;
+	char		function_shape;
+	Oid			function_owner;
+	char	   *event_name;		/* glob */
+	Datum		filter;			/* jsonpath, or 0 */
+	bool		filter_is_predicate;
+	int			batch_size;
+	int			max_attempts;
+	int64		retry_delay;	/* ms */
+	int64		max_retry_delay;	/* ms */
+	int			timeout;		/* ms */
+	bool		ordered;
+	bool		paused;
+	bool		dormant;
+	TimestampTz created_at;
+	int64		created;		/* the transaction that created it ... */
+	int64		version;		/* ... and the one that changed it last */
+	EventPosition position;		/* as it was stored when this was read */
+} Handler;
+
+/* why a handler cannot run */
+typedef struct HandlerProblem
+{
+	int			sqlstate;
+	const char *message;
+	const char *hint;
+} HandlerProblem;
+
+/* a handler's function, ready to be called within a transaction */
+typedef struct HandlerCall
+{
+	FmgrInfo	function;
+	char		shape;
+	MemoryContext context;		/* of one call */
+} HandlerCall;
+
+extern List *handler_load(const char *name, Oid owner, MemoryContext context);
+extern Oid	handler_find_function(const Handler *handler);
+extern bool handler_check(const Handler *handler, HandlerProblem *problem);
+extern Oid	handler_approve(const Handler *handler, HandlerProblem *problem);
+extern bool handler_matches_name(const Handler *handler, const char *event_name);
+extern bool handler_passes_filter(const Handler *handler, HeapTuple event, TupleDesc desc);
+extern void handler_hide_events(Relation log, Event *events, int nevents);
+extern void handler_prepare_call(HandlerCall *call, const Handler *handler, Oid function);
+extern void handler_call(HandlerCall *call, Event **events, int nevents, TupleDesc desc);
+extern bool handler_has_pending(const Handler *handler, const EventPosition *position, Relation log,
+								Snapshot snapshot, const EventSnapshot *upto, int64 *passed);
+extern int64 interval_to_ms(Datum interval);
+
+#endif							/* PNE_HANDLER_H */

@@ -1,0 +1,698 @@
+/*-------------------------------------------------------------------------
+ *
+ * launcher.c
+ *		The process that starts all others; one per cluster.
+ *
+ * It is level-triggered: whenever it is woken, it compares what should run
+ * with what does, and asks the postmaster for the difference.  No event is
+ * needed for anything to become right in the end; bells only make it soon.
+ *
+ * Listeners: one for each database that is served and has the extension.
+ * Whether it has can only be seen from inside, so a listener is sent to look
+ * into each database once: at server start, when a database is new, when
+ * CREATE EXTENSION commits there.  Those that have none are remembered here.
+ *
+ * Executors: owners with work wait in the slots that their listeners have
+ * claimed, and get places in the order of waiting.  Where all places are taken,
+ * an executor that idles, or else, after a while, one that is busy, is asked to
+ * leave.
+ *
+ * The workers are registered with BGW_NEVER_RESTART: which of them should run
+ * again, and when, is decided here and not by the postmaster, which would try
+ * a dropped database for ever.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "launcher.h"
+#include "settings.h"
+#include "stats.h"
+#include "worker.h"
+
+#define LIBRARY "pg_notify_events"
+
+/* look at everything at least this often, in ms */
+#define MAX_SLEEP_MS 60000
+
+/* databases that are looked into for the first time at once */
+#define MAX_PROBES 2
+
+/* a start that never came alive is given up after this, in ms */
+#define START_EXPIRES_MS 60000
+
+/* how long an owner waits before a busy executor has to give way, in ms */
+#define BUSY_GRACE_MS 5000
+
+/* look after this, in ms, whether an executor that was asked to leave has */
+#define LEAVE_RETRY_MS 1000
+
+/* try again after this, in ms, where the postmaster has no slot left */
+#define NO_SLOT_RETRY_MS 5000
+
+/* an executor that failed is remembered for this long after its back-off, in ms */
+#define FORGET_FAILED_MS 60000
+
+typedef struct ServedDatabase
+{
+	Oid			oid;
+	bool		available;		/* nobody holds it for DDL of the database */
+} ServedDatabase;
+
+/* ours to the postmaster's answers; lost when the launcher restarts */
+static BackgroundWorkerHandle *listener_handles[MAX_DATABASES];
+static BackgroundWorkerHandle *executor_handles[MAX_EXECUTOR_SLOTS];
+
+/* databases without the extension, looked into since the launcher started */
+static List *without_extension = NIL;
+
+static bool out_of_slots_logged = false;
+
+/* when to wake up next */
+static TimestampTz next_wakeup;
+
+static void
+wake_up_at(TimestampTz when)
+{
+	next_wakeup = Min(next_wakeup, when);
+}
+
+static void
+wake_up_in(int ms)
+{
+	wake_up_at(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
+}
+
+/*
+ * Register the launcher with the postmaster, while the library is preloaded.
+ */
+void
+launcher_register(void)
+{
+	BackgroundWorker worker;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 1;
+	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), LIBRARY);
+	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "pne_launcher_main");
+	snprintf(worker.bgw_name, BGW_MAXLEN, "pg_notify_events launcher");
+	snprintf(worker.bgw_type, BGW_MAXLEN, "pg_notify_events launcher");
+	RegisterBackgroundWorker(&worker);
+}
+
+/*
+ * Ask the postmaster for a worker.  False where it has no slot.
+ */
+static bool
+start_worker(const char *kind, const char *function, const WorkerStart *start,
+			 BackgroundWorkerHandle **handle)
+{
+	BackgroundWorker worker;
+	MemoryContext old;
+	bool		registered;
+
+	memset(&worker, 0, sizeof(worker));
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	worker.bgw_notify_pid = MyProcPid;
+	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), LIBRARY);
+	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "%s", function);
+	snprintf(worker.bgw_name, BGW_MAXLEN, "pg_notify_events %s for database %u", kind, start->dboid);
+	snprintf(worker.bgw_type, BGW_MAXLEN, "pg_notify_events %s", kind);
+	memcpy(worker.bgw_extra, start, sizeof(WorkerStart));
+
+	if (*handle != NULL)
+	{
+		pfree(*handle);
+		*handle = NULL;
+	}
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	registered = RegisterDynamicBackgroundWorker(&worker, handle);
+	MemoryContextSwitchTo(old);
+
+	if (registered)
+		out_of_slots_logged = false;
+	else
+	{
+		if (!out_of_slots_logged)
+			ereport(LOG,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("out of background worker slots for %s of pg_notify_events",
+							strcmp(kind, "executor") == 0 ? "an executor" : "a listener"),
+					 errhint("Increase \"max_worker_processes\": one for the launcher, one for each database with the extension, and \"pg_notify_events.max_executors\". Until then the start is tried again, and events wait.")));
+		out_of_slots_logged = true;
+		wake_up_in(NO_SLOT_RETRY_MS);
+	}
+	return registered;
+}
+
+/*
+ * The executor that gives way to an owner who has waited since then: the one
+ * that idles longest, or one that backs off, or, after a grace, the one that
+ * has had its place for longest, if that is longer than the grace.  NULL if one
+ * leaves already or none has to.
+ */
+static ExecutorSlot *
+choose_to_leave(TimestampTz waiting_since)
+{
+	ExecutorSlot *idle = NULL;
+	ExecutorSlot *busy = NULL;
+	bool		leaving = false;
+	TimestampTz give_way_at;
+
+	for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
+	{
+		ExecutorSlot *slot = &shared->executors[i];
+
+		if (!slot->in_use || slot->worker.pid == 0)
+			continue;
+		if (pg_atomic_read_u32(&slot->leave) != 0)
+		{
+			/* it was rung, or will see for itself after its batch */
+			if (slot->worker.phase != WORKER_RUNNING)
+				leaving = true;
+			continue;
+		}
+		if (slot->worker.phase == WORKER_IDLE || slot->worker.phase == WORKER_BACKING_OFF)
+		{
+			if (idle == NULL || slot->worker.phase_since < idle->worker.phase_since)
+				idle = slot;
+		}
+		else if (busy == NULL || slot->worker.started_at < busy->worker.started_at)
+			busy = slot;
+	}
+	if (leaving)
+	{
+		wake_up_in(LEAVE_RETRY_MS);
+		return NULL;
+	}
+	if (idle != NULL)
+		return idle;
+	if (busy == NULL)
+		return NULL;
+	give_way_at = TimestampTzPlusMilliseconds(Max(waiting_since, busy->worker.started_at),
+											  BUSY_GRACE_MS);
+	if (GetCurrentTimestamp() >= give_way_at)
+		return busy;
+	wake_up_at(give_way_at);
+	return NULL;
+}
+
+/*
+ * There is no slot for somebody who needs one: an executor that idles shall
+ * give its own up.  The caller holds the lock.
+ */
+static void
+make_room(void)
+{
+	ExecutorSlot *leaver = choose_to_leave(GetCurrentTimestamp());
+
+	if (leaver != NULL)
+	{
+		pg_atomic_write_u32(&leaver->leave, 1);
+		doorbell_ring_database(leaver->dboid);
+	}
+}
+
+/*
+ * Whether a start has come to nothing.  The caller holds the lock.
+ */
+static bool
+start_failed(const Worker *worker, BackgroundWorkerHandle *handle)
+{
+	pid_t		pid;
+
+	if (worker->phase != WORKER_STARTING || worker->pid != 0)
+		return false;
+	if (handle != NULL)
+		return GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED;
+
+	/* an earlier launcher has started it */
+	return TimestampDifferenceExceeds(worker->phase_since, GetCurrentTimestamp(), START_EXPIRES_MS);
+}
+
+/* ----------
+ * Listeners
+ * ----------
+ */
+
+/*
+ * Whether somebody wants the database for DDL of its own (DROP, RENAME, being
+ * a template): that waits for our workers to be gone, so none is started.
+ */
+static bool
+database_is_available(Oid dboid)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, dboid, 0);
+	return LockAcquire(&tag, RowExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/*
+ * The databases that are to be served, in the current memory context.
+ */
+static List *
+read_served_databases(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List	   *result = NIL;
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+
+	if (!pne_enabled)
+		return NIL;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
+	{
+		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+		ServedDatabase *served;
+		MemoryContext old;
+
+		/* a negative limit below -1 marks one whose DROP was interrupted */
+		if (!database->datallowconn || database->datistemplate || database->datconnlimit < -1 ||
+			!settings_serve_database(NameStr(database->datname)))
+			continue;
+		old = MemoryContextSwitchTo(context);
+		served = palloc(sizeof(ServedDatabase));
+		served->oid = database->oid;
+		served->available = database_is_available(database->oid);
+		result = lappend(result, served);
+		MemoryContextSwitchTo(old);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return result;
+}
+
+static ServedDatabase *
+find_served(List *served, Oid dboid)
+{
+	ListCell   *lc;
+
+	foreach(lc, served)
+	{
+		ServedDatabase *database = lfirst(lc);
+
+		if (database->oid == dboid)
+			return database;
+	}
+	return NULL;
+}
+
+/*
+ * Give back the slot of a database whose listener is gone, once its executors
+ * are gone, too: they use it.  The caller holds the lock.
+ */
+static void
+release_database(DatabaseSlot *slot, List **released)
+{
+	Oid			dboid = pg_atomic_read_u32(&slot->dboid);
+
+	shared_dismiss_executors(dboid);
+	doorbell_ring_database(dboid);
+	for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
+	{
+		/* it rings when it leaves */
+		if (shared->executors[i].in_use && shared->executors[i].dboid == dboid)
+			return;
+	}
+	shared_release_database(slot);
+	*released = lappend_oid(*released, dboid);
+}
+
+/*
+ * Take note of listeners that ended, and of databases that are not to be
+ * served (any more).  Returns how many are on their way to look into a
+ * database for the first time.
+ */
+static int
+review_listeners(List *served)
+{
+	List	   *released = NIL;
+	ListCell   *lc;
+	int			probes = 0;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		DatabaseSlot *slot = &shared->databases[i];
+		Worker	   *worker = &slot->listener;
+		Oid			dboid = pg_atomic_read_u32(&slot->dboid);
+
+		if (dboid == InvalidOid)
+			continue;
+		if (start_failed(worker, listener_handles[i]))
+		{
+			slot->generation++;
+			worker_went_away(worker, false);
+		}
+		if (find_served(served, dboid) == NULL)
+		{
+			if (worker->pid != 0)
+			{
+				pg_atomic_write_u32(&slot->leave, 1);
+				doorbell_ring(&slot->bells[LISTENER_BELL]);
+			}
+			else if (worker->phase != WORKER_STARTING)
+				release_database(slot, &released);
+		}
+		else if (slot->extension == EXTENSION_ABSENT && worker->pid == 0)
+		{
+			MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+			without_extension = list_append_unique_oid(without_extension, dboid);
+			MemoryContextSwitchTo(old);
+			release_database(slot, &released);
+		}
+		else if (slot->extension == EXTENSION_UNKNOWN)
+		{
+			/* claimed by CREATE EXTENSION, perhaps after we had looked */
+			without_extension = list_delete_oid(without_extension, dboid);
+			if (worker->phase == WORKER_STARTING || worker->pid != 0)
+				probes++;
+		}
+	}
+	LWLockRelease(shared->lock);
+
+	foreach(lc, released)
+	{
+		stats_forget_database(lfirst_oid(lc));
+	}
+	return probes;
+}
+
+/*
+ * Start the listener of a database if it should run and does not.  Returns
+ * whether it was a look into a new database.
+ */
+static bool
+start_listener(const ServedDatabase *database, int probes)
+{
+	DatabaseSlot *slot;
+	Worker	   *worker;
+	WorkerStart start = {0};
+	bool		probe;
+
+	/* one of those that are on their way will ring when it is back */
+	if (probes >= MAX_PROBES && shared_find_database(database->oid) == NULL)
+		return false;
+
+	slot = shared_claim_database(database->oid);
+	if (slot == NULL)
+	{
+		static bool logged = false;
+
+		if (!logged)
+			ereport(LOG,
+					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+					 errmsg("pg_notify_events cannot serve more than %d databases at once", MAX_DATABASES),
+					 errhint("Name those to be served in \"pg_notify_events.databases\".")));
+		logged = true;
+		return false;
+	}
+
+	worker = &slot->listener;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	probe = (slot->extension == EXTENSION_UNKNOWN);
+	if (worker->pid != 0 || worker->phase == WORKER_STARTING)
+	{
+		LWLockRelease(shared->lock);
+		return false;
+	}
+	if (worker->not_before > GetCurrentTimestamp() || (probe && probes >= MAX_PROBES) ||
+		!database->available)
+	{
+		if (worker->not_before > GetCurrentTimestamp())
+			wake_up_at(worker->not_before);
+		if (!database->available)
+			wake_up_in(YIELD_CHECK_MS);
+		LWLockRelease(shared->lock);
+		return false;
+	}
+	start.slot = (int) (slot - shared->databases);
+	start.generation = slot->generation;
+	start.dboid = database->oid;
+	pg_atomic_write_u32(&slot->leave, 0);
+	worker_set_phase(worker, WORKER_STARTING);
+	LWLockRelease(shared->lock);
+
+	if (start_worker("listener", "pne_listener_main", &start, &listener_handles[start.slot]))
+		return probe;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker_set_phase(worker, WORKER_NONE);
+	make_room();
+	LWLockRelease(shared->lock);
+	return false;
+}
+
+static void
+manage_listeners(void)
+{
+	static uint32 lost_installs_seen = 0;
+	uint32		lost_installs = pg_atomic_read_u32(&shared->lost_installs);
+	List	   *served = read_served_databases();
+	int			probes = review_listeners(served);
+	ListCell   *lc;
+
+	if (lost_installs != lost_installs_seen)
+	{
+		list_free(without_extension);
+		without_extension = NIL;
+		lost_installs_seen = lost_installs;
+	}
+
+	foreach(lc, served)
+	{
+		ServedDatabase *database = lfirst(lc);
+
+		if (list_member_oid(without_extension, database->oid))
+			continue;
+		if (start_listener(database, probes))
+			probes++;
+	}
+
+	/* forget databases that are gone: their oids may be used again */
+	foreach(lc, without_extension)
+	{
+		if (find_served(served, lfirst_oid(lc)) == NULL)
+			without_extension = foreach_delete_current(without_extension, lc);
+	}
+}
+
+/* ----------
+ * Executors
+ * ----------
+ */
+
+/*
+ * Take note of executors that failed; count those that have a place.
+ */
+static int
+review_executors(void)
+{
+	int			places = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+
+	for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
+	{
+		ExecutorSlot *slot = &shared->executors[i];
+
+		if (!slot->in_use)
+			continue;
+		if (start_failed(&slot->worker, executor_handles[i]))
+		{
+			slot->generation++;
+			worker_went_away(&slot->worker, false);
+		}
+		if (slot->worker.phase == WORKER_BACKING_OFF && slot->worker.pid == 0)
+		{
+			if (slot->worker.not_before > now)
+				wake_up_at(slot->worker.not_before);
+			else if (slot->wanted)
+				worker_set_phase(&slot->worker, WORKER_WAITING);
+			else if (TimestampDifferenceExceeds(slot->worker.not_before, now, FORGET_FAILED_MS))
+				slot->in_use = false;
+		}
+		if (slot->in_use && (slot->worker.pid != 0 || slot->worker.phase == WORKER_STARTING))
+			places++;
+	}
+	return places;
+}
+
+/*
+ * The owner that has waited longest, or NULL.
+ */
+static ExecutorSlot *
+longest_waiting(void)
+{
+	ExecutorSlot *result = NULL;
+
+	for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
+	{
+		ExecutorSlot *slot = &shared->executors[i];
+
+		if (slot->in_use && slot->worker.phase == WORKER_WAITING &&
+			(result == NULL || slot->wanted_since < result->wanted_since))
+			result = slot;
+	}
+	return result;
+}
+
+static void
+manage_executors(void)
+{
+	int			places;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	places = review_executors();
+	pg_atomic_write_u32(&shared->place_wanted, 0);
+	for (;;)
+	{
+		ExecutorSlot *slot = longest_waiting();
+		WorkerStart start = {0};
+		bool		started;
+
+		if (slot == NULL)
+			break;
+		if (places >= pne_max_executors)
+		{
+			ExecutorSlot *leaver;
+
+			/* before looking who is idle, or one could become so in between */
+			pg_atomic_write_u32(&shared->place_wanted, 1);
+			leaver = choose_to_leave(slot->wanted_since);
+			if (leaver != NULL)
+			{
+				pg_atomic_write_u32(&leaver->leave, 1);
+				doorbell_ring_database(leaver->dboid);
+			}
+			break;
+		}
+
+		start.slot = (int) (slot - shared->executors);
+		start.generation = slot->generation;
+		start.dboid = slot->dboid;
+		start.owner = slot->owner;
+		slot->wanted = false;
+		pg_atomic_write_u32(&slot->leave, 0);
+		worker_set_phase(&slot->worker, WORKER_STARTING);
+		LWLockRelease(shared->lock);
+
+		started = start_worker("executor", "pne_executor_main", &start, &executor_handles[start.slot]);
+
+		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+		if (!started)
+		{
+			slot->wanted = true;
+			worker_set_phase(&slot->worker, WORKER_WAITING);
+			make_room();
+			break;
+		}
+		places++;
+	}
+	LWLockRelease(shared->lock);
+}
+
+/* ----------
+ * The process
+ * ----------
+ */
+
+static void
+launcher_on_exit(int code, Datum arg)
+{
+	doorbell_detach(&shared->launcher_bell);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker_went_away(&shared->launcher, code == 0);
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Compare what should run with what does, once, and sleep.
+ */
+static void
+launcher_cycle(MemoryContext context)
+{
+	(void) doorbell_answer(&shared->launcher_bell);
+	CHECK_FOR_INTERRUPTS();
+	if (shared->launcher.not_before > GetCurrentTimestamp())
+	{
+		worker_sleep(&shared->launcher_bell, shared->launcher.not_before);
+		return;
+	}
+	pg_atomic_fetch_add_u64(&shared->launcher.wakeups, 1);
+	(void) worker_reload_config();
+
+	next_wakeup = DT_NOEND;
+	wake_up_in(MAX_SLEEP_MS);
+	MemoryContextSwitchTo(context);
+	MemoryContextReset(context);
+	worker_enter_phase(&shared->launcher, WORKER_RUNNING, "looking at databases and executors");
+	manage_listeners();
+	manage_executors();
+	worker_recovered(&shared->launcher);
+
+	worker_enter_phase(&shared->launcher, WORKER_IDLE, "waiting for something to start");
+	pgstat_report_stat(true);
+	worker_sleep(&shared->launcher_bell, next_wakeup);
+}
+
+/*
+ * Entry point.
+ */
+void
+pne_launcher_main(Datum main_arg)
+{
+	MemoryContext context;
+
+	worker_signals();
+	doorbell_attach(&shared->launcher_bell);
+	before_shmem_exit(launcher_on_exit, (Datum) 0);
+	worker_came_alive(&shared->launcher, WORKER_STARTING);
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+
+	context = AllocSetContextCreate(TopMemoryContext, "launcher cycle", ALLOCSET_DEFAULT_SIZES);
+	for (;;)
+	{
+		PG_TRY();
+		{
+			launcher_cycle(context);
+		}
+		PG_CATCH();
+		{
+			MemoryContextSwitchTo(context);
+			worker_recover(&shared->launcher);
+		}
+		PG_END_TRY();
+	}
+}

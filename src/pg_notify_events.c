@@ -1,0 +1,93 @@
+/*-------------------------------------------------------------------------
+ *
+ * pg_notify_events.c
+ *		Loading the library: settings, shared memory, the launcher, and hooks
+ *		that notice what no row of ours tells.
+ *
+ * Preloaded, it has workers.  Loaded into a session only, by the first call of
+ * one of its functions, it records events and announces them, and says so where
+ * more is asked of it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/objectaccess.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+
+#include "compat.h"
+#include "doorbell.h"
+#include "launcher.h"
+#include "settings.h"
+#include "shared.h"
+
+PNE_MODULE_MAGIC;
+
+static object_access_hook_type prev_object_access_hook = NULL;
+static ProcessUtility_hook_type prev_process_utility_hook = NULL;
+
+/*
+ * A database that is made may be the copy of one with the extension, and when
+ * the extension is dropped its workers have to go.  Both would be noticed by
+ * polling; this makes it soon, when the transaction commits.
+ */
+static void
+object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
+{
+	if (prev_object_access_hook)
+		prev_object_access_hook(access, class_id, object_id, sub_id, arg);
+
+	if (class_id == DatabaseRelationId && (access == OAT_POST_CREATE || access == OAT_DROP))
+		doorbell_at_commit(RING_LAUNCHER);
+	else if (class_id == ExtensionRelationId && access == OAT_DROP &&
+			 object_id == get_extension_oid("pg_notify_events", true))
+		doorbell_at_commit(RING_DROPPED);
+}
+
+/*
+ * COMMIT PREPARED makes events visible, and no callback of the transaction
+ * that wrote them runs.
+ */
+static void
+process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
+{
+	Node	   *statement = pstmt->utilityStmt;
+	bool		commit_prepared = IsA(statement, TransactionStmt) &&
+		((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED;
+
+	if (prev_process_utility_hook)
+		prev_process_utility_hook(pstmt, query, read_only_tree, context, params, environment,
+								  dest, completion);
+	else
+		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, environment,
+								dest, completion);
+
+	if (commit_prepared)
+		doorbell_at_commit(RING_EVENTS);
+}
+
+void
+_PG_init(void)
+{
+	settings_init();
+
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+
+	shared_init();
+	prev_object_access_hook = object_access_hook;
+	object_access_hook = object_access;
+	prev_process_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+
+	/* pg_upgrade wants nobody to touch the data */
+	if (!IsBinaryUpgrade)
+		launcher_register();
+}

@@ -1,0 +1,48 @@
+/*-------------------------------------------------------------------------
+ *
+ * settings.h
+ *		The settings of pg_notify_events, as variables.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_SETTINGS_H
+#define PNE_SETTINGS_H
+
+/* how the emitting transaction and the listener share the announcing */
+typedef enum AnnounceMode
+{
+	ANNOUNCE_RELAY,
+	ANNOUNCE_DIRECT,
+	ANNOUNCE_OFF
+} AnnounceMode;
+
+/* what a client of the announce channel gets to read */
+typedef enum AnnouncePayload
+{
+	PAYLOAD_NAME,
+	PAYLOAD_ID,
+	PAYLOAD_JSON
+} AnnouncePayload;
+
+/* upper bound of max_executors: the bells that a database slot holds */
+#define MAX_EXECUTORS 64
+
+extern bool pne_enabled;
+extern char *pne_databases;
+extern int	pne_announce;
+extern char *pne_channel;
+extern int	pne_payload;
+extern int	pne_max_executors;
+extern int	pne_executor_idle_timeout;	/* ms, 0 = never */
+extern int	pne_batch_time;		/* ms */
+extern int	pne_batch_bytes;	/* kB */
+extern int	pne_naptime;		/* ms */
+extern int	pne_synchronous_commit;
+extern double pne_queue_usage_limit;
+extern bool pne_superuser_handlers;
+
+extern void settings_init(void);
+extern const char *settings_synchronous_commit_name(void);
+extern bool settings_serve_database(const char *datname);
+
+#endif							/* PNE_SETTINGS_H */

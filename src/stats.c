@@ -1,0 +1,827 @@
+/*-------------------------------------------------------------------------
+ *
+ * stats.c
+ *		Figures in shared memory, and the SQL functions that show them.
+ *
+ * What must equal what happened, across crashes too (delivered, failed), is in
+ * tables and written by the transactions that did it.  Here is what may start
+ * from zero with the server: counts per event name, and times and latencies
+ * per handler.  Both are hash tables of fixed size, written by workers only,
+ * once per batch; one lock guards them.  Where no room is left, event names
+ * count as "(other)", and handlers are shown without times.
+ *
+ * Latencies go into a histogram whose buckets widen by an eighth of an octave,
+ * so a percentile is off by 5 % at most.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_authid.h"
+#include "commands/dbcommands.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "storage/shmem.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "shared.h"
+#include "stats.h"
+
+/* room in shared memory */
+#define MAX_EVENT_ENTRIES 1024
+#define MAX_HANDLER_ENTRIES 1024
+
+#define EVENT_NAME_SIZE (EVENT_NAME_MAX_CHARS * MAX_MULTIBYTE_CHAR_LEN + 1)
+#define OTHER_EVENTS "(other)"
+
+/* from 2^-5 ms, in eighths of octaves, up to more than a day */
+#define BUCKETS_PER_OCTAVE 8
+#define FIRST_OCTAVE (-5)
+#define LATENCY_BUCKETS 256
+
+/* pending events are counted up to here */
+#define MAX_COUNTED_PENDING 100000
+
+typedef struct EventKey
+{
+	Oid			dboid;
+	char		name[EVENT_NAME_SIZE];	/* zero-padded */
+} EventKey;
+
+typedef struct EventEntry
+{
+	EventKey	key;
+	int64		emitted;
+	int64		delivered;
+	int64		failed;
+	TimestampTz last_emitted_at;
+} EventEntry;
+
+/* created_at tells a handler from an earlier one of the same name */
+typedef struct HandlerKey
+{
+	Oid			dboid;
+	char		name[HANDLER_NAME_SIZE];	/* zero-padded */
+	TimestampTz created_at;
+} HandlerKey;
+
+typedef struct HandlerEntry
+{
+	HandlerKey	key;
+	int64		calls;
+	int64		batches;
+	double		total_time;
+	double		max_time;
+	uint32		latencies[LATENCY_BUCKETS];
+} HandlerEntry;
+
+/* what the listener has counted since the last flush, for one name */
+typedef struct EmittedEntry
+{
+	char		name[EVENT_NAME_SIZE];
+	int64		count;
+	TimestampTz last;
+} EmittedEntry;
+
+static LWLock *stats_lock = NULL;
+static HTAB *event_entries = NULL;
+static HTAB *handler_entries = NULL;
+static HTAB *emitted_entries = NULL;
+
+/* handlers that this transaction drops; in TopTransactionContext */
+static List *handlers_to_forget = NIL;
+
+PG_FUNCTION_INFO_V1(pne_handler_figures);
+PG_FUNCTION_INFO_V1(pne_worker_figures);
+PG_FUNCTION_INFO_V1(pne_event_figures);
+PG_FUNCTION_INFO_V1(pne_reset_event_stats);
+
+/* ----------
+ * Shared memory
+ * ----------
+ */
+
+Size
+stats_shmem_size(void)
+{
+	return add_size(hash_estimate_size(MAX_EVENT_ENTRIES, sizeof(EventEntry)),
+					hash_estimate_size(MAX_HANDLER_ENTRIES, sizeof(HandlerEntry)));
+}
+
+/*
+ * Called once per process, while the server starts.
+ */
+void
+stats_shmem_startup(LWLock *lock)
+{
+	HASHCTL		info;
+
+	stats_lock = lock;
+
+	memset(&info, 0, sizeof(info));
+	info.keysize = sizeof(EventKey);
+	info.entrysize = sizeof(EventEntry);
+	event_entries = pne_shmem_init_hash("pg_notify_events names", MAX_EVENT_ENTRIES, &info,
+										HASH_ELEM | HASH_BLOBS);
+
+	memset(&info, 0, sizeof(info));
+	info.keysize = sizeof(HandlerKey);
+	info.entrysize = sizeof(HandlerEntry);
+	handler_entries = pne_shmem_init_hash("pg_notify_events handlers", MAX_HANDLER_ENTRIES, &info,
+										  HASH_ELEM | HASH_BLOBS);
+}
+
+/*
+ * The entry of an event name, of all others where no room is left, or NULL
+ * where there is not even room for that.  The caller holds the lock.
+ */
+static EventEntry *
+event_entry(const char *name)
+{
+	EventKey	key;
+	EventEntry *entry;
+	bool		found;
+	bool		full = hash_get_num_entries(event_entries) >= MAX_EVENT_ENTRIES - MAX_DATABASES;
+
+	memset(&key, 0, sizeof(key));
+	key.dboid = MyDatabaseId;
+	strlcpy(key.name, name, EVENT_NAME_SIZE);
+	entry = hash_search(event_entries, &key, full ? HASH_FIND : HASH_ENTER_NULL, &found);
+	if (entry == NULL)
+	{
+		memset(&key, 0, sizeof(key));
+		key.dboid = MyDatabaseId;
+		strlcpy(key.name, OTHER_EVENTS, EVENT_NAME_SIZE);
+		full = hash_get_num_entries(event_entries) >= MAX_EVENT_ENTRIES;
+		entry = hash_search(event_entries, &key, full ? HASH_FIND : HASH_ENTER_NULL, &found);
+	}
+	if (entry != NULL && !found)
+	{
+		entry->emitted = entry->delivered = entry->failed = 0;
+		entry->last_emitted_at = 0;
+	}
+	return entry;
+}
+
+static void
+fill_handler_key(HandlerKey *key, const Handler *handler)
+{
+	memset(key, 0, sizeof(HandlerKey));
+	key->dboid = MyDatabaseId;
+	strlcpy(key->name, handler->name, HANDLER_NAME_SIZE);
+	key->created_at = handler->created_at;
+}
+
+/*
+ * The entry of a handler, made if it has none and there is room, or NULL.  The
+ * caller holds the lock.
+ */
+static HandlerEntry *
+handler_entry(const Handler *handler)
+{
+	HandlerKey	key;
+	HandlerEntry *entry;
+	bool		found;
+	bool		full = hash_get_num_entries(handler_entries) >= MAX_HANDLER_ENTRIES;
+
+	fill_handler_key(&key, handler);
+	entry = hash_search(handler_entries, &key, full ? HASH_FIND : HASH_ENTER_NULL, &found);
+	if (entry != NULL && !found)
+		memset((char *) entry + sizeof(HandlerKey), 0, sizeof(HandlerEntry) - sizeof(HandlerKey));
+	return entry;
+}
+
+/* ----------
+ * Counting
+ * ----------
+ */
+
+static int
+latency_bucket(double ms)
+{
+	double		bucket;
+
+	if (ms <= 0)
+		return 0;
+	bucket = floor((log2(ms) - FIRST_OCTAVE) * BUCKETS_PER_OCTAVE);
+	return (int) Max(0, Min(bucket, LATENCY_BUCKETS - 1));
+}
+
+/*
+ * Start to measure a batch of at most nevents.
+ */
+void
+stats_batch_begins(BatchFigures *figures, int nevents)
+{
+	memset(figures, 0, sizeof(BatchFigures));
+	figures->events = palloc(sizeof(Event *) * nevents);
+	figures->latencies = palloc(sizeof(double) * nevents);
+}
+
+/*
+ * The handler is about to be called with these events.
+ */
+void
+stats_call_begins(BatchFigures *figures, Event **events, int nevents)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	for (int i = 0; i < nevents; i++)
+	{
+		figures->events[figures->nevents] = events[i];
+		figures->latencies[figures->nevents++] = (double) (now - events[i]->created_at) / 1000.0;
+	}
+	INSTR_TIME_SET_CURRENT(figures->call_began);
+}
+
+/*
+ * That call has returned.
+ */
+void
+stats_call_ends(BatchFigures *figures)
+{
+	instr_time	elapsed;
+	double		ms;
+
+	INSTR_TIME_SET_CURRENT(elapsed);
+	INSTR_TIME_SUBTRACT(elapsed, figures->call_began);
+	ms = INSTR_TIME_GET_MILLISEC(elapsed);
+	figures->calls++;
+	figures->total_time += ms;
+	figures->max_time = Max(figures->max_time, ms);
+}
+
+/*
+ * The batch is committed: count it.
+ */
+void
+stats_batch_committed(const Handler *handler, const BatchFigures *figures)
+{
+	HandlerEntry *entry;
+	EventEntry *event = NULL;
+
+	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+	entry = handler_entry(handler);
+	if (entry != NULL)
+	{
+		entry->calls += figures->calls;
+		entry->batches++;
+		entry->total_time += figures->total_time;
+		entry->max_time = Max(entry->max_time, figures->max_time);
+		for (int i = 0; i < figures->nevents; i++)
+			entry->latencies[latency_bucket(figures->latencies[i])]++;
+	}
+	for (int i = 0; i < figures->nevents; i++)
+	{
+		/* neighbours mostly have the same name */
+		if (event == NULL || strcmp(event->key.name, figures->events[i]->name) != 0)
+			event = event_entry(figures->events[i]->name);
+		if (event != NULL)
+			event->delivered++;
+	}
+	LWLockRelease(stats_lock);
+}
+
+/*
+ * An attempt to handle an event has failed.
+ */
+void
+stats_event_failed(const char *event_name)
+{
+	EventEntry *event;
+
+	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+	event = event_entry(event_name);
+	if (event != NULL)
+		event->failed++;
+	LWLockRelease(stats_lock);
+}
+
+/*
+ * The listener has seen a new event; counted at the next flush.
+ */
+void
+stats_event_emitted(const char *event_name, TimestampTz when)
+{
+	char		name[EVENT_NAME_SIZE] = {0};
+	EmittedEntry *entry;
+	bool		found;
+
+	if (emitted_entries == NULL)
+	{
+		HASHCTL		info;
+
+		memset(&info, 0, sizeof(info));
+		info.keysize = EVENT_NAME_SIZE;
+		info.entrysize = sizeof(EmittedEntry);
+		info.hcxt = TopMemoryContext;
+		emitted_entries = hash_create("emitted events", MAX_EVENT_ENTRIES, &info,
+									  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+
+	strlcpy(name, event_name, EVENT_NAME_SIZE);
+	entry = hash_search(emitted_entries, name, HASH_ENTER, &found);
+	if (!found)
+	{
+		entry->count = 0;
+		entry->last = when;
+	}
+	entry->count++;
+	entry->last = Max(entry->last, when);
+	if (hash_get_num_entries(emitted_entries) >= MAX_EVENT_ENTRIES)
+		stats_flush_emitted();
+}
+
+/*
+ * Count what the listener has seen.
+ */
+void
+stats_flush_emitted(void)
+{
+	HASH_SEQ_STATUS status;
+	EmittedEntry *emitted;
+
+	if (emitted_entries == NULL || hash_get_num_entries(emitted_entries) == 0)
+		return;
+
+	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+	hash_seq_init(&status, emitted_entries);
+	while ((emitted = hash_seq_search(&status)) != NULL)
+	{
+		EventEntry *event = event_entry(emitted->name);
+
+		if (event != NULL)
+		{
+			event->emitted += emitted->count;
+			event->last_emitted_at = Max(event->last_emitted_at, emitted->last);
+		}
+	}
+	LWLockRelease(stats_lock);
+	stats_discard_emitted();
+}
+
+/*
+ * Forget what was seen since the last flush: it will be seen again.
+ */
+void
+stats_discard_emitted(void)
+{
+	if (emitted_entries != NULL)
+		hash_destroy(emitted_entries);
+	emitted_entries = NULL;
+}
+
+/* ----------
+ * Forgetting
+ * ----------
+ */
+
+/*
+ * Remove all figures of a database.
+ */
+void
+stats_forget_database(Oid dboid)
+{
+	HASH_SEQ_STATUS status;
+	EventEntry *event;
+	HandlerEntry *handler;
+
+	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+	hash_seq_init(&status, event_entries);
+	while ((event = hash_seq_search(&status)) != NULL)
+	{
+		if (event->key.dboid == dboid)
+			hash_search(event_entries, &event->key, HASH_REMOVE, NULL);
+	}
+	hash_seq_init(&status, handler_entries);
+	while ((handler = hash_seq_search(&status)) != NULL)
+	{
+		if (handler->key.dboid == dboid)
+			hash_search(handler_entries, &handler->key, HASH_REMOVE, NULL);
+	}
+	LWLockRelease(stats_lock);
+}
+
+static void
+forget_handlers_callback(XactEvent event, void *arg)
+{
+	ListCell   *lc;
+
+	if (handlers_to_forget == NIL)
+		return;
+	if (event == XACT_EVENT_COMMIT)
+	{
+		LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+		foreach(lc, handlers_to_forget)
+			hash_search(handler_entries, lfirst(lc), HASH_REMOVE, NULL);
+		LWLockRelease(stats_lock);
+	}
+	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
+		handlers_to_forget = NIL;
+}
+
+/*
+ * The handler is being dropped: its times go when that commits.
+ */
+void
+stats_forget_handler_at_commit(const Handler *handler)
+{
+	static bool registered = false;
+	MemoryContext old;
+	HandlerKey *key;
+
+	if (stats_lock == NULL)
+		return;
+	if (!registered)
+	{
+		RegisterXactCallback(forget_handlers_callback, NULL);
+		registered = true;
+	}
+	old = MemoryContextSwitchTo(TopTransactionContext);
+	key = palloc(sizeof(HandlerKey));
+	fill_handler_key(key, handler);
+	handlers_to_forget = lappend(handlers_to_forget, key);
+	MemoryContextSwitchTo(old);
+}
+
+/* ----------
+ * Looking
+ * ----------
+ */
+
+static bool
+is_monitor(void)
+{
+	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+}
+
+/*
+ * The latency that a share of the events has not exceeded: the middle of its
+ * bucket, or null without any.
+ */
+static Datum
+percentile(const HandlerEntry *entry, double share, bool *isnull)
+{
+	uint64		total = 0;
+	uint64		seen = 0;
+
+	for (int i = 0; i < LATENCY_BUCKETS; i++)
+		total += entry->latencies[i];
+	*isnull = (total == 0);
+	for (int i = 0; i < LATENCY_BUCKETS && !*isnull; i++)
+	{
+		seen += entry->latencies[i];
+		if ((double) seen >= share * (double) total)
+			return Float8GetDatum(pow(2.0, (i + 0.5) / BUCKETS_PER_OCTAVE + FIRST_OCTAVE));
+	}
+	return (Datum) 0;
+}
+
+typedef struct PendingState
+{
+	const Handler *handler;
+	int64		count;
+	TimestampTz oldest;
+} PendingState;
+
+static bool
+count_pending(TupleTableSlot *slot, int64 id, void *arg)
+{
+	PendingState *state = (PendingState *) arg;
+	bool		isnull;
+	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
+	Datum		created_at;
+
+	if (handler_matches_name(state->handler, name))
+	{
+		state->count++;
+		created_at = slot_getattr(slot, Anum_event_created_at, &isnull);
+		if (!isnull)
+			state->oldest = Min(state->oldest, DatumGetTimestampTz(created_at));
+	}
+	pfree(name);
+	return state->count < MAX_COUNTED_PENDING;
+}
+
+/*
+ * What a handler is doing.
+ */
+static const char *
+handler_state(const Handler *handler, char **reason)
+{
+	HandlerProblem problem;
+	const char *state = "ready";
+	ExecutorSlot *slot;
+
+	*reason = NULL;
+	if (handler->dormant)
+		return "dormant";
+	if (handler->paused)
+		return "paused";
+	if (!handler_check(handler, &problem))
+	{
+		*reason = pstrdup(problem.message);
+		return "suspended";
+	}
+	if (shared == NULL)
+		return state;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = shared_find_executor(MyDatabaseId, handler->owner);
+	if (slot != NULL && slot->worker.phase == WORKER_BACKING_OFF)
+		state = "backing off";
+	else if (slot != NULL && slot->worker.phase == WORKER_RUNNING &&
+			 strcmp(slot->handler, handler->name) == 0)
+		state = "running";
+	LWLockRelease(shared->lock);
+	return state;
+}
+
+/*
+ * _handler_figures(handler) returns one row, all null for a handler that the
+ * caller may not see.
+ */
+Datum
+pne_handler_figures(PG_FUNCTION_ARGS)
+{
+#define HANDLER_FIGURES 12
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	Datum		values[HANDLER_FIGURES] = {0};
+	bool		nulls[HANDLER_FIGURES];
+	TupleDesc	desc;
+	List	   *handlers;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	memset(nulls, true, sizeof(nulls));
+
+	SPI_connect();
+	handlers = handler_load(name, InvalidOid, CurrentMemoryContext);
+	if (handlers != NIL)
+	{
+		Handler    *handler = linitial(handlers);
+
+		if (has_privs_of_role(GetUserId(), handler->owner) || is_monitor())
+		{
+			PendingState pending = {handler, 0, DT_NOEND};
+			HandlerEntry *entry = NULL;
+			HandlerEntry copy;
+			char	   *reason;
+
+			values[0] = CStringGetTextDatum(pstrdup(handler_state(handler, &reason)));
+			nulls[0] = false;
+			if (reason != NULL)
+			{
+				values[1] = CStringGetTextDatum(reason);
+				nulls[1] = false;
+			}
+
+			/* snapshots of a standby know of no cursor */
+			if (!RecoveryInProgress())
+			{
+				Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+				Snapshot	snapshot = GetActiveSnapshot();
+
+				window_scan(log, &handler->position, snapshot, event_snapshot_build(snapshot),
+							count_pending, &pending);
+				table_close(log, AccessShareLock);
+				values[2] = Int64GetDatum(pending.count);
+				nulls[2] = false;
+				values[3] = TimestampTzGetDatum(pending.oldest);
+				nulls[3] = (pending.oldest == DT_NOEND);
+			}
+
+			if (stats_lock != NULL)
+			{
+				HandlerKey	key;
+
+				fill_handler_key(&key, handler);
+				LWLockAcquire(stats_lock, LW_SHARED);
+				entry = hash_search(handler_entries, &key, HASH_FIND, NULL);
+				if (entry != NULL)
+					copy = *entry;
+				LWLockRelease(stats_lock);
+			}
+			if (entry == NULL)
+				memset(&copy, 0, sizeof(copy));
+			values[4] = Int64GetDatum(copy.calls);
+			values[5] = Int64GetDatum(copy.batches);
+			values[6] = Float8GetDatum(copy.total_time);
+			values[7] = Float8GetDatum(copy.calls > 0 ? copy.total_time / (double) copy.calls : 0);
+			values[8] = Float8GetDatum(copy.max_time);
+			nulls[4] = nulls[5] = nulls[6] = nulls[8] = false;
+			nulls[7] = (copy.calls == 0);
+			values[9] = percentile(&copy, 0.50, &nulls[9]);
+			values[10] = percentile(&copy, 0.95, &nulls[10]);
+			values[11] = percentile(&copy, 0.99, &nulls[11]);
+		}
+	}
+	/* the row must outlive SPI's memory */
+	{
+		HeapTuple	tuple = heap_form_tuple(desc, values, nulls);
+		Datum		result = PointerGetDatum(SPI_returntuple(tuple, desc));
+
+		SPI_finish();
+		PG_RETURN_DATUM(result);
+	}
+}
+
+static const char *
+phase_name(WorkerPhase phase)
+{
+	switch (phase)
+	{
+		case WORKER_WAITING:
+		case WORKER_STARTING:
+			return "starting";
+		case WORKER_LISTENING:
+			return "listening";
+		case WORKER_IDLE:
+			return "idle";
+		case WORKER_RUNNING:
+			return "running";
+		case WORKER_BACKING_OFF:
+			return "backing off";
+		case WORKER_NONE:
+			break;
+	}
+	return NULL;
+}
+
+/*
+ * Add the row of one worker, of which the caller has a copy.
+ */
+static void
+put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker *worker)
+{
+#define WORKER_FIGURES 12
+	Datum		values[WORKER_FIGURES] = {0};
+	bool		nulls[WORKER_FIGURES] = {false};
+	NameData	database;
+	NameData	owner_name;
+	char	   *name;
+
+	if (worker->phase == WORKER_NONE)
+		return;
+
+	name = OidIsValid(dboid) ? get_database_name(dboid) : NULL;
+	nulls[0] = (name == NULL);
+	if (name != NULL)
+	{
+		namestrcpy(&database, name);
+		values[0] = NameGetDatum(&database);
+	}
+	values[1] = CStringGetTextDatum(kind);
+	name = OidIsValid(owner) ? GetUserNameFromId(owner, true) : NULL;
+	nulls[2] = (name == NULL);
+	if (name != NULL)
+	{
+		namestrcpy(&owner_name, name);
+		values[2] = NameGetDatum(&owner_name);
+	}
+	values[3] = Int32GetDatum((int32) worker->pid);
+	nulls[3] = (worker->pid == 0);
+	values[4] = CStringGetTextDatum(phase_name(worker->phase));
+	values[5] = TimestampTzGetDatum(worker->started_at);
+	nulls[5] = (worker->started_at == 0);
+	values[6] = Int64GetDatum((int64) pg_atomic_read_u64(&worker->wakeups));
+	values[7] = Int64GetDatum((int64) pg_atomic_read_u64(&worker->notifications_received));
+	values[8] = Int64GetDatum((int64) pg_atomic_read_u64(&worker->events_announced));
+	values[9] = Int64GetDatum((int64) pg_atomic_read_u64(&worker->events_handled));
+	nulls[10] = nulls[11] = worker->last_error_at == 0 ||
+		!(is_monitor() || (OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)));
+	if (!nulls[10])
+	{
+		values[10] = CStringGetTextDatum(worker->last_error);
+		values[11] = TimestampTzGetDatum(worker->last_error_at);
+	}
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/*
+ * _worker_figures() returns a row for each worker of the cluster.
+ */
+Datum
+pne_worker_figures(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	SharedState *copy;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (shared == NULL)
+		return (Datum) 0;
+
+	/* names are looked up without the lock */
+	copy = palloc(sizeof(SharedState));
+	LWLockAcquire(shared->lock, LW_SHARED);
+	memcpy(copy, shared, sizeof(SharedState));
+	LWLockRelease(shared->lock);
+
+	put_worker(rsinfo, "launcher", InvalidOid, InvalidOid, &copy->launcher);
+	for (int i = 0; i < MAX_DATABASES; i++)
+	{
+		Oid			dboid = pg_atomic_read_u32(&copy->databases[i].dboid);
+
+		if (dboid != InvalidOid)
+			put_worker(rsinfo, "listener", dboid, InvalidOid, &copy->databases[i].listener);
+	}
+	for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
+	{
+		ExecutorSlot *slot = &copy->executors[i];
+
+		if (slot->in_use)
+			put_worker(rsinfo, "executor", slot->dboid, slot->owner, &slot->worker);
+	}
+	pfree(copy);
+	return (Datum) 0;
+}
+
+/*
+ * Copies of the entries of this database.
+ */
+static EventEntry *
+copy_event_entries(int *count)
+{
+	EventEntry *entries = palloc(sizeof(EventEntry) * MAX_EVENT_ENTRIES);
+	HASH_SEQ_STATUS status;
+	EventEntry *event;
+
+	*count = 0;
+	LWLockAcquire(stats_lock, LW_SHARED);
+	hash_seq_init(&status, event_entries);
+	while ((event = hash_seq_search(&status)) != NULL)
+	{
+		if (event->key.dboid == MyDatabaseId && *count < MAX_EVENT_ENTRIES)
+			entries[(*count)++] = *event;
+	}
+	LWLockRelease(stats_lock);
+	return entries;
+}
+
+/*
+ * _event_figures() returns a row for each event name of this database, to who
+ * may read the log or monitor the server.
+ */
+Datum
+pne_event_figures(PG_FUNCTION_ARGS)
+{
+#define EVENT_FIGURES 6
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	EventEntry *entries;
+	int			count;
+
+	InitMaterializedSRF(fcinfo, 0);
+	if (stats_lock == NULL)
+		return (Datum) 0;
+	if (!is_monitor() &&
+		pg_class_aclcheck(catalog_lookup(false)->log, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+		return (Datum) 0;
+
+	entries = copy_event_entries(&count);
+	for (int i = 0; i < count; i++)
+	{
+		EventEntry *event = &entries[i];
+		Datum		values[EVENT_FIGURES] = {0};
+		bool		nulls[EVENT_FIGURES] = {false};
+
+		values[0] = CStringGetTextDatum(event->key.name);
+		values[1] = Int64GetDatum(event->emitted);
+		nulls[2] = true;		/* who emits announces: nobody counts that */
+		values[3] = Int64GetDatum(event->delivered);
+		values[4] = Int64GetDatum(event->failed);
+		values[5] = TimestampTzGetDatum(event->last_emitted_at);
+		nulls[5] = (event->last_emitted_at == 0);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/*
+ * reset_event_stats() returns void
+ *
+ * Sets the figures of this database that are in shared memory to zero.
+ * Errors: not preloaded.
+ */
+Datum
+pne_reset_event_stats(PG_FUNCTION_ARGS)
+{
+	shared_require_preload("reset_event_stats()");
+	stats_forget_database(MyDatabaseId);
+	PG_RETURN_VOID();
+}

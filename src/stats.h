@@ -1,0 +1,42 @@
+/*-------------------------------------------------------------------------
+ *
+ * stats.h
+ *		Figures in shared memory, and the SQL functions that show them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_STATS_H
+#define PNE_STATS_H
+
+#include "portability/instr_time.h"
+#include "storage/lwlock.h"
+
+#include "handler.h"
+
+/* what a batch measures, to be counted when it has committed */
+typedef struct BatchFigures
+{
+	int			nevents;		/* that the handler was called for */
+	Event	  **events;
+	double	   *latencies;		/* ms from created_at to the call, of each */
+	int64		calls;
+	double		total_time;		/* ms */
+	double		max_time;		/* ms */
+	instr_time	call_began;
+} BatchFigures;
+
+extern Size stats_shmem_size(void);
+extern void stats_shmem_startup(LWLock *lock);
+
+extern void stats_batch_begins(BatchFigures *figures, int nevents);
+extern void stats_call_begins(BatchFigures *figures, Event **events, int nevents);
+extern void stats_call_ends(BatchFigures *figures);
+extern void stats_batch_committed(const Handler *handler, const BatchFigures *figures);
+extern void stats_event_failed(const char *event_name);
+extern void stats_event_emitted(const char *event_name, TimestampTz when);
+extern void stats_flush_emitted(void);
+extern void stats_discard_emitted(void);
+extern void stats_forget_handler_at_commit(const Handler *handler);
+extern void stats_forget_database(Oid dboid);
+
+#endif							/* PNE_STATS_H */

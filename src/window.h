@@ -1,0 +1,90 @@
+/*-------------------------------------------------------------------------
+ *
+ * window.h
+ *		The snapshot cursor over the log.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_WINDOW_H
+#define PNE_WINDOW_H
+
+#include "access/htup.h"
+#include "executor/tuptable.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+
+/*
+ * A snapshot that outlives its transaction: the C form of pg_snapshot, with
+ * top-level transaction ids that include the epoch.
+ */
+typedef struct EventSnapshot
+{
+	uint64		xmin;			/* every xid before it is done */
+	uint64		xmax;			/* no xid from it on is done */
+	int			nxip;
+	uint64		xip[FLEXIBLE_ARRAY_MEMBER]; /* running between, ascending */
+} EventSnapshot;
+
+/*
+ * How far somebody has come: every event whose transaction cursor sees is
+ * done; where there is a window, so are those that it sees up to last_id.
+ */
+typedef struct EventPosition
+{
+	EventSnapshot *cursor;
+	EventSnapshot *window;		/* or NULL */
+	int64		last_id;
+} EventPosition;
+
+typedef struct Event
+{
+	int64		id;
+	TimestampTz created_at;
+	Size		size;			/* bytes of the row, detoasted or not as stored */
+	char	   *name;
+	bool		hidden;			/* row security hides it from the handlers' owner */
+	HeapTuple	tuple;			/* NULL: deleted since the window was read */
+} Event;
+
+/*
+ * A window that was read: the ids of its events in the order of delivery, and
+ * a chunk of the events themselves.  Handlers that stand at the same cursor
+ * share one.
+ */
+typedef struct Window
+{
+	MemoryContext context;
+	int			references;
+	EventSnapshot *from;
+	EventSnapshot *upto;
+	int64		nids;
+	int64	   *ids;
+	MemoryContext chunk_context;
+	uint64		chunk_changes;	/* catalog_log_changes() when it was loaded */
+	int64		chunk_start;	/* index of its first event in ids */
+	int			chunk_length;
+	Event	   *chunk;
+} Window;
+
+/* called for each event of a scan; false ends it */
+typedef bool (*WindowCallback) (TupleTableSlot *slot, int64 id, void *arg);
+
+extern EventSnapshot *event_snapshot_build(Snapshot snapshot);
+extern EventSnapshot *event_snapshot_nothing(void);
+extern EventSnapshot *event_snapshot_copy(const EventSnapshot *snapshot);
+extern EventSnapshot *event_snapshot_parse(const char *text);
+extern char *event_snapshot_text(const EventSnapshot *snapshot);
+extern bool event_snapshot_equal(const EventSnapshot *a, const EventSnapshot *b);
+extern bool event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other);
+
+extern void window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
+						const EventSnapshot *upto, WindowCallback callback, void *arg);
+extern Window *window_read(Relation log, const EventPosition *position, Snapshot snapshot,
+						   const EventSnapshot *upto, MemoryContext parent);
+extern void window_load_chunk(Window *window, Relation log, Snapshot snapshot, int64 start, int limit);
+extern Window *window_split(Window *window, MemoryContext parent);
+extern void window_release(Window *window);
+extern HeapTuple window_fetch_event(Relation log, Snapshot snapshot, int64 id);
+extern void event_from_tuple(Event *event, Relation log, HeapTuple tuple);
+
+#endif							/* PNE_WINDOW_H */

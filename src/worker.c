@@ -1,0 +1,234 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *		What launcher, listener and executor have in common: signals, session
+ *		settings, sleeping, and what happens after an error.
+ *
+ * An error outside a handler's code ends no worker.  It is logged once, with
+ * its context, kept for event_worker_stats, and the worker backs off before it
+ * tries again, twice as long after each failure in a row.  A worker that dies
+ * all the same is started anew by the launcher, after the same back-off.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/sinval.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "worker.h"
+
+/* the first and the longest time to back off, in ms */
+#define MIN_BACKOFF 1000
+#define MAX_BACKOFF 60000
+
+/*
+ * Settings that a worker must not take from owner, database or cluster: a
+ * serializable one would make emitting transactions fail, a read-only one
+ * could never progress, and the handlers' timeout is ours to enforce.
+ */
+static const struct
+{
+	const char *name;
+	const char *value;
+}			forced_settings[] = {
+	{"default_transaction_isolation", "read committed"},
+	{"default_transaction_read_only", "off"},
+	{"default_transaction_deferrable", "off"},
+	{"session_replication_role", "origin"},
+	{"statement_timeout", "0"},
+	{"lock_timeout", "0"},
+	{"idle_in_transaction_session_timeout", "0"},
+	{"idle_session_timeout", "0"},
+#ifdef PNE_HAVE_TRANSACTION_TIMEOUT
+	{"transaction_timeout", "0"},
+#endif
+	{"row_security", "on"},
+};
+
+/*
+ * Handlers of the usual signals.  SIGTERM is die(): it interrupts waits for
+ * locks, too.
+ */
+void
+worker_signals(void)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+}
+
+/*
+ * Connect to a database, as owner or, without one, as the bootstrap superuser.
+ */
+void
+worker_connect(Oid dboid, Oid owner)
+{
+	BackgroundWorkerInitializeConnectionByOid(dboid, owner, 0);
+
+	for (int i = 0; i < (int) lengthof(forced_settings); i++)
+		SetConfigOption(forced_settings[i].name, forced_settings[i].value,
+						PGC_SUSET, PGC_S_OVERRIDE);
+
+	/* payloads and event data are the database's own bytes */
+	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_USERSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * The process is there.
+ */
+void
+worker_came_alive(Worker *worker, WorkerPhase phase)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker->pid = MyProcPid;
+	worker->started_at = GetCurrentTimestamp();
+	worker_set_phase(worker, phase);
+	LWLockRelease(shared->lock);
+}
+
+static void
+lengthen_backoff(Worker *worker)
+{
+	worker->backoff = Min(Max(worker->backoff * 2, MIN_BACKOFF), MAX_BACKOFF);
+	worker->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), worker->backoff);
+}
+
+/*
+ * The process ends.  The caller holds the lock.
+ */
+void
+worker_went_away(Worker *worker, bool clean)
+{
+	worker->pid = 0;
+	if (clean)
+		worker_set_phase(worker, WORKER_NONE);
+	else
+	{
+		lengthen_backoff(worker);
+		worker_set_phase(worker, WORKER_BACKING_OFF);
+	}
+}
+
+/*
+ * Show what the worker does now, in event_worker_stats and pg_stat_activity.
+ */
+void
+worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker_set_phase(worker, phase);
+	LWLockRelease(shared->lock);
+	pgstat_report_activity(phase == WORKER_RUNNING || phase == WORKER_STARTING ? STATE_RUNNING : STATE_IDLE,
+						   activity);
+}
+
+/*
+ * Sleep until the bell is rung or a time has come (DT_NOEND: no time).
+ *
+ * The flag of the bell is tested after the latch was reset and before sleeping,
+ * so no ring is slept over (doorbell.c).  The same goes for notifications of
+ * our own: they raise the flag without the latch.
+ */
+void
+worker_sleep(Bell *bell, TimestampTz until)
+{
+	static uint32 wait_event = 0;
+	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+	long		timeout = -1;
+
+	if (wait_event == 0)
+		wait_event = pne_wait_event("PgNotifyEventsMain");
+
+	if (doorbell_is_rung(bell))
+		return;
+	if (until != DT_NOEND)
+	{
+		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		if (timeout <= 0)
+			return;
+		events |= WL_TIMEOUT;
+	}
+	(void) WaitLatch(MyLatch, events, timeout, wait_event);
+
+	/* a cancel while nothing is being done has nothing to cancel */
+	QueryCancelPending = false;
+	CHECK_FOR_INTERRUPTS();
+	if (catchupInterruptPending)
+		ProcessCatchupInterrupt();
+}
+
+/*
+ * Read the configuration again if that was asked for.  True if it was.
+ */
+bool
+worker_reload_config(void)
+{
+	if (!ConfigReloadPending)
+		return false;
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+	return true;
+}
+
+/*
+ * In a PG_CATCH block of a worker's main loop: report the error, abort, and
+ * set not_before to the end of the back-off, which the loop waits for.
+ */
+void
+worker_recover(Worker *worker)
+{
+	MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
+	ErrorData  *error;
+	bool		news;
+
+	HOLD_INTERRUPTS();
+	LWLockReleaseAll();
+	disable_all_timeouts(false);
+	QueryCancelPending = false;
+	error = CopyErrorData();
+
+	news = worker->backoff == 0 ||
+		strncmp(worker->last_error, error->message ? error->message : "", WORKER_ERROR_SIZE - 1) != 0;
+	if (news)
+		EmitErrorReport();
+	AbortOutOfAnyTransaction();
+	FlushErrorState();
+	MemoryContextSwitchTo(context);
+
+	worker_report_error(worker, error->message ? error->message : "");
+	FreeErrorData(error);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	lengthen_backoff(worker);
+	LWLockRelease(shared->lock);
+	worker_enter_phase(worker, WORKER_BACKING_OFF, "backing off after an error");
+	RESUME_INTERRUPTS();
+}
+
+/*
+ * A cycle went well: the next failure is a first one.
+ */
+void
+worker_recovered(Worker *worker)
+{
+	if (worker->backoff == 0)
+		return;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker->backoff = 0;
+	worker->not_before = 0;
+	LWLockRelease(shared->lock);
+}

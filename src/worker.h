@@ -1,0 +1,40 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *		What launcher, listener and executor have in common.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_WORKER_H
+#define PNE_WORKER_H
+
+#include "postmaster/bgworker.h"
+
+#include "doorbell.h"
+#include "shared.h"
+
+/* how often a listener asks whether somebody wants its database to itself */
+#define YIELD_CHECK_MS 1000
+
+/* what the launcher tells a worker, in bgw_extra */
+typedef struct WorkerStart
+{
+	int			slot;			/* index in shared->databases or executors */
+	uint32		generation;		/* of the slot, when it was started */
+	Oid			dboid;
+	Oid			owner;			/* executors only */
+} WorkerStart;
+
+StaticAssertDecl(sizeof(WorkerStart) <= BGW_EXTRALEN, "WorkerStart must fit into bgw_extra");
+
+extern void worker_signals(void);
+extern void worker_connect(Oid dboid, Oid owner);
+extern void worker_came_alive(Worker *worker, WorkerPhase phase);
+extern void worker_went_away(Worker *worker, bool clean);
+extern void worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity);
+extern void worker_sleep(Bell *bell, TimestampTz until);
+extern bool worker_reload_config(void);
+extern void worker_recover(Worker *worker);
+extern void worker_recovered(Worker *worker);
+
+#endif							/* PNE_WORKER_H */
