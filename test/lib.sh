@@ -1,0 +1,380 @@
+# shellcheck shell=bash
+#
+# test/lib.sh - what test/demo and test/check have in common.  Sourced, not run.
+#
+# Both scripts go the same way:
+#
+#	begin					a temporary directory; an exit trap that stops every
+#							server in it and removes it
+#	install_packages ...	what is missing of the Debian packages they need
+#	copy_server				a private copy of the server's files, in that directory
+#	build					the extension, from a copy of the checkout, "make install"ed
+#							into the private copy of the server
+#	start_server ...		a throwaway cluster on a private socket
+#
+# PostgreSQL finds its libraries and its share directory relative to where its
+# programs lie, and so does pg_config.  So a copy of the programs, with links
+# for all the rest, is an installation of its own, and the extension that is
+# under test goes there: the system's server, which may run another version of
+# it, is never touched, nobody needs to be root, and nothing stays behind.
+#
+# initdb refuses to work for root.  So all but the packages is done as an
+# unprivileged user: the caller, or "postgres" when the caller is root.
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# Settings of the caller's own sessions and of a make around us are not ours.
+pg_config=${PG_CONFIG-}
+unset "${!PG@}" MAKEFLAGS MFLAGS MAKELEVEL
+export LANG=C.UTF-8
+unset LC_ALL LANGUAGE
+
+work=				# the temporary directory
+tree=				# the copy of the checkout in it, where everything is built and run
+bindir=				# the programs of the private copy of the server
+major=				# its major version
+child=				# the process group that run or show is waiting for
+keep=				# "files": leave the temporary directory, "all": the servers in it, too
+steps=0				# numbers the log files
+
+#
+# What is needed.  NN stands for the major version of PostgreSQL.
+#
+server_packages=(postgresql-NN postgresql-server-dev-NN)
+# shellcheck disable=SC2034  # used by the scripts
+build_packages=(gcc libc6-dev libkrb5-dev libssl-dev make)
+# shellcheck disable=SC2034
+test_packages=(
+	clang-tidy								# static
+	cppcheck								# static
+	libipc-run-perl							# tap
+	libtap-parser-sourcehandler-pgtap-perl	# pgtap: pg_prove
+	perl									# tap: prove
+	postgresql-NN-pgtap						# pgtap
+	python3-psycopg2						# tap: the clients in Python
+)
+
+# say TEXT: one line of progress
+say()
+{
+	printf '== %s\n' "$*"
+}
+
+# die TEXT: give up, with the reason
+die()
+{
+	printf '%s: %s\n' "${0##*/}" "$*" >&2
+	exit 1
+}
+
+# excerpt FILE [LINES]: the end of a log, indented
+excerpt()
+{
+	[[ -s $1 ]] || return 0
+	printf '   -- %s, last %s lines\n' "${1#"$work"/}" "${2:-40}"
+	tail -n "${2:-40}" "$1" | sed 's/^/   | /'
+}
+
+# as_root COMMAND...
+as_root()
+{
+	if ((EUID == 0)); then
+		"$@"
+	else
+		sudo "$@"
+	fi
+}
+
+# as_user COMMAND...: as the unprivileged user, in the temporary directory
+as_user()
+{
+	local -a how=(env -C "$tree" "HOME=$work/home" "TMPDIR=$work/tmp" "PATH=${bindir:+$bindir:}$PATH")
+
+	if ((EUID == 0)); then
+		how=(runuser -u postgres -- "${how[@]}")
+	fi
+	"${how[@]}" "$@"
+}
+
+# The output of COMMAND goes to a log file.  The command is a job with a
+# process group of its own, which the shell waits for with "wait": so a signal
+# is acted upon at once, and takes the command's children along.
+last_log=
+in_background()
+{
+	local output=$1 status=0
+
+	shift
+	set -m
+	"$@" </dev/null >"$output" 2>&1 &
+	child=$!
+	set +m
+	wait "$child" || status=$?
+	child=
+	return "$status"
+}
+
+# run TEXT COMMAND...: a step; its output is shown when it fails
+run()
+{
+	local status=0
+
+	say "$1"
+	shift
+	last_log=$work/log/$((++steps)).log
+	in_background "$last_log" "$@" || status=$?
+	((status == 0)) || excerpt "$last_log"
+	return "$status"
+}
+
+# show TEXT COMMAND...: a step whose output is shown while it comes, through sed
+show_filter='s/^/   /'
+show()
+{
+	local status=0 fifo=$work/log/fifo viewer
+
+	say "$1"
+	shift
+	last_log=$work/log/$((++steps)).log
+	mkfifo "$fifo"
+	tee "$last_log" <"$fifo" | sed -u "$show_filter" &
+	viewer=$!
+	in_background "$fifo" "$@" || status=$?
+	wait "$viewer" || true
+	rm -f "$fifo"
+	return "$status"
+}
+
+# Runs at every exit.
+cleanup()
+{
+	local status=$? pidfile
+
+	trap '' INT TERM HUP
+	if [[ -n $child ]]; then
+		kill -TERM -- "-$child" 2>/dev/null || true
+		wait "$child" 2>/dev/null || true
+	fi
+	if [[ -n $work && $keep != all ]]; then
+		while IFS= read -r pidfile; do
+			as_user pg_ctl stop -s -w -m immediate -D "$(dirname "$pidfile")" 2>/dev/null || true
+		done < <(find "$work" -name postmaster.pid)
+		[[ $keep == files ]] || rm -rf "$work"
+	fi
+	exit "$status"
+}
+
+# begin: the temporary directory
+begin()
+{
+	local base=${TMPDIR:-/tmp}
+
+	# A socket's path may have 107 bytes.
+	((${#base} <= 40)) || base=/tmp
+	trap cleanup EXIT
+	trap 'exit 129' HUP
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+	work=$(mktemp -d "$base/pg_notify_events.XXXXXX")
+	tree=$work/tree
+	mkdir "$work"/{home,log,server,socket,tmp,tree}
+}
+
+# is_installed PACKAGE
+is_installed()
+{
+	[[ $(dpkg-query -W -f='${Status}' "$1" 2>/dev/null) == 'install ok installed' ]]
+}
+
+# The newest PostgreSQL below /usr/lib/postgresql that has PROGRAM
+newest_with()
+{
+	local path
+
+	for path in /usr/lib/postgresql/*/bin/"$1"; do
+		[[ -x $path ]] || continue
+		path=${path#/usr/lib/postgresql/}
+		printf '%s\n' "${path%%/*}"
+	done | sort -n | tail -n 1
+}
+
+# Which PostgreSQL it is going to be: that of $PG_CONFIG, else the newest that
+# is installed as a package, else the one that the distribution has.
+choose_version()
+{
+	if [[ -n $pg_config ]]; then
+		[[ $pg_config == */* ]] || pg_config=$(type -P "$pg_config") || die "PG_CONFIG: there is no such program in the PATH"
+		[[ -x $pg_config ]] || die "PG_CONFIG: $pg_config is no program"
+		# packages are in charge of it only if it is below /usr/lib/postgresql
+		[[ $("$pg_config" --bindir) == /usr/lib/postgresql/* ]] || server_packages=()
+		major=$("$pg_config" --version | sed 's/^PostgreSQL \([0-9]*\).*/\1/')
+		return
+	fi
+	major=$(newest_with postgres)
+	[[ -n $major ]] || major=$(newest_with psql)
+	[[ -n $major ]] || major=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' || true)
+}
+
+# apt_get ARGUMENTS...: as root, output to the log
+apt_get()
+{
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" </dev/null >"$last_log" 2>&1 && return
+	excerpt "$last_log"
+	return 1
+}
+
+# Debian makes and starts a cluster when the server is installed.  Nobody asked
+# for that here, so it is switched off while we install.
+no_main_cluster=/etc/postgresql-common/createcluster.d/pg_notify_events_test.conf
+
+# install_packages PACKAGE...: those of them that are missing
+install_packages()
+{
+	local package status=0
+	local -a missing=()
+
+	if ! command -v dpkg-query >/dev/null; then
+		say "no Debian system: taking it that a compiler, PostgreSQL with its headers and the test tools are there"
+		choose_version
+		[[ -n $pg_config ]] || pg_config=$(type -P pg_config) || die "no pg_config in the PATH: name one with PG_CONFIG=..."
+		return
+	fi
+
+	last_log=$work/log/packages.log
+	choose_version
+	if [[ -z $major ]]; then
+		# nothing is known of any package yet
+		need_root "apt-get update"
+		say "reading the package lists"
+		apt_get update || die "apt-get update failed"
+		choose_version
+		[[ -n $major ]] || die "no package of PostgreSQL is known to apt-get"
+	fi
+
+	for package in "${server_packages[@]}" "$@"; do
+		package=${package/NN/$major}
+		is_installed "$package" || missing+=("$package")
+	done
+	if ((${#missing[@]} > 0)); then
+		need_root "apt-get update && apt-get install -y --no-install-recommends ${missing[*]}"
+		say "reading the package lists"
+		apt_get update || die "apt-get update failed"
+		say "installing ${missing[*]}"
+		as_root mkdir -p "${no_main_cluster%/*}"
+		echo 'create_main_cluster = false' | as_root tee "$no_main_cluster" >/dev/null
+		apt_get install -y --no-install-recommends "${missing[@]}" || status=$?
+		as_root rm -f "$no_main_cluster"
+		as_root rmdir --ignore-fail-on-non-empty "${no_main_cluster%/*}"
+		((status == 0)) || die "apt-get install failed"
+	fi
+	[[ -n $pg_config ]] || pg_config=/usr/lib/postgresql/$major/bin/pg_config
+}
+
+# need_root LINE: this is what root would have to run; we go on if we can do it
+need_root()
+{
+	((EUID != 0)) || return 0
+	command -v sudo >/dev/null && { sudo -n true 2>/dev/null || { [[ -t 0 ]] && sudo -v; }; } && return 0
+	die "packages are missing, and sudo is not to be had.  Run this as root, then start again:
+	$1"
+}
+
+# copy_server: see the top of this file
+copy_server()
+{
+	local what program source copy
+	local -A dir=()
+
+	for what in bindir pkglibdir sharedir includedir pkgincludedir includedir-server; do
+		dir[$what]=$("$pg_config" "--$what")
+	done
+	copy=$work/server
+	say "copying the programs of $("$pg_config" --version) to $copy, where the extension goes too"
+
+	mkdir -p "$copy${dir[bindir]}"
+	for program in postgres initdb psql pgbench createdb dropdb createuser dropuser \
+		vacuumdb reindexdb clusterdb pg_config "${dir[bindir]}"/pg_*; do
+		source=${dir[bindir]}/${program##*/}
+		[[ ! -x $source ]] || cp -L "$source" "$copy${dir[bindir]}/"
+	done
+	for what in pkglibdir sharedir; do
+		mkdir -p "$copy${dir[$what]}"
+		cp -a --symbolic-link "${dir[$what]}/." "$copy${dir[$what]}/"
+	done
+	for what in includedir pkgincludedir includedir-server; do
+		[[ -e $copy${dir[$what]} ]] && continue
+		mkdir -p "$(dirname "$copy${dir[$what]}")"
+		ln -s "${dir[$what]}" "$copy${dir[$what]}"
+	done
+	# an installed version of the extension must neither be found nor written to
+	rm -f "$copy${dir[pkglibdir]}"/pg_notify_events* "$copy${dir[sharedir]}"/extension/pg_notify_events*
+
+	bindir=$copy${dir[bindir]}
+	pg_config=$bindir/pg_config
+	[[ -x $bindir/postgres && -x $bindir/initdb ]] || die "no server among the programs in ${dir[bindir]}"
+	[[ -f $("$pg_config" --pgxs) ]] || die "no PGXS at $("$pg_config" --pgxs): install the server's development files"
+	[[ $("$pg_config" --pkglibdir) == "$copy${dir[pkglibdir]}" && $("$pg_config" --sharedir) == "$copy${dir[sharedir]}" ]] ||
+		die "a copy of this PostgreSQL does not find its own files"
+
+	# the sources, without what an earlier build left there
+	tar -C "$top" -cf - --exclude=./.git --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
+		--exclude=./results --exclude=./output_iso --exclude=./tmp_check . | tar -C "$tree" -xf -
+
+	if ((EUID == 0)); then
+		getent passwd postgres >/dev/null || die "root cannot run a server, and there is no user postgres"
+		chown -R -h postgres: "$work"
+		as_user test -w . || die "the user postgres has no access to $work: set TMPDIR to a directory that it may enter"
+	fi
+}
+
+# in_tree TARGET... [VARIABLE=...]: make there
+in_tree()
+{
+	as_user make --no-print-directory "PG_CONFIG=$pg_config" with_llvm=no "$@"
+}
+
+# build [VARIABLE=...]: and install into the copy of the server
+build()
+{
+	local jobs
+
+	jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+	run "building the extension" in_tree -j "$jobs" all "$@" || return
+	run "installing it for the throwaway servers" in_tree install "$@"
+}
+
+# start_server [SETTING...]: $work/data, socket in $work/socket, superuser postgres
+start_server()
+{
+	local log=$work/log/server.log
+
+	run "making a throwaway cluster in $work/data" as_user initdb -D "$work/data" -U postgres -A trust \
+		-E UTF8 --locale=C.UTF-8 --no-sync || return
+	{
+		printf '%s\n' \
+			"listen_addresses = ''" \
+			"unix_socket_directories = '$work/socket'" \
+			"shared_preload_libraries = 'pg_notify_events'" \
+			"log_line_prefix = '%m [%p] %b %q%u@%d '" \
+			"$@"
+	} >>"$work/data/postgresql.conf"
+	if ! run "starting its server" as_user pg_ctl start -s -w -t 60 -D "$work/data" -l "$log"; then
+		excerpt "$log"
+		return 1
+	fi
+}
+
+# stop_server: a server that does not stop is a failure
+stop_server()
+{
+	if ! run "stopping the server" as_user pg_ctl stop -s -w -t 60 -m fast -D "$work/data"; then
+		excerpt "$work/log/server.log"
+		return 1
+	fi
+}
+
+# with_server COMMAND...: with the environment of a client
+with_server()
+{
+	as_user env "PGHOST=$work/socket" PGUSER=postgres PGDATABASE=postgres "$@"
+}
