@@ -1,0 +1,123 @@
+-- What CREATE EXTENSION makes: names, types, rights.
+BEGIN;
+SELECT * FROM no_plan();
+
+SELECT has_table('notification_events');
+SELECT columns_are('notification_events',
+	ARRAY['id', 'event_name', 'event_data', 'created_at', 'txid', 'origin_txid', 'announce']);
+SELECT col_type_is('notification_events', 'id', 'bigint');
+SELECT col_is_pk('notification_events', 'id');
+SELECT col_type_is('notification_events', 'event_name', 'character varying(100)');
+SELECT col_not_null('notification_events', 'event_name');
+SELECT col_type_is('notification_events', 'event_data', 'jsonb');
+SELECT col_type_is('notification_events', 'created_at', 'timestamp with time zone');
+SELECT col_default_is('notification_events', 'created_at', 'now()');
+SELECT col_type_is('notification_events', 'txid', 'xid8');
+SELECT col_not_null('notification_events', 'txid');
+SELECT col_hasnt_default('notification_events', 'txid');
+
+-- a FOR ALL TABLES publication does no harm only where every table has a primary key
+SELECT is_empty($$
+	SELECT c.relname FROM pg_class c
+	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
+	WHERE c.relkind = 'r'
+	AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
+$$, 'every table has a primary key');
+
+SELECT is_empty($$
+	SELECT t.tgrelid::regclass, t.tgname FROM pg_trigger t
+	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = t.tgrelid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
+	WHERE t.tgenabled <> 'A'
+$$, 'every trigger of the extension is ENABLE ALWAYS');
+
+SELECT set_eq($$
+	SELECT c.relname::text FROM pg_class c
+	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
+	WHERE c.relkind = 'v'
+$$, ARRAY['event_handlers', 'event_retries', 'event_handler_stats', 'event_worker_stats', 'event_stats']);
+
+SELECT is_empty($$
+	SELECT d.classid::regclass, d.objid
+	FROM pg_depend d
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
+	LEFT JOIN pg_description c ON c.classoid = d.classid AND c.objoid = d.objid AND c.objsubid = 0
+	LEFT JOIN pg_class r ON d.classid = 'pg_class'::regclass AND r.oid = d.objid
+	WHERE d.deptype = 'e' AND c.description IS NULL
+	AND d.classid IN ('pg_class'::regclass, 'pg_proc'::regclass)
+	AND COALESCE(r.relkind, 'f') <> 'S'
+$$, 'every table, view and function has a comment');
+
+-- functions: signatures, volatility, parallel safety
+SELECT has_function('notify_event', ARRAY[]::text[]);
+SELECT function_returns('notify_event', ARRAY[]::text[], 'trigger');
+SELECT function_returns('notify_event', ARRAY['character varying', 'jsonb'], 'bigint');
+SELECT function_returns('notify_event', ARRAY['character varying', 'json'], 'bigint');
+SELECT function_returns('notify_event', ARRAY['character varying', 'text'], 'bigint');
+SELECT has_function('create_event_handler', ARRAY['text', 'text', 'text', 'jsonpath', 'integer', 'integer',
+	'interval', 'interval', 'interval', 'boolean', 'text', 'text', 'boolean']);
+SELECT has_function('alter_event_handler');
+SELECT has_function('drop_event_handler', ARRAY['text']);
+SELECT has_function('pause_event_handler', ARRAY['text']);
+SELECT has_function('resume_event_handler', ARRAY['text']);
+SELECT has_function('call_event_handler', ARRAY['text', 'bigint']);
+SELECT is_procedure('wait_for_event_handlers', ARRAY['interval']);
+SELECT function_returns('activate_events', ARRAY[]::text[], 'bigint');
+SELECT has_function('reset_event_stats', ARRAY[]::text[]);
+
+SELECT is_empty($$
+	SELECT p.oid::regprocedure FROM pg_proc p
+	JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
+	WHERE p.proparallel <> 'u' OR p.provolatile <> 'v' OR p.prosecdef
+$$, 'every function is volatile, parallel unsafe and not SECURITY DEFINER');
+
+-- rights of everybody
+SELECT set_eq($$
+	SELECT p.proname::text FROM pg_proc p
+	JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
+	WHERE p.proacl IS NULL
+$$, ARRAY['alter_event_handler', 'drop_event_handler', 'pause_event_handler', 'resume_event_handler',
+	'call_event_handler', 'wait_for_event_handlers', '_handler_figures', '_worker_figures', '_event_figures'],
+	'only functions that check rights themselves are granted to PUBLIC');
+
+SELECT set_eq($$
+	SELECT c.relname::text FROM pg_class c
+	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events',
+	aclexplode(c.relacl) a
+	WHERE a.grantee = 0
+$$, ARRAY['event_handlers', 'event_retries', 'event_handler_stats', 'event_worker_stats', 'event_stats'],
+	'only the views are granted to PUBLIC');
+
+SELECT set_eq($$
+	SELECT r.privilege_type FROM information_schema.role_table_grants r
+	WHERE r.grantee = 'PUBLIC' AND r.table_name IN
+	('event_handlers', 'event_retries', 'event_handler_stats', 'event_worker_stats', 'event_stats')
+$$, ARRAY['SELECT'], 'and only for reading');
+
+-- settings
+SELECT set_eq($$ SELECT name FROM pg_settings WHERE name LIKE 'pg\_notify\_events.%' $$,
+	ARRAY['pg_notify_events.announce', 'pg_notify_events.batch_bytes', 'pg_notify_events.batch_time',
+	'pg_notify_events.channel', 'pg_notify_events.databases', 'pg_notify_events.enabled',
+	'pg_notify_events.executor_idle_timeout', 'pg_notify_events.max_executors', 'pg_notify_events.naptime',
+	'pg_notify_events.payload', 'pg_notify_events.queue_usage_limit', 'pg_notify_events.superuser_handlers',
+	'pg_notify_events.synchronous_commit']);
+SELECT is_empty($$ SELECT name FROM pg_settings WHERE name LIKE 'pg\_notify\_events.%' AND short_desc IS NULL $$,
+	'every setting has a description');
+SELECT set_eq($$ SELECT name || ' ' || unit FROM pg_settings WHERE name LIKE 'pg\_notify\_events.%' AND unit IS NOT NULL $$,
+	ARRAY['pg_notify_events.batch_bytes kB', 'pg_notify_events.batch_time ms',
+	'pg_notify_events.executor_idle_timeout ms', 'pg_notify_events.naptime ms']);
+SELECT results_eq($$ SELECT context, string_agg(substr(name, 18), ' ' ORDER BY name COLLATE "C") FROM pg_settings
+	WHERE name LIKE 'pg\_notify\_events.%' GROUP BY context ORDER BY context $$,
+	$$ VALUES ('sighup', 'batch_bytes batch_time databases enabled executor_idle_timeout max_executors naptime queue_usage_limit superuser_handlers synchronous_commit'),
+	('superuser', 'announce channel payload') $$);
+SELECT throws_ok($$ SET pg_notify_events.no_such_thing = 1 $$, '42602', NULL, 'the prefix is reserved');
+SELECT throws_ok($$ SET pg_notify_events.channel = '' $$, '22023', NULL, 'an empty channel is refused');
+SELECT throws_ok(format('SET pg_notify_events.channel = %L', repeat('x', 64)), '22023', NULL, 'a channel of 64 bytes is refused');
+
+SELECT * FROM finish();
+ROLLBACK;
