@@ -3,6 +3,7 @@
 #   make                 build against the pg_config in the PATH
 #   make PG_CONFIG=...   build against another one
 #   make WERROR=1        as above, every warning is an error
+#   make FAULTS=1        with fault points (src/fault.c): for tests only
 #   make install         put module, control file and script where that server looks for them
 #   make installcheck    run the tests against a running server that preloads the module
 #   make demo            see it work, on a throwaway server (test/demo)
@@ -40,6 +41,7 @@ REGRESS = \
 	two_phase \
 	statement_triggers \
 	handlers \
+	delivery \
 	privileges \
 	bad_input \
 	stats \
@@ -75,7 +77,8 @@ PG_CFLAGS = \
 	-Wvla \
 	-Wwrite-strings \
 	$(if $(filter gcc%,$(notdir $(CC))),$(GCC_WARNINGS)) \
-	$(if $(WERROR),-Werror)
+	$(if $(WERROR),-Werror) \
+	$(if $(FAULTS),-DPNE_FAULT_POINTS)
 GCC_WARNINGS = \
 	-Wduplicated-branches \
 	-Wduplicated-cond \

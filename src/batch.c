@@ -43,11 +43,17 @@
 #include "utils/timeout.h"
 
 #include "batch.h"
+#include "careful.h"
 #include "catalog.h"
 #include "executor.h"
+#include "fault.h"
+#include "outage.h"
 #include "retry.h"
 #include "settings.h"
 #include "stats.h"
+
+/* how often a serialization failure or deadlock is tried again at once */
+#define IMMEDIATE_TRIES 3
 
 /* the events of one turn that concern the handler */
 typedef struct Batch
@@ -101,10 +107,10 @@ batch_commit_transaction(int timeout)
 	PopActiveSnapshot();
 	SPI_finish();
 	if (timeout > 0)
-		enable_timeout_after(STATEMENT_TIMEOUT, timeout);
+		careful_arm_timeout(timeout);
 	CommitTransactionCommand();
 	if (timeout > 0)
-		disable_timeout(STATEMENT_TIMEOUT, false);
+		careful_disarm_timeout();
 	QueryCancelPending = false; /* it is committed: too late */
 	MemoryContextSwitchTo(outer_context);
 }
@@ -119,7 +125,7 @@ batch_abort_transaction(MemoryContext context)
 	ErrorData  *error;
 
 	HOLD_INTERRUPTS();
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	careful_disarm_timeout();
 	QueryCancelPending = false;
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
@@ -148,25 +154,28 @@ bool
 batch_check_handler(HandlerRun *run)
 {
 	Handler    *handler = run->definition;
+	HandlerHealth *health = run->health;
 	HandlerProblem problem;
 
 	run->approved = handler_approve(handler, &problem);
 	if (OidIsValid(run->approved))
 	{
-		if (run->problem != NULL)
+		if (health->problem != NULL)
 		{
 			ereport(LOG,
 					(errmsg("event handler \"%s\" goes on", handler->name)));
-			pfree(run->problem);
-			run->problem = NULL;
+			pfree(health->problem);
+			health->problem = NULL;
 		}
 		return true;
 	}
 
 	leave_alone(run);
-	if (run->problem == NULL || strcmp(run->problem, problem.message) != 0)
+	if (health->problem == NULL || strcmp(health->problem, problem.message) != 0)
 	{
-		run->problem = MemoryContextStrdup(run->context, problem.message);
+		if (health->problem != NULL)
+			pfree(health->problem);
+		health->problem = MemoryContextStrdup(TopMemoryContext, problem.message);
 		ereport(LOG,
 				(errcode(problem.sqlstate),
 				 errmsg("event handler \"%s\" is suspended: %s", handler->name, problem.message),
@@ -181,9 +190,21 @@ batch_check_handler(HandlerRun *run)
 void
 batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc)
 {
-	enable_timeout_after(STATEMENT_TIMEOUT, run->definition->timeout);
+	FAULT_POINT("before-call");
+	careful_arm_timeout(run->definition->timeout);
 	handler_call(&run->call, events, nevents, desc);
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	careful_disarm_timeout();
+}
+
+/*
+ * Whether to try the same again at once: a serialization failure or a deadlock
+ * may be over by then.
+ */
+bool
+batch_try_again(const ErrorData *error, int tries)
+{
+	return tries < IMMEDIATE_TRIES &&
+		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK;
 }
 
 /* ----------
@@ -393,14 +414,15 @@ batch_is_held(const HandlerRun *run)
 }
 
 /*
- * Which events of the batch pass the handler's filter.
+ * Which events of the batch pass the handler's filter, and how many.  The one
+ * that is being looked at is the suspect.
  */
-static int
-filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect)
+int
+batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect)
 {
 	int			count = 0;
 
-	enable_timeout_after(STATEMENT_TIMEOUT, run->definition->timeout);
+	careful_arm_timeout(run->definition->timeout);
 	for (int i = 0; i < nevents; i++)
 	{
 		*suspect = i;
@@ -409,7 +431,7 @@ filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool
 		count += passes[i];
 	}
 	*suspect = -1;
-	disable_timeout(STATEMENT_TIMEOUT, false);
+	careful_disarm_timeout();
 	return count;
 }
 
@@ -470,6 +492,7 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 	attempt->error = NULL;
 	stats_batch_begins(&figures, nevents);
 	executor_report_running(run->definition->name, events[0]->id, nevents);
+	careful_bound(nevents);
 
 	PG_TRY();
 	{
@@ -488,7 +511,7 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 		}
 		else if (executor_asked_to_leave() || !batch_check_handler(run))
 			outcome = BATCH_SUSPENDED;
-		else if (filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
+		else if (batch_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
 		{
 			attempt->done = nevents;
 			next = (to == batch->nevents) ? batch->end : batch->indexes[to];
@@ -504,11 +527,15 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 			next = (from + through == batch->nevents) ? batch->end :
 				batch->indexes[from + through - 1] + 1;
 			progress_store(run, next, &progress);
+			outage_charge_parked(run);
 			wrote = true;
 			attempt->done = through;
+			FAULT_POINT("after-call");
 		}
 		table_close(log, NoLock);
 		batch_commit_transaction(wrote ? run->definition->timeout : 0);
+		if (wrote)
+			FAULT_POINT("after-commit");
 	}
 	PG_CATCH();
 	{
@@ -526,6 +553,8 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 			/* the events may go with their window: count them first */
 			stats_batch_committed(run->definition, &figures);
 			progress_stored(run, next);
+			careful_note_commit(nevents);
+			outage_over(run);
 			executor_progress_committed((int) progress.delivered);
 		}
 		else
@@ -549,11 +578,18 @@ run_events(HandlerRun *run, Batch *batch, int from, int to, int *done)
 {
 	Attempt		attempt;
 	BatchOutcome outcome;
+	int			tries = 0;
 	int			first;
 	int			split;
 
-	CHECK_FOR_INTERRUPTS();
-	outcome = try_events(run, batch, from, to, &attempt);
+	for (;;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		outcome = try_events(run, batch, from, to, &attempt);
+		if (outcome != BATCH_FAILED || !batch_try_again(attempt.error, tries++))
+			break;
+		FreeErrorData(attempt.error);
+	}
 	*done = attempt.done;
 	if (outcome != BATCH_FAILED)
 		return outcome;
@@ -582,15 +618,41 @@ run_events(HandlerRun *run, Batch *batch, int from, int to, int *done)
 }
 
 /*
+ * Run the events of a batch one by one, each tried only after that is recorded
+ * for good, until the batch's time is up.
+ */
+static void
+run_carefully(HandlerRun *run, const Batch *batch)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
+	int64	   *ids = palloc(sizeof(int64) * batch->nevents);
+
+	/* the events may go with their window */
+	for (int i = 0; i < batch->nevents; i++)
+		ids[i] = batch->events[i]->id;
+	for (int i = 0; i < batch->nevents; i++)
+	{
+		int64		next = (i + 1 == batch->nevents) ? batch->end : batch->indexes[i] + 1;
+
+		CHECK_FOR_INTERRUPTS();
+		if (retry_run_fresh(run, ids[i], next) != BATCH_DONE ||
+			batch_is_held(run) || GetCurrentTimestamp() >= deadline)
+			break;
+	}
+}
+
+/*
  * Let the handler have its turn in its window, whose chunk of events is in
  * memory: look at events until a batch of those that concern it is full or the
- * chunk ends, and run that batch.  False where it cannot go on for now.
+ * chunk ends, and run that batch.  False if none concerned it.
  */
 bool
 batch_turn(HandlerRun *run)
 {
 	Window	   *window = run->window;
+	HandlerHealth *health = run->health;
 	int64		chunk_end = window->chunk_start + window->chunk_length;
+	int			limit = (health->probes > 0) ? 1 : run->definition->batch_size;
 	Batch		batch = {0};
 	Size		bytes = 0;
 	int			done;
@@ -603,7 +665,7 @@ batch_turn(HandlerRun *run)
 	{
 		Event	   *event = &window->chunk[batch.end - window->chunk_start];
 
-		if (batch.nevents == run->definition->batch_size || bytes >= (Size) pne_batch_bytes * 1024)
+		if (batch.nevents == limit || bytes >= (Size) pne_batch_bytes * 1024)
 			break;
 		if (event->tuple == NULL || event->hidden ||
 			!handler_matches_name(run->definition, event->name))
@@ -619,10 +681,17 @@ batch_turn(HandlerRun *run)
 		if (run->ahead_since == 0)
 			run->ahead_since = GetCurrentTimestamp();
 	}
-	else if (run_events(run, &batch, 0, batch.nevents, &done) != BATCH_DONE)
-		return false;
+	else
+	{
+		if (!careful_take_up(run))
+			return true;
+		if (health->careful > 0)
+			run_carefully(run, &batch);
+		else
+			(void) run_events(run, &batch, 0, batch.nevents, &done);
+	}
 
 	if (run->window != NULL && run->next >= run->window->nids)
 		batch_finish_window(run);
-	return true;
+	return batch.nevents > 0;
 }

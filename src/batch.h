@@ -14,6 +14,24 @@
 #include "window.h"
 
 /*
+ * How a handler fares in this process: what has to outlive a change of its
+ * definition, which makes everything else be read anew.
+ */
+typedef struct HandlerHealth
+{
+	char		name[HANDLER_NAME_SIZE];
+	int64		created;
+	int64		version;		/* of the definition that was read last */
+	bool		taken_up;		/* our mark stands in its progress row (careful.c) */
+	int			careful;		/* so many events are to be tried one by one */
+	int			failed_in_row;	/* events since one succeeded */
+	int			probes;			/* that failed since the outage began; 0: none is */
+	bool		parked;			/* events wait for the end of an outage */
+	TimestampTz probe_at;		/* when the next probe may be */
+	char	   *problem;		/* what was logged of why it is suspended */
+} HandlerHealth;
+
+/*
  * A handler as its executor runs it.  What is stored of its position, and
  * under which version, is in definition; cursor, window and next may be ahead
  * of that by events that did not concern it.
@@ -22,6 +40,7 @@ typedef struct HandlerRun
 {
 	MemoryContext context;		/* holds all of this but the window */
 	Handler    *definition;
+	HandlerHealth *health;
 	Oid			approved;		/* the function that this transaction may call */
 	HandlerCall call;
 	EventSnapshot *cursor;
@@ -30,8 +49,8 @@ typedef struct HandlerRun
 	TimestampTz ahead_since;	/* 0: what is in memory is stored */
 	TimestampTz next_retry_at;	/* earliest retry that waits; DT_NOEND: none */
 	bool		stale;			/* the definition has to be read again */
-	TimestampTz not_before;		/* suspended, or its row is locked: until then */
-	char	   *problem;		/* what was logged of why it is suspended */
+	TimestampTz not_before;		/* suspended, backing off, or its row is
+								 * locked: until then */
 } HandlerRun;
 
 /* what a transaction adds to the stored figures of a handler */
@@ -47,14 +66,16 @@ typedef enum BatchOutcome
 	BATCH_DONE,
 	BATCH_FAILED,				/* an error: nothing of it was committed */
 	BATCH_STALE,				/* somebody else changed the stored position */
-	BATCH_SUSPENDED				/* the handler cannot run at present */
+	BATCH_SUSPENDED				/* the handler cannot go on at present */
 } BatchOutcome;
 
 extern void batch_start_transaction(void);
 extern void batch_commit_transaction(int timeout);
 extern ErrorData *batch_abort_transaction(MemoryContext context);
 extern bool batch_check_handler(HandlerRun *run);
+extern int	batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect);
 extern void batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc);
+extern bool batch_try_again(const ErrorData *error, int tries);
 
 extern bool progress_lock(HandlerRun *run);
 extern void progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures);

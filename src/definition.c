@@ -39,6 +39,7 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "definition.h"
 #include "doorbell.h"
 #include "handler.h"
 #include "stats.h"
@@ -87,7 +88,7 @@ enum AlterArgument
 /*
  * An argument that must not be null.
  */
-static void
+void
 require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
 {
 	if (PG_ARGISNULL(argument))
@@ -100,12 +101,12 @@ require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
 /*
  * The name of a handler, from an argument.
  */
-static char *
-handler_name_argument(FunctionCallInfo fcinfo, int argument)
+char *
+handler_name_argument(FunctionCallInfo fcinfo, int argument, const char *argument_name)
 {
 	char	   *name;
 
-	require_argument(fcinfo, argument, "name");
+	require_argument(fcinfo, argument, argument_name);
 	name = text_to_cstring(PG_GETARG_TEXT_PP(argument));
 	if (name[0] == '\0' || strlen(name) >= HANDLER_NAME_SIZE)
 		ereport(ERROR,
@@ -399,10 +400,11 @@ confirm_handler(Handler *handler)
  */
 
 /*
- * A handler's definition, locked, for a caller who may change it.
+ * A handler's definition, locked, for a caller who may change it.  The caller
+ * is connected to SPI.  Errors: no such handler; not the owner.
  */
-static Handler *
-lock_own_handler(const char *name, bool missing_ok)
+Handler *
+lock_own_handler(const char *name)
 {
 	static OwnStatement lock_definition = {
 		.sql = "SELECT h.owner FROM @s._event_handlers AS h "
@@ -416,14 +418,10 @@ lock_own_handler(const char *name, bool missing_ok)
 	List	   *handlers;
 
 	if (own_execute(&lock_definition, &value, NULL, 1) == 0)
-	{
-		if (missing_ok)
-			return NULL;
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("event handler \"%s\" does not exist", name),
 				 errhint("The view event_handlers shows those that you may see.")));
-	}
 	if (!has_privs_of_role(GetUserId(), DatumGetObjectId(own_value(0, 1, &isnull))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -648,7 +646,7 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 	EventSnapshot *start;
 	bool		or_replace;
 
-	strlcpy(handler->name, handler_name_argument(fcinfo, CREATE_NAME), HANDLER_NAME_SIZE);
+	strlcpy(handler->name, handler_name_argument(fcinfo, CREATE_NAME, "name"), HANDLER_NAME_SIZE);
 	handler->owner = owner_argument(fcinfo, CREATE_OWNER);
 	start = start_argument(fcinfo, CREATE_START_FROM);
 	require_argument(fcinfo, CREATE_OR_REPLACE, "or_replace");
@@ -666,7 +664,7 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_DUPLICATE_OBJECT),
 					 errmsg("event handler \"%s\" exists already", handler->name),
 					 errhint("With or_replace => true its definition is replaced and its position kept.")));
-		existing = lock_own_handler(handler->name, false);
+		existing = lock_own_handler(handler->name);
 		if (PG_ARGISNULL(CREATE_OWNER))
 		{
 			handler->owner = existing->owner;
@@ -698,11 +696,11 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 Datum
 pne_alter_event_handler(PG_FUNCTION_ARGS)
 {
-	char	   *name = handler_name_argument(fcinfo, CREATE_NAME);
+	char	   *name = handler_name_argument(fcinfo, CREATE_NAME, "name");
 	Handler    *handler;
 
 	SPI_connect();
-	handler = lock_own_handler(name, false);
+	handler = lock_own_handler(name);
 	if (!PG_ARGISNULL(ALTER_OWNER))
 		handler->owner = owner_argument(fcinfo, ALTER_OWNER);
 	require_argument(fcinfo, ALTER_CLEAR_FILTER, "clear_filter");
@@ -743,11 +741,11 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 			.target = OWN_HANDLERS, .nargs = 1, .argtypes = {TEXTOID},
 		},
 	};
-	char	   *name = handler_name_argument(fcinfo, 0);
+	char	   *name = handler_name_argument(fcinfo, 0, "name");
 	Handler    *handler;
 
 	SPI_connect();
-	handler = lock_own_handler(name, false);
+	handler = lock_own_handler(name);
 	for (int i = 0; i < (int) lengthof(statements); i++)
 		delete_rows(&statements[i], name);
 	stats_forget_handler_at_commit(handler);
@@ -767,11 +765,11 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 		.nargs = 2,
 		.argtypes = {TEXTOID, BOOLOID},
 	};
-	char	   *name = handler_name_argument(fcinfo, 0);
+	char	   *name = handler_name_argument(fcinfo, 0, "name");
 	Datum		values[2] = {CStringGetTextDatum(name), BoolGetDatum(paused)};
 
 	SPI_connect();
-	lock_own_handler(name, false);
+	lock_own_handler(name);
 	own_execute(&update_paused, values, NULL, 0);
 	bump_version(name);
 	SPI_finish();
@@ -811,7 +809,7 @@ pne_resume_event_handler(PG_FUNCTION_ARGS)
 Datum
 pne_call_event_handler(PG_FUNCTION_ARGS)
 {
-	char	   *name = handler_name_argument(fcinfo, 0);
+	char	   *name = handler_name_argument(fcinfo, 0, "name");
 	HandlerCall call = {0};
 	HandlerProblem problem;
 	List	   *handlers;

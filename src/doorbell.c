@@ -121,7 +121,7 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			if (what & RING_EXTENSION)
 				shared_note_install(MyDatabaseId);
 			if (what & RING_DROPPED)
-				stats_forget_database(MyDatabaseId);
+				stats_forget_database(MyDatabaseId, false);
 			if (what & (RING_DEFINITIONS | RING_DROPPED))
 			{
 				DatabaseSlot *slot = shared_find_database(MyDatabaseId);

@@ -32,6 +32,7 @@
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
+#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -42,9 +43,12 @@
 #include "utils/timestamp.h"
 
 #include "batch.h"
+#include "careful.h"
 #include "catalog.h"
 #include "compat.h"
 #include "executor.h"
+#include "fault.h"
+#include "outage.h"
 #include "retry.h"
 #include "settings.h"
 #include "worker.h"
@@ -63,7 +67,14 @@ static MemoryContext runs_context = NULL;
 static MemoryContext windows_context = NULL;
 static List *runs = NIL;
 static uint32 runs_definitions = 0;
+
+/* a HandlerHealth for each handler that was run; in TopMemoryContext */
+static List *healths = NIL;
+
 static uint32 persist_requests_seen = 0;
+
+/* no handler's code runs, and none of ours that could wait for a lock */
+static volatile sig_atomic_t asleep = false;
 
 /* when there was work last */
 static TimestampTz worked_at = 0;
@@ -176,6 +187,21 @@ executor_on_exit(int code, Datum arg)
 	if (my_bell != NULL)
 		doorbell_detach(my_bell);
 
+	if (!leaving_cleanly && my_slot->handler[0] != '\0')
+	{
+		char		message[WORKER_ERROR_SIZE];
+
+		snprintf(message, sizeof(message),
+				 careful_overran() ? "a call of event handler \"%s\" did not end at its timeout" :
+				 "ended while it ran event handler \"%s\"",
+				 my_slot->handler);
+		if (careful_overran())
+			ereport(LOG,
+					(errmsg_internal("%s", message),
+					 errhint("It catches query_canceled. Its executor is ended; the attempt counts.")));
+		worker_report_error(&my_slot->worker, message);
+	}
+
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	worker_went_away(&my_slot->worker, leaving_cleanly);
 	my_slot->handler[0] = '\0';
@@ -240,11 +266,86 @@ owner_changed(Datum arg, int cacheid, uint32 hashvalue)
 		pg_atomic_write_u32(&my_slot->leave, 1);
 }
 
+/*
+ * SIGTERM.  Where nothing is being done there is nothing to interrupt, and the
+ * executor leaves in good order; else it dies at the next opportunity.
+ */
 static void
-executor_leave(void)
+executor_terminate(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	if (asleep)
+	{
+		pg_atomic_write_u32(&my_slot->leave, 1);
+		SetLatch(MyLatch);
+	}
+	else
+		die(postgres_signal_arg);
+	errno = save_errno;
+}
+
+/*
+ * Store positions that are ahead of what is stored: all of them, or those that
+ * have been for long.
+ */
+static void
+store_positions(bool all)
+{
+	ListCell   *lc;
+	TimestampTz now = GetCurrentTimestamp();
+
+	foreach(lc, runs)
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (run->ahead_since != 0 && !run->stale && run->not_before <= now &&
+			(all || TimestampDifferenceExceeds(run->ahead_since, now, LAZY_STORE_MS)))
+			progress_flush(run);
+	}
+}
+
+static void
+executor_exit(void)
 {
 	leaving_cleanly = true;
 	proc_exit(0);
+}
+
+static bool
+log_is_there(void)
+{
+	Relation	log;
+
+	StartTransactionCommand();
+	log = catalog_open_log();
+	if (log != NULL)
+		table_close(log, NoLock);
+	CommitTransactionCommand();
+	return log != NULL;
+}
+
+/*
+ * Leave in good order: nothing that was called is in doubt.
+ */
+static void
+executor_leave(void)
+{
+	PG_TRY();
+	{
+		if (log_is_there())
+		{
+			store_positions(true);
+			careful_release(healths);
+		}
+	}
+	PG_CATCH();
+	{
+		/* then the successor has a little more to do; but leave we must */
+		worker_recover(&my_slot->worker);
+	}
+	PG_END_TRY();
+	executor_exit();
 }
 
 /*
@@ -264,6 +365,46 @@ forget_runs(void)
 	}
 	runs = NIL;
 	MemoryContextReset(runs_context);
+}
+
+/*
+ * What is known of how a handler fares.  Another definition may do better: it
+ * is taken up anew, and need not wait for a probe.
+ */
+static HandlerHealth *
+health_of(HandlerRun *run)
+{
+	const Handler *handler = run->definition;
+	HandlerHealth *health = NULL;
+	ListCell   *lc;
+
+	foreach(lc, healths)
+	{
+		HandlerHealth *known = lfirst(lc);
+
+		if (strcmp(known->name, handler->name) == 0 && known->created == handler->created)
+			health = known;
+	}
+	if (health == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		health = palloc0(sizeof(HandlerHealth));
+		strlcpy(health->name, handler->name, HANDLER_NAME_SIZE);
+		health->created = handler->created;
+		health->version = handler->version;
+		healths = lappend(healths, health);
+		MemoryContextSwitchTo(old);
+		run->health = health;
+		outage_load(run);
+	}
+	else if (health->version != handler->version)
+	{
+		health->version = handler->version;
+		health->taken_up = false;
+		health->probe_at = 0;
+	}
+	return health;
 }
 
 /*
@@ -293,6 +434,8 @@ load_runs(void)
 		run->cursor = event_snapshot_copy(handler->position.cursor);
 		runs = lappend(runs, run);
 		MemoryContextSwitchTo(old);
+		run->health = health_of(run);
+		run->not_before = run->health->probe_at;
 		retry_read_deadline(run);
 	}
 }
@@ -416,7 +559,7 @@ read_windows(void)
 	if (log == NULL)
 	{
 		CommitTransactionCommand();
-		executor_leave();
+		executor_exit();
 		return false;			/* not reached */
 	}
 	SPI_connect();
@@ -456,7 +599,33 @@ read_windows(void)
 	SPI_finish();
 	table_close(log, NoLock);
 	CommitTransactionCommand();
+	FAULT_POINT("after-window-read");
 	return work;
+}
+
+/*
+ * A handler's turn: what of its retries is due, and a batch of its window.  In
+ * an outage, the next event, or if there is none the next retry.
+ */
+static void
+take_turn(HandlerRun *run)
+{
+	bool		retries_due = run->next_retry_at <= GetCurrentTimestamp();
+
+	if (run->health->probes > 0)
+	{
+		if (chunk_is_there(run) && !batch_is_held(run) && batch_turn(run))
+			return;
+		if (retries_due)
+			retry_run_due(run, 1);
+		return;
+	}
+
+	if (retries_due)
+		retry_run_due(run, INT_MAX);
+	if (!run->stale && run->not_before <= GetCurrentTimestamp() &&
+		chunk_is_there(run) && !batch_is_held(run))
+		(void) batch_turn(run);
 }
 
 /*
@@ -477,32 +646,9 @@ take_turns(MemoryContext turn_context)
 			continue;
 		MemoryContextReset(turn_context);
 		MemoryContextSwitchTo(turn_context);
-		if (run->next_retry_at <= GetCurrentTimestamp() && !retry_run_due(run))
-			continue;
-		if (chunk_is_there(run) && !batch_is_held(run))
-			(void) batch_turn(run);
+		take_turn(run);
 		CHECK_FOR_INTERRUPTS();
 		pgstat_report_stat(false);
-	}
-}
-
-/*
- * Store positions that are ahead of what is stored: all of them, or those that
- * have been for long.
- */
-static void
-store_positions(bool all)
-{
-	ListCell   *lc;
-	TimestampTz now = GetCurrentTimestamp();
-
-	foreach(lc, runs)
-	{
-		HandlerRun *run = lfirst(lc);
-
-		if (run->ahead_since != 0 && !run->stale && run->not_before <= now &&
-			(all || TimestampDifferenceExceeds(run->ahead_since, now, LAZY_STORE_MS)))
-			progress_flush(run);
 	}
 }
 
@@ -558,10 +704,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		work = read_windows();
 		MemoryContextSwitchTo(cycle_context);
 		if (executor_asked_to_leave())
-		{
-			store_positions(true);
 			executor_leave();
-		}
 		if (!work)
 			break;
 		worked = worked || work;
@@ -579,6 +722,14 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 	return worked;
 }
 
+static void
+executor_sleep(TimestampTz until)
+{
+	asleep = true;
+	worker_sleep(my_bell, until);
+	asleep = false;
+}
+
 /*
  * Work until there is none, and sleep.
  */
@@ -591,7 +742,7 @@ executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 		(void) doorbell_answer(my_bell);
 		if (executor_asked_to_leave())
 			executor_leave();
-		worker_sleep(my_bell, my_slot->worker.not_before);
+		executor_sleep(my_slot->worker.not_before);
 		return;
 	}
 
@@ -601,10 +752,7 @@ executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 
 	if (pne_executor_idle_timeout > 0 &&
 		TimestampDifferenceExceeds(worked_at, GetCurrentTimestamp(), pne_executor_idle_timeout))
-	{
-		store_positions(true);
 		executor_leave();
-	}
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_slot->handler[0] = '\0';
@@ -621,7 +769,9 @@ executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 
 	/* a change of the owner's role is noticed at any lock, and rings no bell */
 	if (!executor_asked_to_leave())
-		worker_sleep(my_bell, next_deadline());
+		executor_sleep(next_deadline());
+	if (executor_asked_to_leave())
+		executor_leave();
 }
 
 /*
@@ -637,7 +787,9 @@ pne_executor_main(Datum main_arg)
 	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
 	worker_signals();
 	executor_attach(&start);
+	pqsignal(SIGTERM, executor_terminate);
 	worker_connect(start.dboid, start.owner);
+	careful_init();
 	owner_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(start.owner));
 	CacheRegisterSyscacheCallback(AUTHOID, owner_changed, (Datum) 0);
 
@@ -655,6 +807,7 @@ pne_executor_main(Datum main_arg)
 		}
 		PG_CATCH();
 		{
+			asleep = false;
 			MemoryContextSwitchTo(cycle_context);
 			worker_recover(&my_slot->worker);
 			forget_runs();

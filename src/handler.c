@@ -143,6 +143,7 @@ handler_from_row(int row)
 		handler->position.window = event_snapshot_parse(text);
 	value = own_value(row, ++column, &isnull);
 	handler->position.last_id = isnull ? 0 : DatumGetInt64(value);
+	handler->start = event_snapshot_parse(own_text(row, ++column));
 	return handler;
 }
 
@@ -162,7 +163,8 @@ handler_load(const char *name, Oid owner, MemoryContext context)
 		"h.retry_delay, h.max_retry_delay, h.timeout, h.ordered, h.paused, "
 		"(h.incarnation OPERATOR(pg_catalog.<>) i.incarnation "
 		" OR h.database OPERATOR(pg_catalog.<>) $3), "
-		"h.created_at, p.created, p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id "
+		"h.created_at, p.created, p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, "
+		"p.start::pg_catalog.text "
 		"FROM @s._event_handlers AS h "
 		"JOIN @s._event_handler_progress AS p ON p.handler OPERATOR(pg_catalog.=) h.name "
 		"CROSS JOIN @s._event_incarnation AS i "
@@ -197,6 +199,16 @@ handler_load(const char *name, Oid owner, MemoryContext context)
 		result = lappend(result, handler_from_row(row));
 	MemoryContextSwitchTo(old);
 	return result;
+}
+
+/*
+ * Whether the current role may look at a handler.
+ */
+bool
+handler_is_visible(const Handler *handler)
+{
+	return has_privs_of_role(GetUserId(), handler->owner) ||
+		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
 }
 
 /* ----------

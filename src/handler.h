@@ -44,6 +44,7 @@ typedef struct Handler
 	int64		created;		/* the transaction that created it ... */
 	int64		version;		/* ... and the one that changed it last */
 	EventPosition position;		/* as it was stored when this was read */
+	EventSnapshot *start;		/* where it began */
 } Handler;
 
 /* why a handler cannot run */
@@ -64,6 +65,7 @@ typedef struct HandlerCall
 
 extern List *handler_load(const char *name, Oid owner, MemoryContext context);
 extern Oid	handler_find_function(const Handler *handler);
+extern bool handler_is_visible(const Handler *handler);
 extern bool handler_check(const Handler *handler, HandlerProblem *problem);
 extern Oid	handler_approve(const Handler *handler, HandlerProblem *problem);
 extern bool handler_matches_name(const Handler *handler, const char *event_name);

@@ -403,7 +403,7 @@ review_listeners(List *served)
 
 	foreach(lc, released)
 	{
-		stats_forget_database(lfirst_oid(lc));
+		stats_forget_database(lfirst_oid(lc), false);
 	}
 	return probes;
 }

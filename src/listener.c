@@ -491,6 +491,8 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 {
 	HandlerProblem problem;
 	TimestampTz due;
+	TimestampTz probe_at;
+	int			probes;
 
 	if (handler->paused)
 		return false;
@@ -518,6 +520,13 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 		return false;
 	}
 	forget_suspended(handler);
+
+	stats_read_outage(handler, &probes, &probe_at);
+	if (probe_at > GetCurrentTimestamp())
+	{
+		next_retry = Min(next_retry, probe_at);
+		return false;
+	}
 
 	due = retry_earliest(handler->name);
 	if (due <= GetCurrentTimestamp())

@@ -156,6 +156,8 @@ CREATE TABLE _event_handler_progress (
 	"window"			pg_snapshot,
 	last_id				bigint,
 	start				pg_snapshot NOT NULL,
+	in_use				bigint,
+	careful				integer NOT NULL DEFAULT 0,
 	delivered			bigint NOT NULL DEFAULT 0,
 	retried				bigint NOT NULL DEFAULT 0,
 	last_event_id		bigint,
@@ -163,6 +165,10 @@ CREATE TABLE _event_handler_progress (
 ) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 200);
 COMMENT ON TABLE _event_handler_progress IS
 	'internal: what each handler has done: every event visible in cursor, and those visible in window up to last_id';
+COMMENT ON COLUMN _event_handler_progress.in_use IS
+	'mark of the executor that runs the handler; found set by another one, that executor was lost';
+COMMENT ON COLUMN _event_handler_progress.careful IS
+	'so many events are still to be tried one by one, since an executor was lost';
 
 CREATE TABLE _event_handler_failures (
 	handler			text PRIMARY KEY,
@@ -183,12 +189,20 @@ CREATE TABLE _event_retries (
 	last_error		text,
 	last_sqlstate	text,
 	last_error_at	timestamptz,
+	attempt_began_at timestamptz,
+	in_outage		boolean NOT NULL DEFAULT false,
 	PRIMARY KEY (handler, event_id)
 );
 CREATE INDEX _event_retries_due_idx ON _event_retries (handler, next_attempt_at)
 	WHERE state = 'waiting';
+CREATE INDEX _event_retries_open_idx ON _event_retries (handler)
+	WHERE in_outage OR attempt_began_at IS NOT NULL;
 COMMENT ON TABLE _event_retries IS
 	'internal: events that failed; look at the view event_retries';
+COMMENT ON COLUMN _event_retries.attempt_began_at IS
+	'set while an attempt is under way, which attempts counts already';
+COMMENT ON COLUMN _event_retries.in_outage IS
+	'the last attempt is not counted yet: it is once the handler succeeds with any event';
 
 CREATE FUNCTION _guard() RETURNS trigger
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
@@ -313,6 +327,38 @@ CREATE FUNCTION call_event_handler(name text, event_id bigint) RETURNS void
 	AS 'MODULE_PATHNAME', 'pne_call_event_handler';
 COMMENT ON FUNCTION call_event_handler(text, bigint) IS
 	'calls a handler with one event in the caller''s transaction, as its owner only, recording nothing';
+
+CREATE FUNCTION retry_dead_events(handler text) RETURNS bigint
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_retry_dead_events';
+COMMENT ON FUNCTION retry_dead_events(text) IS
+	'has a handler''s dead events tried again, with all attempts before them; returns how many';
+
+CREATE FUNCTION discard_dead_events(handler text) RETURNS bigint
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_discard_dead_events';
+COMMENT ON FUNCTION discard_dead_events(text) IS
+	'gives a handler''s dead events up; they stay listed as discarded; returns how many';
+
+CREATE FUNCTION replay_events(handler text, from_id bigint, to_id bigint DEFAULT NULL) RETURNS bigint
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_replay_events';
+COMMENT ON FUNCTION replay_events(text, bigint, bigint) IS
+	'has a handler called again with events that its position has passed; returns how many';
+
+CREATE FUNCTION event_delivery_status(
+	IN event_id bigint,
+	OUT name text,
+	OUT kind text,
+	OUT status text,
+	OUT attempts integer,
+	OUT next_attempt_at timestamptz,
+	OUT last_error text
+) RETURNS SETOF record
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_event_delivery_status';
+COMMENT ON FUNCTION event_delivery_status(bigint) IS
+	'what became of an event, one row for each handler that one may see';
 
 CREATE PROCEDURE wait_for_event_handlers(timeout interval DEFAULT '10 s')
 	LANGUAGE C

@@ -8,6 +8,12 @@
  * attempt succeeds, in the transaction of that success; after max_attempts it
  * is dead and stays.
  *
+ * An attempt may never come back (careful.c).  So each is two transactions:
+ * the first counts it, sets attempt_began_at and is flushed, the second calls
+ * the handler.  Whoever finds attempt_began_at set knows how that ended.  A
+ * failure only adds its error; where the event is not to blame for it, it takes
+ * the count back (outage.c).
+ *
  * The delay doubles with each attempt up to max_retry_delay.  Each is cut
  * short by up to a quarter at random, so that events which failed together do
  * not come back together.
@@ -28,8 +34,11 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "careful.h"
 #include "catalog.h"
 #include "executor.h"
+#include "fault.h"
+#include "outage.h"
 #include "retry.h"
 #include "stats.h"
 
@@ -43,17 +52,18 @@
 #define STORED_ERROR_SIZE 4096
 
 /*
- * How long to wait after the given number of attempts, in ms.
+ * When an event is due again that has been tried so often.
  */
-static int64
-retry_delay(const Handler *handler, int attempts)
+TimestampTz
+retry_due_after(const Handler *handler, int attempts)
 {
 	double		delay = (double) handler->retry_delay;
 
 	for (int i = 1; i < attempts && delay < (double) handler->max_retry_delay; i++)
 		delay *= 2;
 	delay = Min(delay, (double) handler->max_retry_delay);
-	return (int64) (delay * (1 - JITTER * pg_prng_double(&pg_global_prng_state)));
+	delay *= 1 - JITTER * pg_prng_double(&pg_global_prng_state);
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) delay);
 }
 
 static Datum
@@ -89,43 +99,54 @@ count_failure(HandlerRun *run, const ErrorData *error)
 }
 
 /*
- * Write the row of an event that failed.  Returns when it is due again, or
- * DT_NOEND if it is dead.
+ * Count a failure of the handler that no error told of: the process ended.
  */
-static TimestampTz
-write_retry(HandlerRun *run, int64 event_id, int attempts, const ErrorData *error)
+static ErrorData *
+lost_attempt_error(void)
+{
+	ErrorData  *error = palloc0(sizeof(ErrorData));
+
+	error->sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
+	error->message = pstrdup("the process that ran the attempt ended");
+	return error;
+}
+
+/*
+ * Write the row of an event that failed and was tried so often, this time
+ * included if it is charged: until due, or dead where that is DT_NOEND.
+ */
+static void
+write_failure(HandlerRun *run, int64 event_id, int attempts, TimestampTz due, bool in_outage,
+			  const ErrorData *error)
 {
 	static OwnStatement upsert_retry = {
 		.sql = "INSERT INTO @s._event_retries AS t "
-		"(handler, event_id, state, attempts, next_attempt_at, last_error, last_sqlstate, last_error_at) "
-		"VALUES ($1, $2, $3, $4, $5, $6, $7, pg_catalog.clock_timestamp()) "
+		"(handler, event_id, state, attempts, next_attempt_at, last_error, last_sqlstate, last_error_at, in_outage) "
+		"VALUES ($1, $2, $3, $4, $5, $6, $7, pg_catalog.clock_timestamp(), $8) "
 		"ON CONFLICT (handler, event_id) DO UPDATE SET state = excluded.state, "
 		"attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at, "
 		"last_error = excluded.last_error, last_sqlstate = excluded.last_sqlstate, "
-		"last_error_at = excluded.last_error_at",
+		"last_error_at = excluded.last_error_at, in_outage = excluded.in_outage, "
+		"attempt_began_at = NULL",
 		.target = OWN_RETRIES,
-		.nargs = 7,
-		.argtypes = {TEXTOID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TEXTOID},
+		.nargs = 8,
+		.argtypes = {TEXTOID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, BOOLOID},
 	};
-	Handler    *handler = run->definition;
-	bool		dead = (attempts >= handler->max_attempts);
-	TimestampTz due = DT_NOEND;
-	Datum		values[7];
-	char		nulls[7] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[8];
+	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
-	if (!dead)
-		due = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), retry_delay(handler, attempts));
-	values[0] = CStringGetTextDatum(handler->name);
+	values[0] = CStringGetTextDatum(run->definition->name);
 	values[1] = Int64GetDatum(event_id);
-	values[2] = CStringGetTextDatum(dead ? "dead" : "waiting");
+	values[2] = CStringGetTextDatum(due == DT_NOEND ? "dead" : "waiting");
 	values[3] = Int32GetDatum(attempts);
 	values[4] = TimestampTzGetDatum(due);
-	if (dead)
+	if (due == DT_NOEND)
 		nulls[4] = 'n';
 	values[5] = error_text(error);
 	values[6] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
+	values[7] = BoolGetDatum(in_outage);
 	own_execute(&upsert_retry, values, nulls, 0);
-	return due;
+	count_failure(run, error);
 }
 
 static void
@@ -140,33 +161,68 @@ log_failure(const HandlerRun *run, int64 event_id, int attempts, bool dead, cons
 }
 
 /*
- * An event failed alone: record it and move the handler's position, index next
- * of its window, past it.  An error here is not the event's.
+ * When an event that has failed is tried again; DT_NOEND: never, it is dead.
+ */
+static TimestampTz
+due_again(const HandlerRun *run, int attempts)
+{
+	if (attempts >= run->definition->max_attempts)
+		return DT_NOEND;
+	return retry_due_after(run->definition, attempts);
+}
+
+/*
+ * The attempts-th failure of an event is committed: tell everybody.  fresh: the
+ * event was not tried before; parked: it is not charged for it.  Returns whether
+ * the handler can go on.
+ */
+static BatchOutcome
+failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int attempts, bool fresh,
+				 bool parked, TimestampTz due, ErrorData *error)
+{
+	if (event_name != NULL)
+		stats_event_failed(event_name);
+	run->next_retry_at = Min(run->next_retry_at, due);
+	if (parked)
+		outage_event_parked(run, event_id, due, error);
+	else
+	{
+		log_failure(run, event_id, attempts, due == DT_NOEND, error);
+		outage_event_charged(run, due, fresh, error);
+	}
+	executor_progress_committed(0);
+	FreeErrorData(error);
+	return run->health->probes > 0 ? BATCH_SUSPENDED : BATCH_DONE;
+}
+
+/*
+ * An event failed alone, at its first attempt: record that and move the
+ * handler's position, index next of its window, past it.  An error here is not
+ * the event's.
  */
 BatchOutcome
 retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error)
 {
 	static const ProgressFigures nothing = {0};
-	TimestampTz due;
+	bool		parked = outage_is_to_blame(run, error);
+	TimestampTz due = parked ? outage_next_probe(run) : due_again(run, 1);
+	int64		event_id = event->id;
+	char	   *event_name = pstrdup(event->name);
 
 	batch_start_transaction();
 	if (!progress_lock(run))
 	{
 		batch_commit_transaction(0);
+		FreeErrorData(error);
 		return BATCH_STALE;
 	}
-	due = write_retry(run, event->id, 1, error);
-	count_failure(run, error);
+	write_failure(run, event_id, parked ? 0 : 1, due, parked, error);
 	progress_store(run, next, &nothing);
+	FAULT_POINT("before-failure-commit");
 	batch_commit_transaction(0);
 
-	log_failure(run, event->id, 1, due == DT_NOEND, error);
-	stats_event_failed(event->name);
-	run->next_retry_at = Min(run->next_retry_at, due);
 	progress_stored(run, next);
-	executor_progress_committed(0);
-	FreeErrorData(error);
-	return BATCH_DONE;
+	return failure_recorded(run, event_id, event_name, 1, true, parked, due, error);
 }
 
 /*
@@ -207,12 +263,17 @@ retry_read_deadline(HandlerRun *run)
 	run->next_retry_at = retry_earliest(run->definition->name);
 }
 
+/* ----------
+ * Attempts
+ * ----------
+ */
+
 /*
- * Lock the row of a due retry.  Returns how often it was tried, or -1 if it is
- * not waiting any more.
+ * Lock the row of a retry that is due.  Returns how often it was tried, or -1
+ * if it is not waiting any more.
  */
 static int
-lock_retry(const char *handler, int64 event_id)
+lock_due_retry(const char *handler, int64 event_id)
 {
 	static OwnStatement lock_row = {
 		.sql = "SELECT t.attempts FROM @s._event_retries AS t "
@@ -232,6 +293,59 @@ lock_retry(const char *handler, int64 event_id)
 	return DatumGetInt32(own_value(0, 1, &isnull));
 }
 
+/*
+ * Lock the row of an attempt that is under way.  False if it is not any more.
+ * never_failed tells whether nothing is known against the event.
+ */
+static bool
+lock_attempt(const char *handler, int64 event_id, int attempts, bool *never_failed)
+{
+	static OwnStatement lock_row = {
+		.sql = "SELECT t.last_sqlstate IS NULL FROM @s._event_retries AS t "
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2 "
+		"AND t.state OPERATOR(pg_catalog.=) 'waiting' AND t.attempts OPERATOR(pg_catalog.=) $3 "
+		"FOR UPDATE",
+		.target = OWN_RETRIES,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, INT4OID},
+	};
+	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event_id), Int32GetDatum(attempts)};
+	bool		isnull;
+
+	if (own_execute(&lock_row, values, NULL, 1) != 1)
+		return false;
+	*never_failed = DatumGetBool(own_value(0, 1, &isnull));
+	return true;
+}
+
+/*
+ * Write that an attempt begins.  Should it not come back, the event is due when
+ * its failure would have made it due; the last one is looked at at once.
+ */
+static void
+write_attempt(HandlerRun *run, int64 event_id, int attempts)
+{
+	static OwnStatement upsert_attempt = {
+		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at, attempt_began_at) "
+		"VALUES ($1, $2, 'waiting', $3, $4, pg_catalog.clock_timestamp()) "
+		"ON CONFLICT (handler, event_id) DO UPDATE SET attempts = excluded.attempts, "
+		"next_attempt_at = excluded.next_attempt_at, attempt_began_at = excluded.attempt_began_at",
+		.target = OWN_RETRIES,
+		.nargs = 4,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TIMESTAMPTZOID},
+	};
+	TimestampTz due = due_again(run, attempts);
+	Datum		values[4];
+
+	if (due == DT_NOEND)
+		due = GetCurrentTimestamp();
+	values[0] = CStringGetTextDatum(run->definition->name);
+	values[1] = Int64GetDatum(event_id);
+	values[2] = Int32GetDatum(attempts);
+	values[3] = TimestampTzGetDatum(due);
+	own_execute(&upsert_attempt, values, NULL, 0);
+}
+
 static void
 delete_retry(const char *handler, int64 event_id)
 {
@@ -248,15 +362,15 @@ delete_retry(const char *handler, int64 event_id)
 }
 
 /*
- * The event of a retry is not there for the handler any more: that is the end
- * of it, and the row says why.
+ * The event of a retry is not for the handler any more: that is the end of it,
+ * and the row says why.
  */
 static void
 discard_retry(const char *handler, int64 event_id, const char *reason)
 {
 	static OwnStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET state = 'discarded', next_attempt_at = NULL, "
-		"last_error = $3, "
+		"last_error = $3, attempt_began_at = NULL, in_outage = false, "
 		"last_error_at = pg_catalog.clock_timestamp() "
 		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2",
 		.target = OWN_RETRIES,
@@ -270,95 +384,132 @@ discard_retry(const char *handler, int64 event_id, const char *reason)
 }
 
 /*
- * A retry failed again: write that down in a transaction of its own.  The
- * event's name is NULL where it failed before it was read.
+ * An attempt was counted and then not made: take that back.
  */
 static void
-record_failed_retry(HandlerRun *run, int64 event_id, const char *event_name, ErrorData *error)
+release_attempt(HandlerRun *run, int64 event_id, int attempts)
 {
-	TimestampTz due = DT_NOEND;
-	int			attempts = -1;
+	static OwnStatement update_row = {
+		.sql = "UPDATE @s._event_retries SET attempts = attempts OPERATOR(pg_catalog.-) 1, "
+		"attempt_began_at = NULL, next_attempt_at = pg_catalog.clock_timestamp() "
+		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2 "
+		"AND attempts OPERATOR(pg_catalog.=) $3 AND attempt_began_at IS NOT NULL",
+		.target = OWN_RETRIES,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, INT4OID},
+	};
+	Datum		values[3] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event_id), Int32GetDatum(attempts)};
 
 	batch_start_transaction();
-	if (progress_lock(run))
-	{
-		attempts = lock_retry(run->definition->name, event_id);
-		if (attempts >= 0)
-		{
-			due = write_retry(run, event_id, ++attempts, error);
-			count_failure(run, error);
-		}
-	}
+	own_execute(&update_row, values, NULL, 0);
 	batch_commit_transaction(0);
-
-	if (attempts >= 0)
-	{
-		log_failure(run, event_id, attempts, due == DT_NOEND, error);
-		if (event_name != NULL)
-			stats_event_failed(event_name);
-		executor_progress_committed(0);
-	}
-	FreeErrorData(error);
+	run->next_retry_at = 0;		/* now */
 }
 
 /*
- * Try one event again, as a transaction of its own.
+ * An attempt failed: write that down in a transaction of its own.  The event's
+ * name is NULL where it failed before it was read.
  */
 static BatchOutcome
-run_retry(HandlerRun *run, int64 event_id)
+record_failed_attempt(HandlerRun *run, int64 event_id, const char *event_name, int attempts,
+					  bool fresh, ErrorData *error)
+{
+	bool		parked = outage_is_to_blame(run, error);
+	TimestampTz due = parked ? outage_next_probe(run) : due_again(run, attempts);
+	bool		unused;
+	BatchOutcome outcome = BATCH_STALE;
+
+	batch_start_transaction();
+	if (progress_lock(run))
+		outcome = lock_attempt(run->definition->name, event_id, attempts, &unused) ? BATCH_FAILED : BATCH_DONE;
+	if (outcome == BATCH_FAILED)
+		write_failure(run, event_id, parked ? attempts - 1 : attempts, due, parked, error);
+	batch_commit_transaction(0);
+
+	if (outcome == BATCH_FAILED)
+		return failure_recorded(run, event_id, event_name, attempts, fresh, parked, due, error);
+	FreeErrorData(error);
+	return outcome;
+}
+
+/*
+ * Call the handler with one event whose attempt is counted, and with that take
+ * it off the list.  Called in the transaction that has locked the row.  Returns
+ * whether the handler was called.
+ */
+static bool
+call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool never_failed,
+			   MemoryContext context, BatchFigures *figures)
+{
+	const char *name = run->definition->name;
+	ProgressFigures progress = {.delivered = 1, .retried = fresh ? 0 : 1, .last_event_id = event->id};
+	HeapTuple	tuple = window_fetch_event(log, GetActiveSnapshot(), event->id);
+	MemoryContext old;
+	bool		passes;
+	int			suspect;
+
+	if (tuple == NULL)
+	{
+		discard_retry(name, event->id, "the event was deleted from notification_events");
+		return false;
+	}
+	old = MemoryContextSwitchTo(context);
+	event_from_tuple(event, log, heap_copytuple(tuple));
+	MemoryContextSwitchTo(old);
+
+	handler_hide_events(log, event, 1);
+	if (event->hidden)
+	{
+		discard_retry(name, event->id, "row security hides the event");
+		return false;
+	}
+	if (batch_filter_events(run, &event, 1, RelationGetDescr(log), &passes, &suspect) == 0)
+	{
+		if (never_failed)
+			delete_retry(name, event->id);
+		else
+			discard_retry(name, event->id, "the filter does not let the event pass any more");
+		return false;
+	}
+
+	handler_prepare_call(&run->call, run->definition, run->approved);
+	stats_call_begins(figures, &event, 1);
+	batch_call_handler(run, &event, 1, RelationGetDescr(log));
+	stats_call_ends(figures);
+	delete_retry(name, event->id);
+	progress_store(run, run->next, &progress);
+	outage_charge_parked(run);
+	return true;
+}
+
+/*
+ * Make an attempt that is counted, as a transaction of its own.
+ */
+static BatchOutcome
+try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **event_name,
+			ErrorData **failure)
 {
 	MemoryContext context = CurrentMemoryContext;
-	const char *name = run->definition->name;
 	BatchFigures figures;
 	volatile BatchOutcome outcome = BATCH_DONE;
 	volatile bool called = false;
-	Event		event = {0};
-	Event	   *events = &event;
+	Event		event = {.id = event_id};
 	ErrorData  *volatile error = NULL;
 
 	stats_batch_begins(&figures, 1);
-	executor_report_running(name, event_id, 1);
-
 	PG_TRY();
 	{
 		Relation	log;
+		bool		never_failed;
 
 		batch_start_transaction();
 		log = table_open(catalog_lookup(false)->log, AccessShareLock);
-		if (executor_asked_to_leave() || !batch_check_handler(run))
+		if (!batch_check_handler(run))
 			outcome = BATCH_SUSPENDED;
 		else if (!progress_lock(run))
 			outcome = BATCH_STALE;
-		else if (lock_retry(name, event_id) >= 0)
-		{
-			HeapTuple	tuple = window_fetch_event(log, GetActiveSnapshot(), event_id);
-
-			if (tuple != NULL)
-			{
-				MemoryContext old = MemoryContextSwitchTo(context);
-
-				event_from_tuple(&event, log, heap_copytuple(tuple));
-				MemoryContextSwitchTo(old);
-				handler_hide_events(log, &event, 1);
-			}
-
-			if (tuple == NULL)
-				discard_retry(name, event_id, "the event was deleted from notification_events");
-			else if (event.hidden)
-				discard_retry(name, event_id, "row security hides the event");
-			else
-			{
-				ProgressFigures progress = {.delivered = 1, .retried = 1, .last_event_id = event_id};
-
-				handler_prepare_call(&run->call, run->definition, run->approved);
-				called = true;
-				stats_call_begins(&figures, &events, 1);
-				batch_call_handler(run, &events, 1, RelationGetDescr(log));
-				stats_call_ends(&figures);
-				delete_retry(name, event_id);
-				progress_store(run, run->next, &progress);
-			}
-		}
+		else if (lock_attempt(run->definition->name, event_id, attempts, &never_failed))
+			called = call_for_retry(run, log, &event, fresh, never_failed, context, &figures);
 		table_close(log, NoLock);
 		batch_commit_transaction(called ? run->definition->timeout : 0);
 	}
@@ -370,24 +521,137 @@ run_retry(HandlerRun *run, int64 event_id)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 
-	if (outcome == BATCH_DONE && called)
+	if (called && outcome == BATCH_DONE)
 	{
 		stats_batch_committed(run->definition, &figures);
 		progress_stored(run, run->next);
+		outage_over(run);
 		executor_progress_committed(1);
 	}
 	executor_discard_session();
-	if (outcome == BATCH_FAILED)
-		record_failed_retry(run, event_id, event.name, error);
+	*event_name = event.name;
+	*failure = error;
 	return outcome;
 }
 
 /*
- * Try the retries of a handler that are due, oldest first.  False where the
- * handler cannot go on for now.
+ * Make an attempt that is counted and flushed, and see to what comes of it.
  */
-bool
-retry_run_due(HandlerRun *run)
+static BatchOutcome
+run_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh)
+{
+	char	   *event_name;
+	ErrorData  *error;
+	BatchOutcome outcome;
+	int			tries = 0;
+
+	FAULT_POINT("after-charge");
+	for (;;)
+	{
+		outcome = try_attempt(run, event_id, attempts, fresh, &event_name, &error);
+		if (outcome != BATCH_FAILED || !batch_try_again(error, tries++))
+			break;
+		FreeErrorData(error);
+	}
+	if (outcome == BATCH_FAILED)
+		return record_failed_attempt(run, event_id, event_name, attempts, fresh, error);
+	if (outcome != BATCH_DONE)
+		release_attempt(run, event_id, attempts);
+	return outcome;
+}
+
+/*
+ * Try an event of the window for the first time, carefully: count the attempt
+ * and move the position, index next of the window, past it before the call.
+ */
+BatchOutcome
+retry_run_fresh(HandlerRun *run, int64 event_id, int64 next)
+{
+	static const ProgressFigures nothing = {0};
+	BatchOutcome outcome = BATCH_DONE;
+
+	executor_report_running(run->definition->name, event_id, 1);
+	batch_start_transaction();
+	if (executor_asked_to_leave() || !batch_check_handler(run))
+		outcome = BATCH_SUSPENDED;
+	else if (!progress_lock(run))
+		outcome = BATCH_STALE;
+	else
+	{
+		write_attempt(run, event_id, 1);
+		progress_store(run, next, &nothing);
+		ForceSyncCommit();
+	}
+	batch_commit_transaction(0);
+	if (outcome != BATCH_DONE)
+		return outcome;
+
+	progress_stored(run, next);
+	outcome = run_attempt(run, event_id, 1, true);
+	if (--run->health->careful == 0)
+		ereport(LOG,
+				(errmsg("event handler \"%s\" goes on with whole batches", run->definition->name)));
+	return outcome;
+}
+
+/*
+ * A retry has had as many attempts as it may have by now.
+ */
+static void
+bury(HandlerRun *run, int64 event_id)
+{
+	static OwnStatement update_row = {
+		.sql = "UPDATE @s._event_retries SET state = 'dead', next_attempt_at = NULL, in_outage = false "
+		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2",
+		.target = OWN_RETRIES,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT8OID},
+	};
+	Datum		values[2] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event_id)};
+
+	own_execute(&update_row, values, NULL, 0);
+	ereport(LOG,
+			(errmsg("event %lld is dead for event handler \"%s\": max_attempts is %d by now",
+					(long long) event_id, run->definition->name, run->definition->max_attempts)));
+}
+
+/*
+ * Count an attempt of a retry that is due, flushed.  Sets how often the event
+ * was tried then, or -1 where there is nothing to try.
+ */
+static BatchOutcome
+retry_charge(HandlerRun *run, int64 event_id, int *attempts)
+{
+	BatchOutcome outcome = BATCH_DONE;
+
+	*attempts = -1;
+	batch_start_transaction();
+	if (executor_asked_to_leave() || !batch_check_handler(run))
+		outcome = BATCH_SUSPENDED;
+	else if (!progress_lock(run))
+		outcome = BATCH_STALE;
+	else
+	{
+		int			before = lock_due_retry(run->definition->name, event_id);
+
+		if (before >= run->definition->max_attempts)
+			bury(run, event_id);
+		else if (before >= 0)
+		{
+			*attempts = before + 1;
+			write_attempt(run, event_id, *attempts);
+			ForceSyncCommit();
+		}
+	}
+	batch_commit_transaction(0);
+	return outcome;
+}
+
+/*
+ * Try the retries of a handler that are due, oldest first, at most so many.
+ */
+void
+retry_run_due(HandlerRun *run, int limit)
 {
 	static OwnStatement select_due = {
 		.sql = "SELECT t.event_id FROM @s._event_retries AS t "
@@ -405,19 +669,85 @@ retry_run_due(HandlerRun *run)
 	BatchOutcome outcome = BATCH_DONE;
 
 	batch_start_transaction();
-	count = own_execute(&select_due, &value, NULL, DUE_RETRIES);
+	count = own_execute(&select_due, &value, NULL, Min(limit, DUE_RETRIES));
 	for (int i = 0; i < count; i++)
 		ids[i] = DatumGetInt64(own_value(i, 1, &isnull));
 	batch_commit_transaction(0);
 
-	for (int i = 0; i < count && (outcome == BATCH_DONE || outcome == BATCH_FAILED); i++)
+	if (count > 0 && !careful_take_up(run))
+		return;
+	for (int i = 0; i < count && outcome == BATCH_DONE; i++)
 	{
+		int			attempts;
+
 		CHECK_FOR_INTERRUPTS();
-		outcome = run_retry(run, ids[i]);
+		executor_report_running(run->definition->name, ids[i], 1);
+		outcome = retry_charge(run, ids[i], &attempts);
+		if (attempts > 0)
+			outcome = run_attempt(run, ids[i], attempts, false);
 	}
 
 	batch_start_transaction();
 	retry_read_deadline(run);
 	batch_commit_transaction(0);
-	return outcome == BATCH_DONE || outcome == BATCH_FAILED;
+}
+
+/*
+ * Charge an event that was parked in an outage its attempt, in the transaction
+ * of the success that tells it was not one.
+ */
+void
+retry_charge_parked(HandlerRun *run, int64 event_id, int attempts)
+{
+	static OwnStatement update_row = {
+		.sql = "UPDATE @s._event_retries SET attempts = $3, state = $4, next_attempt_at = $5, in_outage = false "
+		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2",
+		.target = OWN_RETRIES,
+		.nargs = 5,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID},
+	};
+	TimestampTz due = due_again(run, attempts);
+	Datum		values[5];
+	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+
+	values[0] = CStringGetTextDatum(run->definition->name);
+	values[1] = Int64GetDatum(event_id);
+	values[2] = Int32GetDatum(attempts);
+	values[3] = CStringGetTextDatum(due == DT_NOEND ? "dead" : "waiting");
+	values[4] = TimestampTzGetDatum(due);
+	if (due == DT_NOEND)
+		nulls[4] = 'n';
+	own_execute(&update_row, values, nulls, 0);
+	run->next_retry_at = Min(run->next_retry_at, due);
+}
+
+/*
+ * An executor was lost: take note of the attempt that it was making, in the
+ * transaction that takes up the handler.
+ */
+void
+retry_recover_attempts(HandlerRun *run)
+{
+	static OwnStatement select_lost = {
+		.sql = "SELECT t.event_id, t.attempts, t.next_attempt_at FROM @s._event_retries AS t "
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL LIMIT 1 FOR UPDATE",
+		.target = OWN_RETRIES,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		name = CStringGetTextDatum(run->definition->name);
+	ErrorData  *error = lost_attempt_error();
+	bool		isnull;
+
+	while (own_execute(&select_lost, &name, NULL, 1) == 1)
+	{
+		int64		event_id = DatumGetInt64(own_value(0, 1, &isnull));
+		int			attempts = DatumGetInt32(own_value(0, 2, &isnull));
+		TimestampTz due = DatumGetTimestampTz(own_value(0, 3, &isnull));
+
+		if (attempts >= run->definition->max_attempts)
+			due = DT_NOEND;
+		write_failure(run, event_id, attempts, due, false, error);
+		log_failure(run, event_id, attempts, due == DT_NOEND, error);
+	}
 }

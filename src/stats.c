@@ -89,6 +89,9 @@ typedef struct HandlerEntry
 	double		total_time;
 	double		max_time;
 	uint32		latencies[LATENCY_BUCKETS];
+	/* not a figure, and kept when those are reset (outage.c) */
+	int			probes;
+	TimestampTz probe_at;
 } HandlerEntry;
 
 /* what the listener has counted since the last flush, for one name */
@@ -314,6 +317,50 @@ stats_event_failed(const char *event_name)
 }
 
 /*
+ * A handler backs off, and its next probe is due at probe_at; or, with no
+ * probes, it does not any more.  Where there is no room, the successor of an
+ * executor that leaves will try too early.
+ */
+void
+stats_note_outage(const Handler *handler, int probes, TimestampTz probe_at)
+{
+	HandlerEntry *entry;
+
+	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+	entry = handler_entry(handler);
+	if (entry != NULL)
+	{
+		entry->probes = probes;
+		entry->probe_at = probe_at;
+	}
+	LWLockRelease(stats_lock);
+}
+
+/*
+ * What was noted last.
+ */
+void
+stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at)
+{
+	HandlerKey	key;
+	HandlerEntry *entry;
+
+	*probes = 0;
+	*probe_at = 0;
+	if (stats_lock == NULL)
+		return;
+	fill_handler_key(&key, handler);
+	LWLockAcquire(stats_lock, LW_SHARED);
+	entry = hash_search(handler_entries, &key, HASH_FIND, NULL);
+	if (entry != NULL)
+	{
+		*probes = entry->probes;
+		*probe_at = entry->probe_at;
+	}
+	LWLockRelease(stats_lock);
+}
+
+/*
  * The listener has seen a new event; counted at the next flush.
  */
 void
@@ -393,10 +440,11 @@ stats_discard_emitted(void)
  */
 
 /*
- * Remove all figures of a database.
+ * Remove all figures of a database; or only the figures, and keep what is known
+ * of outages.
  */
 void
-stats_forget_database(Oid dboid)
+stats_forget_database(Oid dboid, bool keep_outages)
 {
 	HASH_SEQ_STATUS status;
 	EventEntry *event;
@@ -412,7 +460,11 @@ stats_forget_database(Oid dboid)
 	hash_seq_init(&status, handler_entries);
 	while ((handler = hash_seq_search(&status)) != NULL)
 	{
-		if (handler->key.dboid == dboid)
+		if (handler->key.dboid != dboid)
+			continue;
+		if (keep_outages && handler->probes > 0)
+			memset((char *) handler + sizeof(HandlerKey), 0, offsetof(HandlerEntry, probes) - sizeof(HandlerKey));
+		else
 			hash_search(handler_entries, &handler->key, HASH_REMOVE, NULL);
 	}
 	LWLockRelease(stats_lock);
@@ -528,6 +580,8 @@ handler_state(const Handler *handler, char **reason)
 	HandlerProblem problem;
 	const char *state = "ready";
 	ExecutorSlot *slot;
+	int			probes;
+	TimestampTz probe_at;
 
 	*reason = NULL;
 	if (handler->dormant)
@@ -542,9 +596,10 @@ handler_state(const Handler *handler, char **reason)
 	if (shared == NULL)
 		return state;
 
+	stats_read_outage(handler, &probes, &probe_at);
 	LWLockAcquire(shared->lock, LW_SHARED);
 	slot = shared_find_executor(MyDatabaseId, handler->owner);
-	if (slot != NULL && slot->worker.phase == WORKER_BACKING_OFF)
+	if (probes > 0 || (slot != NULL && slot->worker.phase == WORKER_BACKING_OFF))
 		state = "backing off";
 	else if (slot != NULL && slot->worker.phase == WORKER_RUNNING &&
 			 strcmp(slot->handler, handler->name) == 0)
@@ -577,7 +632,7 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 	{
 		Handler    *handler = linitial(handlers);
 
-		if (has_privs_of_role(GetUserId(), handler->owner) || is_monitor())
+		if (handler_is_visible(handler))
 		{
 			PendingState pending = {handler, 0, DT_NOEND};
 			HandlerEntry *entry = NULL;
@@ -822,6 +877,6 @@ Datum
 pne_reset_event_stats(PG_FUNCTION_ARGS)
 {
 	shared_require_preload("reset_event_stats()");
-	stats_forget_database(MyDatabaseId);
+	stats_forget_database(MyDatabaseId, true);
 	PG_RETURN_VOID();
 }

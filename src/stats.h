@@ -33,10 +33,12 @@ extern void stats_call_begins(BatchFigures *figures, Event **events, int nevents
 extern void stats_call_ends(BatchFigures *figures);
 extern void stats_batch_committed(const Handler *handler, const BatchFigures *figures);
 extern void stats_event_failed(const char *event_name);
+extern void stats_note_outage(const Handler *handler, int probes, TimestampTz probe_at);
+extern void stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at);
 extern void stats_event_emitted(const char *event_name, TimestampTz when);
 extern void stats_flush_emitted(void);
 extern void stats_discard_emitted(void);
 extern void stats_forget_handler_at_commit(const Handler *handler);
-extern void stats_forget_database(Oid dboid);
+extern void stats_forget_database(Oid dboid, bool keep_outages);
 
 #endif							/* PNE_STATS_H */

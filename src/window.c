@@ -208,7 +208,7 @@ event_snapshot_text(const EventSnapshot *snapshot)
 /*
  * Whether a transaction was done when the snapshot was taken.
  */
-static bool
+bool
 event_snapshot_sees(const EventSnapshot *snapshot, uint64 xid)
 {
 	if (xid < snapshot->xmin)
@@ -247,21 +247,21 @@ event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other)
 }
 
 /*
- * Whether an event of transaction xid that upto sees is still to be done.
+ * Whether a position has passed an event of transaction xid.
  */
-static bool
-position_wants(const EventPosition *position, uint64 xid, int64 id)
+bool
+event_position_passed(const EventPosition *position, uint64 xid, int64 id)
 {
-	if (event_snapshot_sees(position->cursor, xid))
-		return false;
-	if (position->window != NULL && id <= position->last_id &&
-		event_snapshot_sees(position->window, xid))
-		return false;
-	return true;
+	return event_snapshot_sees(position->cursor, xid) ||
+		(position->window != NULL && id <= position->last_id &&
+		 event_snapshot_sees(position->window, xid));
 }
 
-static uint64
-slot_txid(TupleTableSlot *slot)
+/*
+ * The transaction that recorded an event.
+ */
+uint64
+event_slot_txid(TupleTableSlot *slot)
 {
 	bool		isnull;
 	Datum		value = slot_getattr(slot, Anum_event_txid, &isnull);
@@ -297,11 +297,11 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 	index_rescan(scan, keys, nkeys, NULL, 0);
 	while (go_on && index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
-		uint64		xid = slot_txid(slot);
+		uint64		xid = event_slot_txid(slot);
 		int64		id = slot_id(slot);
 
 		CHECK_FOR_INTERRUPTS();
-		if (event_snapshot_sees(upto, xid) && position_wants(position, xid, id))
+		if (event_snapshot_sees(upto, xid) && !event_position_passed(position, xid, id))
 			go_on = callback(slot, id, arg);
 	}
 	index_endscan(scan);
@@ -458,24 +458,46 @@ event_from_tuple(Event *event, Relation log, HeapTuple tuple)
 }
 
 /*
+ * Every event with an id between two bounds, included, by id.
+ */
+void
+window_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 to, WindowCallback callback, void *arg)
+{
+	Relation	index = index_open(catalog_lookup(false)->log_pkey, AccessShareLock);
+	IndexScanDesc scan = pne_index_beginscan(log, index, snapshot, 2);
+	TupleTableSlot *slot = table_slot_create(log, NULL);
+	ScanKeyData keys[2];
+	bool		go_on = true;
+
+	ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, F_INT8GE, Int64GetDatum(from));
+	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE, Int64GetDatum(to));
+	index_rescan(scan, keys, 2, NULL, 0);
+	while (go_on && index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		go_on = callback(slot, slot_id(slot), arg);
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, AccessShareLock);
+}
+
+static bool
+copy_event(TupleTableSlot *slot, int64 id, void *arg)
+{
+	*(HeapTuple *) arg = ExecCopySlotHeapTuple(slot);
+	return false;
+}
+
+/*
  * One event's row by its id, copied, or NULL.
  */
 HeapTuple
 window_fetch_event(Relation log, Snapshot snapshot, int64 id)
 {
-	Relation	index = index_open(catalog_lookup(false)->log_pkey, AccessShareLock);
-	IndexScanDesc scan = pne_index_beginscan(log, index, snapshot, 1);
-	TupleTableSlot *slot = table_slot_create(log, NULL);
 	HeapTuple	tuple = NULL;
-	ScanKeyData key;
 
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	index_rescan(scan, &key, 1, NULL, 0);
-	if (index_getnext_slot(scan, ForwardScanDirection, slot))
-		tuple = ExecCopySlotHeapTuple(slot);
-	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	index_close(index, AccessShareLock);
+	window_scan_ids(log, snapshot, id, id, copy_event, &tuple);
 	return tuple;
 }
 

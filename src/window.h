@@ -75,7 +75,11 @@ extern EventSnapshot *event_snapshot_copy(const EventSnapshot *snapshot);
 extern EventSnapshot *event_snapshot_parse(const char *text);
 extern char *event_snapshot_text(const EventSnapshot *snapshot);
 extern bool event_snapshot_equal(const EventSnapshot *a, const EventSnapshot *b);
+extern bool event_snapshot_sees(const EventSnapshot *snapshot, uint64 xid);
 extern bool event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other);
+
+extern bool event_position_passed(const EventPosition *position, uint64 xid, int64 id);
+extern uint64 event_slot_txid(TupleTableSlot *slot);
 
 extern void window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 						const EventSnapshot *upto, WindowCallback callback, void *arg);
@@ -84,6 +88,8 @@ extern Window *window_read(Relation log, const EventPosition *position, Snapshot
 extern void window_load_chunk(Window *window, Relation log, Snapshot snapshot, int64 start, int limit);
 extern Window *window_split(Window *window, MemoryContext parent);
 extern void window_release(Window *window);
+extern void window_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 to,
+							WindowCallback callback, void *arg);
 extern HeapTuple window_fetch_event(Relation log, Snapshot snapshot, int64 id);
 extern void event_from_tuple(Event *event, Relation log, HeapTuple tuple);
 

@@ -63,6 +63,10 @@ SELECT has_function('drop_event_handler', ARRAY['text']);
 SELECT has_function('pause_event_handler', ARRAY['text']);
 SELECT has_function('resume_event_handler', ARRAY['text']);
 SELECT has_function('call_event_handler', ARRAY['text', 'bigint']);
+SELECT function_returns('retry_dead_events', ARRAY['text'], 'bigint');
+SELECT function_returns('discard_dead_events', ARRAY['text'], 'bigint');
+SELECT function_returns('replay_events', ARRAY['text', 'bigint', 'bigint'], 'bigint');
+SELECT function_returns('event_delivery_status', ARRAY['bigint'], 'setof record');
 SELECT is_procedure('wait_for_event_handlers', ARRAY['interval']);
 SELECT function_returns('activate_events', ARRAY[]::text[], 'bigint');
 SELECT has_function('reset_event_stats', ARRAY[]::text[]);
@@ -81,7 +85,8 @@ SELECT set_eq($$
 	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
 	WHERE p.proacl IS NULL
 $$, ARRAY['alter_event_handler', 'drop_event_handler', 'pause_event_handler', 'resume_event_handler',
-	'call_event_handler', 'wait_for_event_handlers', '_handler_figures', '_worker_figures', '_event_figures'],
+	'call_event_handler', 'retry_dead_events', 'discard_dead_events', 'replay_events', 'event_delivery_status',
+	'wait_for_event_handlers', '_handler_figures', '_worker_figures', '_event_figures'],
 	'only functions that check rights themselves are granted to PUBLIC');
 
 SELECT set_eq($$

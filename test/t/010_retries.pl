@@ -24,16 +24,17 @@ $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
 make_owner($node, 'postgres', 'ann', 'bob');
 # fails {"fail": n} times, and leaves a note of each attempt that outlives the
-# rollback in the form of log lines and counters only; what it inserts does not
+# rollback in the form of log lines and counters only; what it inserts does not.
+# A retry finds itself counted in event_retries.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION record_stubborn(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
 	DECLARE
-		attempts integer := coalesce((SELECT r.attempts FROM public.event_retries r WHERE r.event_id = e.id), 0);
+		before integer := coalesce((SELECT r.attempts - 1 FROM public.event_retries r WHERE r.event_id = e.id), 0);
 	BEGIN
 		INSERT INTO public.seen (handler, id) VALUES ('stubborn', e.id);
-		IF attempts < (e.event_data ->> 'fail')::integer THEN
-			RAISE 'attempt % of event %', attempts + 1, e.event_name USING ERRCODE = 'AB123';
+		IF before < (e.event_data ->> 'fail')::integer THEN
+			RAISE 'attempt % of event %', before + 1, e.event_name USING ERRCODE = 'AB123';
 		END IF;
 	END $$;
 ));

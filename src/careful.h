@@ -1,0 +1,23 @@
+/*-------------------------------------------------------------------------
+ *
+ * careful.h
+ *		Events that end the process which handles them.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_CAREFUL_H
+#define PNE_CAREFUL_H
+
+#include "batch.h"
+
+extern void careful_init(void);
+extern bool careful_take_up(HandlerRun *run);
+extern void careful_release(const List *healths);
+extern void careful_bound(int nevents);
+extern void careful_note_commit(int nevents);
+
+extern void careful_arm_timeout(int timeout);
+extern void careful_disarm_timeout(void);
+extern bool careful_overran(void);
+
+#endif							/* PNE_CAREFUL_H */

@@ -1,0 +1,392 @@
+/*-------------------------------------------------------------------------
+ *
+ * delivery.c
+ *		SQL functions about what became of events: why one was not delivered,
+ *		and having dead or delivered ones tried again.
+ *
+ * Whatever is to be tried again becomes a waiting row of _event_retries; the
+ * executor does the rest (retry.c).  These functions lock the handler's
+ * definition; replay_events() also locks its progress row, so that it waits for
+ * the batch at hand and sees what that has passed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/tuplestore.h"
+#include "utils/xid8.h"
+
+#include "catalog.h"
+#include "compat.h"
+#include "definition.h"
+#include "doorbell.h"
+#include "handler.h"
+#include "shared.h"
+#include "window.h"
+
+/* replayed events that one statement inserts */
+#define REPLAY_CHUNK 1000
+
+PG_FUNCTION_INFO_V1(pne_retry_dead_events);
+PG_FUNCTION_INFO_V1(pne_discard_dead_events);
+PG_FUNCTION_INFO_V1(pne_replay_events);
+PG_FUNCTION_INFO_V1(pne_event_delivery_status);
+
+/* ----------
+ * Dead events
+ * ----------
+ */
+
+/*
+ * Run a statement on the dead events of the caller's handler, and return how
+ * many there were.
+ */
+static int64
+change_dead_events(FunctionCallInfo fcinfo, OwnStatement *statement)
+{
+	char	   *name = handler_name_argument(fcinfo, 0, "handler");
+	Datum		value = CStringGetTextDatum(name);
+	int64		count;
+
+	SPI_connect();
+	lock_own_handler(name);
+	count = own_execute(statement, &value, NULL, 0);
+	SPI_finish();
+	if (count > 0)
+		doorbell_at_commit(RING_DEFINITIONS);
+	return count;
+}
+
+/*
+ * retry_dead_events(handler text) returns bigint
+ *
+ * Has the handler's dead events tried again from now on, as often as any other.
+ * Returns how many.  Errors: no such handler; not the owner.
+ */
+Datum
+pne_retry_dead_events(PG_FUNCTION_ARGS)
+{
+	static OwnStatement revive = {
+		.sql = "UPDATE @s._event_retries SET state = 'waiting', attempts = 0, "
+		"next_attempt_at = pg_catalog.clock_timestamp() "
+		"WHERE handler OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'dead'",
+		.target = OWN_RETRIES,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+
+	PG_RETURN_INT64(change_dead_events(fcinfo, &revive));
+}
+
+/*
+ * discard_dead_events(handler text) returns bigint
+ *
+ * Gives the handler's dead events up: they stay listed as discarded.  Returns
+ * how many.  Errors: no such handler; not the owner.
+ */
+Datum
+pne_discard_dead_events(PG_FUNCTION_ARGS)
+{
+	static OwnStatement discard = {
+		.sql = "UPDATE @s._event_retries SET state = 'discarded' "
+		"WHERE handler OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'dead'",
+		.target = OWN_RETRIES,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+
+	PG_RETURN_INT64(change_dead_events(fcinfo, &discard));
+}
+
+/* ----------
+ * Replay
+ * ----------
+ */
+
+typedef struct ReplayState
+{
+	const Handler *handler;
+	TupleDesc	desc;
+	Datum	   *ids;
+	int			nids;
+	int64		scheduled;
+} ReplayState;
+
+/*
+ * Schedule the events collected so far.  One that waits already is left alone.
+ */
+static void
+schedule_replay(ReplayState *state)
+{
+	static OwnStatement insert_retries = {
+		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at) "
+		"SELECT $1, i.id, 'waiting', 0, pg_catalog.clock_timestamp() FROM pg_catalog.unnest($2) AS i (id) "
+		"ON CONFLICT (handler, event_id) DO UPDATE SET state = 'waiting', attempts = 0, "
+		"next_attempt_at = excluded.next_attempt_at, last_error = NULL, last_sqlstate = NULL, last_error_at = NULL "
+		"WHERE t.state OPERATOR(pg_catalog.<>) 'waiting'",
+		.target = OWN_RETRIES,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT8ARRAYOID},
+	};
+	Datum		values[2];
+
+	if (state->nids == 0)
+		return;
+	values[0] = CStringGetTextDatum(state->handler->name);
+	values[1] = PointerGetDatum(construct_array(state->ids, state->nids, INT8OID, sizeof(int64),
+												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	state->scheduled += own_execute(&insert_retries, values, NULL, 0);
+	state->nids = 0;
+}
+
+static bool
+replay_event(TupleTableSlot *slot, int64 id, void *arg)
+{
+	ReplayState *state = (ReplayState *) arg;
+	const Handler *handler = state->handler;
+	HeapTuple	tuple;
+	char	   *name;
+	bool		isnull;
+	bool		wanted;
+
+	if (!event_position_passed(&handler->position, event_slot_txid(slot), id))
+		return true;
+	name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
+	wanted = handler_matches_name(handler, name);
+	pfree(name);
+	if (!wanted)
+		return true;
+
+	tuple = ExecCopySlotHeapTuple(slot);
+	if (handler_passes_filter(handler, tuple, state->desc))
+		state->ids[state->nids++] = Int64GetDatum(id);
+	heap_freetuple(tuple);
+	if (state->nids == REPLAY_CHUNK)
+		schedule_replay(state);
+	return true;
+}
+
+/*
+ * replay_events(handler text, from_id bigint, to_id bigint) returns bigint
+ *
+ * Has the handler called again with the events of its name and filter, by id,
+ * that its position has passed; null as to_id means up to the last.  Returns how
+ * many; one that waits for a retry already is not counted.  Waits for the batch
+ * at hand.  Errors: no such handler; not the owner; a dormant handler, whose
+ * position means nothing here; from_id null or above to_id.
+ */
+Datum
+pne_replay_events(PG_FUNCTION_ARGS)
+{
+	static OwnStatement lock_progress = {
+		.sql = "SELECT 1 FROM @s._event_handler_progress AS p "
+		"WHERE p.handler OPERATOR(pg_catalog.=) $1 FOR UPDATE",
+		.target = OWN_PROGRESS,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	char	   *name = handler_name_argument(fcinfo, 0, "handler");
+	Datum		value = CStringGetTextDatum(name);
+	int64		from;
+	int64		to = PG_ARGISNULL(2) ? PG_INT64_MAX : PG_GETARG_INT64(2);
+	ReplayState state = {0};
+	Relation	log;
+
+	require_argument(fcinfo, 1, "from_id");
+	from = PG_GETARG_INT64(1);
+	if (from > to)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("from_id %lld is above to_id %lld", (long long) from, (long long) to),
+				 errhint("Both are included; without to_id all events from from_id on are meant.")));
+
+	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	SPI_connect();
+	lock_own_handler(name);
+	own_execute(&lock_progress, &value, NULL, 1);
+	/* once more: its position as it is now that nobody moves it */
+	state.handler = lock_own_handler(name);
+	if (state.handler->dormant)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("event handler \"%s\" is dormant", name),
+				 errhint("A superuser wakes it with activate_events().")));
+	state.desc = RelationGetDescr(log);
+	state.ids = palloc(sizeof(Datum) * REPLAY_CHUNK);
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	window_scan_ids(log, GetActiveSnapshot(), from, to, replay_event, &state);
+	PopActiveSnapshot();
+	schedule_replay(&state);
+	SPI_finish();
+	table_close(log, NoLock);
+
+	if (state.scheduled > 0)
+		doorbell_at_commit(RING_DEFINITIONS);
+	PG_RETURN_INT64(state.scheduled);
+}
+
+/* ----------
+ * Status
+ * ----------
+ */
+
+/* an event as event_delivery_status() sees it; without a tuple, it is not there */
+typedef struct EventOfInterest
+{
+	int64		id;
+	HeapTuple	tuple;
+	TupleDesc	desc;
+	char	   *name;
+	uint64		txid;
+} EventOfInterest;
+
+static bool
+take_event(TupleTableSlot *slot, int64 id, void *arg)
+{
+	EventOfInterest *event = (EventOfInterest *) arg;
+	bool		isnull;
+
+	event->tuple = ExecCopySlotHeapTuple(slot);
+	event->name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
+	event->txid = event_slot_txid(slot);
+	return false;
+}
+
+/*
+ * What became of an event that is on no list of retries.
+ */
+static const char *
+delivery_status(const Handler *handler, const EventOfInterest *event)
+{
+	if (handler->dormant)
+		return "dormant";
+	if (!handler_matches_name(handler, event->name) ||
+		!handler_passes_filter(handler, event->tuple, event->desc))
+		return "not matched";
+	if (event_snapshot_sees(handler->start, event->txid))
+		return "before start";
+	if (event_position_passed(&handler->position, event->txid, event->id))
+		return "delivered";
+	return handler->paused ? "paused" : "pending";
+}
+
+#define STATUS_COLUMNS 6
+
+/*
+ * Add the row of one handler.  False where there is nothing to tell: the event
+ * is gone, and is on no list.
+ */
+static bool
+put_status(const Handler *handler, const EventOfInterest *event, ReturnSetInfo *rsinfo)
+{
+	static OwnStatement select_retry = {
+		.sql = "SELECT t.state, t.attempts, t.next_attempt_at, t.last_error FROM @s._event_retries AS t "
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2",
+		.target = OWN_NONE,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT8OID},
+	};
+	Datum		keys[2] = {CStringGetTextDatum(handler->name), Int64GetDatum(event->id)};
+	Datum		values[STATUS_COLUMNS] = {0};
+	bool		nulls[STATUS_COLUMNS] = {false, false, false, true, true, true};
+
+	values[0] = keys[0];
+	values[1] = CStringGetTextDatum("handler");
+	if (own_execute(&select_retry, keys, NULL, 1) == 1)
+	{
+		values[2] = CStringGetTextDatum(own_text(0, 1));
+		for (int i = 3; i < STATUS_COLUMNS; i++)
+			values[i] = own_value(0, i - 1, &nulls[i]);
+	}
+	else if (event->tuple != NULL)
+		values[2] = CStringGetTextDatum(delivery_status(handler, event));
+	else
+		return false;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	return true;
+}
+
+/*
+ * Read the event, if it is there and the caller may know.
+ */
+static void
+read_event(EventOfInterest *event, Relation log)
+{
+	Event		row = {0};
+
+	if (pg_class_aclcheck(RelationGetRelid(log), GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+	{
+		if (!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
+			aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, RelationGetRelationName(log));
+		window_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
+		return;
+	}
+	window_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
+	if (event->tuple == NULL)
+		return;
+	row.id = event->id;
+	handler_hide_events(log, &row, 1);
+	if (row.hidden)
+		event->tuple = NULL;
+}
+
+/*
+ * event_delivery_status(event_id bigint) returns table (name text, kind text,
+ *		status text, attempts integer, next_attempt_at timestamptz, last_error
+ *		text)
+ *
+ * A row for each handler that the caller may see.  Row security is not asked
+ * on behalf of the handlers' owners.  Errors: event_id null; no such event; no
+ * right to read the log.
+ */
+Datum
+pne_event_delivery_status(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	EventOfInterest event = {0};
+	Relation	log;
+	ListCell   *lc;
+	List	   *handlers;
+	bool		found;
+
+	require_argument(fcinfo, 0, "event_id");
+	event.id = PG_GETARG_INT64(0);
+
+	InitMaterializedSRF(fcinfo, 0);
+	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	event.desc = RelationGetDescr(log);
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	read_event(&event, log);
+	found = (event.tuple != NULL);
+
+	handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
+	foreach(lc, handlers)
+	{
+		Handler    *handler = lfirst(lc);
+
+		if (handler_is_visible(handler) && put_status(handler, &event, rsinfo))
+			found = true;
+	}
+	if (!found)
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA_FOUND),
+				 errmsg("event %lld does not exist", (long long) event.id),
+				 errhint("It was not committed, or it was deleted from notification_events.")));
+	PopActiveSnapshot();
+	SPI_finish();
+	table_close(log, AccessShareLock);
+	return (Datum) 0;
+}
