@@ -723,13 +723,14 @@ retry_charge_parked(HandlerRun *run, int64 event_id, int attempts)
 
 /*
  * An executor was lost: take note of the attempt that it was making, in the
- * transaction that takes up the handler.
+ * transaction that takes up the handler.  The delay begins now, so that others
+ * get on between two deaths.
  */
 void
 retry_recover_attempts(HandlerRun *run)
 {
 	static OwnStatement select_lost = {
-		.sql = "SELECT t.event_id, t.attempts, t.next_attempt_at FROM @s._event_retries AS t "
+		.sql = "SELECT t.event_id, t.attempts FROM @s._event_retries AS t "
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL LIMIT 1 FOR UPDATE",
 		.target = OWN_RETRIES,
 		.nargs = 1,
@@ -743,10 +744,8 @@ retry_recover_attempts(HandlerRun *run)
 	{
 		int64		event_id = DatumGetInt64(own_value(0, 1, &isnull));
 		int			attempts = DatumGetInt32(own_value(0, 2, &isnull));
-		TimestampTz due = DatumGetTimestampTz(own_value(0, 3, &isnull));
+		TimestampTz due = due_again(run, attempts);
 
-		if (attempts >= run->definition->max_attempts)
-			due = DT_NOEND;
 		write_failure(run, event_id, attempts, due, false, error);
 		log_failure(run, event_id, attempts, due == DT_NOEND, error);
 	}

@@ -1,0 +1,236 @@
+
+# Events that end the process which handles them: the attempt counts, the event
+# dies after max_attempts, and all others are handled exactly once.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use NotifyEvents;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep);
+
+# a handler's function that segfaults
+my $module = "$PostgreSQL::Test::Utils::tmp_check/deadly.so";
+my ($include) = run_command([ 'pg_config', '--includedir-server' ]);
+system_or_bail('gcc', '-shared', '-fPIC', '-O1', "-I$include", '-o', $module,
+	"$FindBin::RealBin/lib/deadly.c");
+
+my $node = new_server('deadly', 'restart_after_crash = on');
+
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
+make_recorder($node, 'postgres');
+make_owner($node, 'postgres', 'ann', 'bob');
+$node->safe_psql(
+	'postgres', qq(
+	CREATE FUNCTION die_of(text) RETURNS void LANGUAGE c STRICT AS '$module', 'die_of';
+	CREATE FUNCTION see(by text, e notification_events) RETURNS void LANGUAGE plpgsql AS \$\$
+	BEGIN
+		INSERT INTO public.seen (handler, id) VALUES (by, e.id);
+		IF e.event_name = 'terminate' THEN
+			PERFORM pg_terminate_backend(pg_backend_pid());
+		ELSIF e.event_name LIKE 'die of %' THEN
+			PERFORM public.die_of(substr(e.event_name, 8));
+		ELSIF e.event_name = 'fail, then terminate' THEN
+			IF (SELECT r.last_error IS NULL FROM public.event_retries r WHERE r.event_id = e.id) IS NOT FALSE THEN
+				RAISE 'failed';
+			END IF;
+			PERFORM pg_terminate_backend(pg_backend_pid());
+		ELSIF e.event_name = 'deaf' THEN
+			LOOP
+				BEGIN
+					PERFORM pg_sleep(60);
+				EXCEPTION WHEN query_canceled THEN
+					-- does not want to hear it
+				END;
+			END LOOP;
+		END IF;
+	END \$\$;
+	CREATE FUNCTION one(e notification_events) RETURNS void LANGUAGE sql AS \$\$ SELECT public.see('one', e) \$\$;
+	CREATE FUNCTION many(e notification_events[]) RETURNS void LANGUAGE sql AS \$\$ SELECT public.see('many', i) FROM unnest(e) AS i \$\$;
+	CREATE FUNCTION other(e notification_events) RETURNS void LANGUAGE sql AS
+		\$\$ INSERT INTO public.seen (handler, id) VALUES ('other', e.id) \$\$;
+));
+
+# wait_for(CONDITION): like poll_query_until, across crashes of the server
+sub wait_for
+{
+	my ($condition) = @_;
+
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		my ($result, $stdout) = $node->psql('postgres', "SELECT $condition");
+		return if defined $stdout && $stdout eq 't';
+		usleep(100_000);
+	}
+	die "never: $condition";
+}
+
+# in_log(PATTERN, OFFSET): how often a line of the server log matches
+sub in_log
+{
+	my ($pattern, $offset) = @_;
+	my @matches = slurp_file($node->logfile, $offset) =~ /$pattern/g;
+
+	return scalar(@matches);
+}
+
+sub log_size
+{
+	return -s $node->logfile;
+}
+
+sub start_over
+{
+	$node->safe_psql(
+		'postgres', q(
+		SELECT drop_event_handler(name) FROM event_handlers;
+		TRUNCATE seen;
+		DELETE FROM notification_events;
+	));
+	return;
+}
+
+# run(EVENT, FUNCTION, MAX_ATTEMPTS, OPTIONS): 41 events, one of them deadly,
+# and another handler, until all is over. Returns the offset of the log.
+sub run
+{
+	my ($event, $function, $max_attempts, $options) = @_;
+	my $offset = log_size();
+
+	$node->safe_psql(
+		'postgres', qq(
+		SELECT create_event_handler('deadly', '$function', owner => 'ann', max_attempts => $max_attempts,
+			retry_delay => '50 ms', max_retry_delay => '50 ms', $options);
+		SELECT create_event_handler('other', 'other', owner => 'bob');
+	));
+	# the server may crash before the client has gone
+	$node->psql('postgres',
+		"SELECT count(notify_event(CASE i WHEN 17 THEN '$event' ELSE 'event ' || i END)) FROM generate_series(1, 41) i"
+	);
+	wait_for(
+		"bool_and(delivered = CASE handler WHEN 'deadly' THEN 40 ELSE 41 END) AND sum(dead) = 1 FROM event_handler_stats"
+	);
+	is( $node->safe_psql(
+			'postgres',
+			q(SELECT e.event_name, r.state, r.attempts, r.last_error, r.last_sqlstate FROM event_retries r JOIN notification_events e ON e.id = r.event_id)
+		),
+		"$event|dead|$max_attempts|the process that ran the attempt ended|57P02",
+		"$event ($function): dies after max_attempts");
+	seen_is_log($node, 'postgres', $function, "event_name <> '$event'",
+		"$event: its handler");
+	seen_is_log($node, 'postgres', 'other', 'true', "$event: another handler");
+	return $offset;
+}
+
+# FATAL: only the executor ends
+foreach my $function ('one', 'many')
+{
+	my $offset = run('terminate', $function, 3, 'batch_size => 20');
+
+	# the first time it took its batch along and could not be told
+	is( in_log(
+			qr/executor FATAL:  terminating background worker "pg_notify_events executor" due to administrator command/,
+			$offset),
+		4,
+		"$function: has ended max_attempts + 1 executors");
+	is( $node->safe_psql(
+			'postgres', 'SELECT last_error FROM event_worker_stats WHERE owner = $$ann$$'
+		),
+		'ended while it ran event handler "deadly"',
+		"$function: event_worker_stats tells");
+	start_over();
+}
+
+# the server crashes
+my $offset = run('die of segfault', 'one', 2, 'batch_size => 20');
+is(in_log(qr/was terminated by signal 11/, $offset),
+	3, 'has crashed the server max_attempts + 1 times');
+start_over();
+$offset = run('die of kill', 'many', 1, 'batch_size => 20');
+is(in_log(qr/was terminated by signal 9/, $offset),
+	2, 'has been killed max_attempts + 1 times');
+start_over();
+$offset = run('die of exit', 'one', 1, 'batch_size => 20');
+start_over();
+
+# a handler that keeps the order, and one event per batch
+$offset = run('terminate', 'one', 2, 'ordered => true, batch_size => 1');
+is( $node->safe_psql(
+		'postgres',
+		"SELECT array_agg(id ORDER BY at) = array_agg(id ORDER BY id) FROM seen WHERE handler = 'one'"
+	),
+	't',
+	'ordered: in order');
+start_over();
+
+# first it fails, then it kills
+$offset = run('fail, then terminate', 'one', 3, 'batch_size => 20');
+is(in_log(qr/executor FATAL:  terminating/, $offset),
+	2, 'a retry that kills is counted each time');
+start_over();
+
+# a call that catches query_canceled is ended a second past its timeout
+$offset = run('deaf', 'one', 1, "batch_size => 20, timeout => '200 ms'");
+is( in_log(
+		qr/LOG:  a call of event handler "deadly" did not end at its timeout/,
+		$offset),
+	2,
+	'a call that does not end');
+is( $node->safe_psql(
+		'postgres', 'SELECT last_error FROM event_worker_stats WHERE owner = $$ann$$'
+	),
+	'a call of event handler "deadly" did not end at its timeout',
+	'event_worker_stats tells');
+
+# Care ends after as many events as could have been called.
+$node->safe_psql('postgres',
+	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 5000) i"
+);
+wait_for(
+	"delivered = 5040 FROM event_handler_stats WHERE handler = 'deadly'");
+is( in_log(
+		qr/event handler "deadly" goes on with whole batches/, $offset),
+	1,
+	'goes on with whole batches');
+seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'carefully');
+
+# An orderly restart costs no care.
+$offset = log_size();
+$node->restart;
+$node->safe_psql('postgres', "SELECT notify_event('after')");
+wait_for(
+	"delivered = 5041 FROM event_handler_stats WHERE handler = 'deadly'");
+is(in_log(qr/goes on carefully/, $offset), 0, 'an orderly restart');
+
+# A crash while nothing was being done does; it is over sooner or later, and an
+# executor that leaves in between tells how many events are left.
+$offset = log_size();
+$node->stop('immediate');
+$node->start;
+$node->safe_psql('postgres', "SELECT notify_event('after')");
+wait_for(
+	"delivered = 5042 FROM event_handler_stats WHERE handler = 'deadly'");
+is( in_log(qr/event handler "deadly" goes on carefully/, $offset),
+	1, 'after a crash: carefully');
+$node->restart;
+is( $node->safe_psql(
+		'postgres',
+		"SELECT in_use IS NULL, careful BETWEEN 4000 AND 4115 FROM _event_handler_progress WHERE handler = 'deadly'"
+	),
+	't|t',
+	'what is left of it is kept');
+$node->safe_psql('postgres',
+	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 5000) i"
+);
+wait_for(
+	"delivered = 10042 FROM event_handler_stats WHERE handler = 'deadly'");
+is(in_log(qr/event handler "deadly" goes on with whole batches/, $offset),
+	1, 'until it is over');
+seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'carefully');
+
+$node->stop;
+done_testing();
