@@ -534,8 +534,6 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 		}
 		table_close(log, NoLock);
 		batch_commit_transaction(wrote ? run->definition->timeout : 0);
-		if (wrote)
-			FAULT_POINT("after-commit");
 	}
 	PG_CATCH();
 	{
@@ -550,6 +548,7 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 	{
 		if (wrote)
 		{
+			FAULT_POINT("after-commit");
 			/* the events may go with their window: count them first */
 			stats_batch_committed(run->definition, &figures);
 			progress_stored(run, next);

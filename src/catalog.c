@@ -57,6 +57,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "doorbell.h"
+#include "fault.h"
 #include "window.h"
 
 #define EXTENSION_NAME "pg_notify_events"
@@ -637,5 +638,6 @@ pne_activate_events(PG_FUNCTION_ARGS)
 				 errhint("Drop and create them again with drop_event_handler() and create_event_handler().")));
 
 	doorbell_at_commit(RING_DEFINITIONS);
+	FAULT_POINT("activated");
 	PG_RETURN_INT64(activated);
 }

@@ -41,6 +41,7 @@
 
 #include "compat.h"
 #include "doorbell.h"
+#include "fault.h"
 #include "stats.h"
 
 /* what this transaction has asked for so far */
@@ -118,6 +119,7 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			if (what == 0)
 				return;
 			wishes = 0;
+			FAULT_POINT("before-ring");
 			if (what & RING_EXTENSION)
 				shared_note_install(MyDatabaseId);
 			if (what & RING_DROPPED)

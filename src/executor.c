@@ -563,16 +563,24 @@ read_windows(void)
 		return false;			/* not reached */
 	}
 	SPI_connect();
-	snapshot = GetTransactionSnapshot();
-	PushActiveSnapshot(snapshot);
-	snapshot = GetActiveSnapshot();
-	upto = event_snapshot_build(snapshot);
 
+	/*
+	 * Positions first: a snapshot that is older than a position would give the
+	 * handler an empty window, and by that take it back to before what another
+	 * executor has done.
+	 */
 	if (runs == NIL || definitions != runs_definitions || any_stale())
 	{
+		FAULT_POINT("before-load");
+		PushActiveSnapshot(GetTransactionSnapshot());
 		load_runs();
+		PopActiveSnapshot();
 		runs_definitions = definitions;
 	}
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	snapshot = GetActiveSnapshot();
+	upto = event_snapshot_build(snapshot);
 
 	foreach(lc, runs)
 	{

@@ -41,6 +41,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "fault.h"
 #include "launcher.h"
 #include "settings.h"
 #include "stats.h"
@@ -608,6 +609,7 @@ manage_executors(void)
 		worker_set_phase(&slot->worker, WORKER_STARTING);
 		LWLockRelease(shared->lock);
 
+		FAULT_POINT("before-start");
 		started = start_worker("executor", "pne_executor_main", &start, &executor_handles[start.slot]);
 
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);

@@ -40,6 +40,7 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "fault.h"
 #include "handler.h"
 #include "listener.h"
 #include "notify_queue.h"
@@ -638,6 +639,7 @@ look(void)
 	SPI_finish();
 	table_close(log, NoLock);
 	CommitTransactionCommand();
+	FAULT_POINT("after-look");
 
 	/*
 	 * Who committed has rung, and we may be the second.  But should there ever

@@ -510,6 +510,13 @@ try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **ev
 			outcome = BATCH_STALE;
 		else if (lock_attempt(run->definition->name, event_id, attempts, &never_failed))
 			called = call_for_retry(run, log, &event, fresh, never_failed, context, &figures);
+
+		/*
+		 * A crash shall not take this back and leave the attempt: it would be
+		 * charged to an event that did nothing.
+		 */
+		if (called)
+			ForceSyncCommit();
 		table_close(log, NoLock);
 		batch_commit_transaction(called ? run->definition->timeout : 0);
 	}

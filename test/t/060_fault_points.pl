@@ -1,0 +1,292 @@
+
+# Fault points: the server, or a process, is broken at chosen places of the
+# code, once each; afterwards every committed event has been handled exactly
+# once. The places are in builds made for this only (src/fault.c).
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use IPC::Run;
+use NotifyEvents;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep);
+
+my $node = new_server('faults', 'restart_after_crash = on');
+my $faults = $node->data_dir . '/pg_notify_events.faults';
+
+mkdir $faults or die "mkdir $faults: $!";
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
+make_recorder($node, 'postgres');
+make_owner($node, 'postgres', 'ann', 'bob');
+
+# A handler whose seventh event fails the first time.
+$node->safe_psql(
+	'postgres', q(
+	CREATE SEQUENCE failures;
+	GRANT ALL ON failures TO PUBLIC;
+	CREATE FUNCTION once(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.seen (handler, id) VALUES ('once', e.id);
+		IF e.event_name = 'event 7' AND nextval('public.failures') <= 2 THEN
+			RAISE 'the first times it fails';
+		END IF;
+	END $$;
+	CREATE FUNCTION all_at_once(e notification_events[]) RETURNS void LANGUAGE sql AS
+		$$ INSERT INTO public.seen (handler, id) SELECT 'array', id FROM unnest(e) $$;
+));
+
+# until(TEXT, SUB): asks again until the answer is right
+sub until_true
+{
+	my ($what, $answer) = @_;
+
+	foreach (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		return if $answer->();
+		usleep(10_000);
+	}
+	die "never: $what";
+}
+
+# wait_for(CONDITION): across crashes of the server
+sub wait_for
+{
+	my ($condition) = @_;
+
+	until_true(
+		$condition,
+		sub {
+			my ($result, $stdout) =
+			  $node->psql('postgres', "SELECT $condition");
+			return defined $stdout && $stdout eq 't';
+		});
+	return;
+}
+
+# set_fault(PLACE, WHAT): the next process that comes by
+sub set_fault
+{
+	my ($place, $what) = @_;
+
+	append_to_file("$faults/$place.new", $what);
+	rename("$faults/$place.new", "$faults/$place") or die "rename: $!";
+	return;
+}
+
+sub wait_for_hit
+{
+	my ($place) = @_;
+
+	until_true("fault $place", sub { -e "$faults/$place.hit" });
+	return;
+}
+
+sub end_fault
+{
+	my ($place) = @_;
+
+	unlink("$faults/$place.hit") or die "unlink: $!";
+	return;
+}
+
+sub start_over
+{
+	wait_for('true');
+	$node->safe_psql(
+		'postgres', q(
+		SELECT drop_event_handler(name) FROM event_handlers;
+		TRUNCATE seen;
+		DELETE FROM notification_events;
+		SELECT setval('failures', 1, false);
+		SELECT create_event_handler('once', 'once', owner => 'ann', batch_size => 5, retry_delay => '10 ms', max_retry_delay => '10 ms');
+		SELECT create_event_handler('array', 'all_at_once', owner => 'ann', batch_size => 7);
+		SELECT create_event_handler('record', 'record', owner => 'bob', ordered => true);
+	));
+	return;
+}
+
+# The server may crash before the client has gone.
+sub emit
+{
+	$node->psql('postgres',
+		"SELECT count(notify_event('event ' || i)) FROM generate_series(1, 30) i"
+	);
+	wait_for('count(*) = 30 FROM notification_events');
+	return;
+}
+
+# all_is_well(NAME): tests that it is in the end
+sub all_is_well
+{
+	my ($name) = @_;
+
+	wait_for('bool_and(delivered = 30 AND waiting = 0) FROM event_handler_stats');
+	foreach my $handler ('once', 'array', 'record')
+	{
+		seen_is_log($node, 'postgres', $handler, 'true', "$name: $handler");
+	}
+	return;
+}
+
+# The executor's places: after it left its mark, after it has read, before and
+# after a call, after the commit, before it records a failure, between counting
+# an attempt and making it.
+foreach my $place (
+	'after-mark', 'after-window-read', 'before-call',
+	'after-call', 'after-commit', 'before-failure-commit',
+	'after-charge')
+{
+	foreach my $what ('error', 'fatal', 'crash')
+	{
+		start_over();
+		set_fault($place, $what);
+		emit();
+		wait_for_hit($place);
+		all_is_well("$what at $place");
+		end_fault($place);
+	}
+}
+
+# It leaves, and still has to take its mark back.
+foreach my $what ('error', 'fatal', 'crash')
+{
+	start_over();
+	emit();
+	all_is_well("before $what at before-release");
+	set_fault('before-release', $what);
+	$node->psql('postgres',
+		q(SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor')
+	);
+	wait_for_hit('before-release');
+	wait_for('true');
+	$node->safe_psql('postgres', 'TRUNCATE seen; DELETE FROM notification_events');
+	emit();
+	wait_for('bool_and(delivered = 60 AND waiting = 0) FROM event_handler_stats');
+	seen_is_log($node, 'postgres', $_, 'true', "$what at before-release: $_")
+	  foreach ('once', 'array', 'record');
+	end_fault('before-release');
+}
+
+# The listener after a look, the launcher before it starts an executor
+foreach my $what ('error', 'fatal', 'crash')
+{
+	start_over();
+	set_fault('after-look', $what);
+	emit();
+	wait_for_hit('after-look');
+	all_is_well("$what at after-look");
+	end_fault('after-look');
+
+	start_over();
+	$node->safe_psql('postgres',
+		q(SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor')
+	);
+	$node->poll_query_until('postgres',
+		q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor')
+	) or die "executors stay";
+	set_fault('before-start', $what);
+	emit();
+	wait_for_hit('before-start');
+	all_is_well("$what at before-start");
+	end_fault('before-start');
+}
+
+# The writer is killed after its commit, before it could ring.
+start_over();
+set_fault('before-ring', 'crash');
+emit();
+wait_for_hit('before-ring');
+all_is_well('crash at before-ring');
+end_fault('before-ring');
+
+# It only hangs there: the poll finds what nobody rang for.
+start_over();
+wait_for_handlers($node, 'postgres');
+set_fault('before-ring', 'wait');
+my ($stdout, $stderr) = ('', '');
+my $writer = IPC::Run::start(
+	[
+		'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c',
+		"SELECT count(notify_event('event ' || i)) FROM generate_series(1, 30) i"
+	],
+	'>', \$stdout, '2>', \$stderr);
+wait_for_hit('before-ring');
+all_is_well('nobody rings');
+end_fault('before-ring');
+$writer->finish;
+is("$stdout$stderr", "30\n", 'the writer has committed');
+
+# A handler changes hands while the executor that gets it is about to read its
+# definitions: it must not go back to before what the other one has done.
+start_over();
+$node->safe_psql(
+	'postgres', q(
+	SELECT drop_event_handler(name) FROM event_handlers;
+	SELECT create_event_handler('record', 'record', 'e', owner => 'ann');
+	SELECT create_event_handler('own', 'record', 'own', owner => 'bob');
+	SELECT notify_event('own'), notify_event('e');
+));
+wait_for('count(*) = 2 FROM seen');
+wait_for_handlers($node, 'postgres');
+my $ann = worker_pid($node, 'executor', 'postgres', 'ann');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($ann)");
+wait_for("count(*) = 0 FROM pg_stat_activity WHERE pid = $ann");
+set_fault('before-load', 'wait');
+$node->safe_psql('postgres',
+	q(SELECT create_event_handler('other', 'record', 'none', owner => 'bob')));
+wait_for_hit('before-load');
+$node->safe_psql('postgres', q(SELECT notify_event('e')));
+wait_for('count(*) = 3 FROM seen');
+set_fault('before-ring', 'wait');
+my $giver = IPC::Run::start(
+	[
+		'psql', '-XAtq', '-d', $node->connstr('postgres'), '-c',
+		q(SELECT alter_event_handler('record', owner => 'bob'))
+	]);
+wait_for_hit('before-ring');
+end_fault('before-load');
+$node->safe_psql('postgres', q(SELECT notify_event('e')));
+wait_for('count(DISTINCT id) = 4 FROM seen');
+end_fault('before-ring');
+$giver->finish;
+wait_for_handlers($node, 'postgres');
+seen_is_log($node, 'postgres', 'record', 'true', 'a handler changes hands');
+
+# A copied database is woken up, and that fails before it is committed.
+foreach my $what ('error', 'crash')
+{
+	start_over();
+	$node->safe_psql('postgres', 'ALTER SYSTEM SET pg_notify_events.databases = copy; SELECT pg_reload_conf()');
+	wait_for_no_workers($node, 'postgres');
+	emit();
+	$node->safe_psql('postgres', 'DROP DATABASE IF EXISTS copy');
+	$node->safe_psql('template1', 'CREATE DATABASE copy TEMPLATE postgres');
+	set_fault('activated', $what);
+	$node->psql('copy', 'SELECT activate_events()');
+	wait_for_hit('activated');
+	wait_for('true');
+	is( $node->safe_psql(
+			'copy', 'SELECT string_agg(DISTINCT state, $$,$$) FROM event_handler_stats'
+		),
+		'dormant',
+		"$what at activated: still dormant");
+	is($node->safe_psql('copy', 'SELECT count(*) FROM seen'),
+		'0', "$what at activated: nothing was called");
+	end_fault('activated');
+	is($node->safe_psql('copy', 'SELECT activate_events()'),
+		'3', "$what at activated: and then woken");
+	$node->poll_query_until('copy',
+		'SELECT bool_and(delivered = 30 AND waiting = 0) FROM event_handler_stats'
+	) or die "the copy does not work";
+	seen_is_log($node, 'copy', $_, 'true', "$what at activated: $_")
+	  foreach ('once', 'array', 'record');
+	$node->safe_psql('postgres', 'ALTER SYSTEM RESET pg_notify_events.databases; SELECT pg_reload_conf()');
+	all_is_well("$what at activated: the original");
+}
+
+$node->stop;
+done_testing();
