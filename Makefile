@@ -53,7 +53,8 @@ REGRESS = \
 ISOLATION = \
 	cursor \
 	commit_order \
-	long_transaction
+	long_transaction \
+	emitting_handler
 ISOLATION_OPTS = \
 	--inputdir=$(srcdir)/test \
 	$(if $(filter 15,$(MAJORVERSION)),,--expecteddir=$(srcdir)/test) \
