@@ -13,6 +13,11 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+my $node = new_server(
+	'settings',
+	'pg_notify_events.max_executors = 10',
+	'log_statement = none');
+
 my %settings = (
 	default_transaction_isolation => 'serializable',
 	default_transaction_read_only => 'on',
@@ -46,6 +51,12 @@ my %forced = (
 	idle_session_timeout => '0',
 	session_replication_role => 'origin',
 	client_encoding => 'UTF8',);
+if ($node->pg_version >= 17)
+{
+	# longer than it takes to come alive, as it is fatal
+	$settings{transaction_timeout} = '1s';
+	$forced{transaction_timeout} = '0';
+}
 my $forced = join(', ', map { "'$_'" } sort keys %forced);
 my $expected = join(', ', map { "$_=$forced{$_}" } sort keys %forced);
 
@@ -62,12 +73,8 @@ my $usual = join(' ',
 		'row_security=on',
 		'search_path=public',
 		'session_replication_role=origin',
-		'statement_timeout=0'));
-
-my $node = new_server(
-	'settings',
-	'pg_notify_events.max_executors = 10',
-	'log_statement = none');
+		'statement_timeout=0',
+		($node->pg_version >= 17 ? 'transaction_timeout=0' : ())));
 
 # A database whose owners and handlers are as usual, but for what has been set
 # before.
@@ -146,7 +153,7 @@ sub make_database
 }
 
 # Settings of the owner: each for itself, and all together.
-make_database('of_owner', 'usual', 'all_of_them', map { "o_$_" } sort map { lc } keys %settings);
+make_database('of_owner', 'usual', 'all_of_them', 'in_database', map { "o_$_" } sort map { lc } keys %settings);
 check_handlers('none', 'of_owner', 'usual');
 foreach my $setting (sort keys %settings)
 {
@@ -161,6 +168,32 @@ foreach my $setting (sort keys %settings)
 $node->safe_psql('postgres',
 	'ALTER ROLE all_of_them SET session_replication_role = replica');
 check_handlers('ALTER ROLE, all of them', 'of_owner', 'all_of_them');
+
+# Settings of the owner in this database only
+$node->safe_psql(
+	'postgres', join(
+		";\n",
+		map {
+			my $value = $_ eq 'search_path' ? $settings{$_} : "'$settings{$_}'";
+			"ALTER ROLE in_database IN DATABASE of_owner SET $_ = $value"
+		} sort keys %settings));
+check_handlers('ALTER ROLE IN DATABASE', 'of_owner', 'in_database');
+
+# A call may take longer than any of them.
+make_owner($node, 'of_owner', 'slow');
+$node->safe_psql('postgres', "ALTER ROLE slow SET $_ = '100ms'")
+  foreach (grep { /_timeout$/ } sort keys %settings);
+$node->safe_psql(
+	'of_owner', q(
+	CREATE FUNCTION sleep(e notification_events) RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(0.3)';
+	SELECT create_event_handler('slow', 'sleep', owner => 'slow');
+	SELECT notify_event('slow') FROM generate_series(1, 3);
+));
+wait_for_handlers($node, 'of_owner');
+is( $node->safe_psql(
+		'of_owner', q(SELECT delivered, failed FROM event_handler_stats WHERE handler = 'slow')),
+	'3|0',
+	'no timeout of the owner ends a call');
 
 # Settings of the database reach the listener, too.
 make_database('of_database', 'usual');
