@@ -111,13 +111,11 @@ batch_commit_transaction(int timeout)
 	CommitTransactionCommand();
 	if (timeout > 0)
 		careful_disarm_timeout();
-	QueryCancelPending = false; /* it is committed: too late */
 	MemoryContextSwitchTo(outer_context);
 }
 
 /*
- * In a PG_CATCH block: take the error, abort the transaction.  A cancel that
- * comes after the fact is charged to nobody.
+ * In a PG_CATCH block: take the error, abort the transaction.
  */
 ErrorData *
 batch_abort_transaction(MemoryContext context)
@@ -126,7 +124,6 @@ batch_abort_transaction(MemoryContext context)
 
 	HOLD_INTERRUPTS();
 	careful_disarm_timeout();
-	QueryCancelPending = false;
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
 	FlushErrorState();
@@ -215,7 +212,7 @@ batch_try_again(const ErrorData *error, int tries)
 /*
  * Lock the handler's progress row.  False where it is not what was read
  * before: then whatever was read is void (stale).  False, too, where somebody
- * else has it, because other handlers shall not wait for that.
+ * else has it or wants it, because other handlers shall not wait for that.
  */
 bool
 progress_lock(HandlerRun *run)
@@ -235,7 +232,7 @@ progress_lock(HandlerRun *run)
 	char	   *window;
 	bool		isnull;
 
-	if (own_execute(&lock_progress, &name, NULL, 1) != 1)
+	if (!handler_begin_batch(handler->name) || own_execute(&lock_progress, &name, NULL, 1) != 1)
 	{
 		leave_alone(run);
 		return false;
@@ -318,7 +315,7 @@ progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
 	values[4] = Int64GetDatum(figures->delivered);
 	values[5] = Int64GetDatum(figures->retried);
 	values[6] = Int64GetDatum(figures->last_event_id);
-	if (figures->last_event_id == 0)
+	if (figures->delivered == 0)
 		nulls[6] = 'n';
 	values[7] = Int64GetDatum(run->definition->created);
 

@@ -58,7 +58,7 @@ typedef struct ProgressFigures
 {
 	int64		delivered;
 	int64		retried;
-	int64		last_event_id;	/* 0: none */
+	int64		last_event_id;	/* if any was delivered */
 } ProgressFigures;
 
 typedef enum BatchOutcome

@@ -44,6 +44,7 @@
 #include "catalog.h"
 #include "fault.h"
 #include "retry.h"
+#include "worker.h"
 
 /* events that may be called before what was committed is flushed */
 #define MAX_UNFLUSHED 4096
@@ -91,7 +92,8 @@ careful_init(void)
  */
 
 /*
- * From now on code of the handler runs, for so many ms at most.
+ * From now on code of the handler runs, for so many ms at most, and can be
+ * cancelled.
  */
 void
 careful_arm_timeout(int timeout)
@@ -103,10 +105,13 @@ careful_arm_timeout(int timeout)
 
 	params[1].fin_time = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) timeout + OVERRUN_MS);
 	enable_timeouts(params, lengthof(params));
+	QueryCancelPending = false;
+	RESUME_CANCEL_INTERRUPTS();
 }
 
 /*
- * It has come to its end, or failed.
+ * It has come to its end, or failed.  A cancel that comes too late for it is
+ * nobody's.
  */
 void
 careful_disarm_timeout(void)
@@ -114,6 +119,7 @@ careful_disarm_timeout(void)
 	DisableTimeoutParams params[2] = {{.id = STATEMENT_TIMEOUT}, {.id = overrun_timeout}};
 
 	disable_timeouts(params, lengthof(params));
+	worker_hold_cancels();
 }
 
 /*

@@ -6,10 +6,11 @@
  *
  * Each checks the caller's rights itself and then changes the extension's
  * tables under its owner's identity (catalog.c).  Rows are locked in one
- * order: definition first, then progress.  An executor holds the lock on the
- * progress row during its batch, so a change waits for the batch at hand; the
- * new version in that row makes the executor discard what it had read, and no
- * batch under the old definition can commit after the change.
+ * order: definition first, then the handler's lock, then progress.  An executor
+ * holds the latter two during its batch, so a change waits for the batch at
+ * hand and for no other; the new version in the progress row makes the executor
+ * discard what it had read, and no batch under the old definition can commit
+ * after the change.
  *
  *-------------------------------------------------------------------------
  */
@@ -541,6 +542,7 @@ bump_version(const char *name)
 	};
 	Datum		values[2] = {CStringGetTextDatum(name), new_version()};
 
+	handler_wait_for_batch(name);
 	own_execute(&update_version, values, NULL, 0);
 	doorbell_at_commit(RING_DEFINITIONS);
 }
@@ -746,6 +748,7 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	handler = lock_own_handler(name);
+	handler_wait_for_batch(name);
 	for (int i = 0; i < (int) lengthof(statements); i++)
 		delete_rows(&statements[i], name);
 	stats_forget_handler_at_commit(handler);

@@ -214,6 +214,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 	log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	SPI_connect();
 	lock_own_handler(name);
+	handler_wait_for_batch(name);
 	own_execute(&lock_progress, &value, NULL, 1);
 	/* once more: its position as it is now that nobody moves it */
 	state.handler = lock_own_handler(name);

@@ -53,8 +53,16 @@
 #include "settings.h"
 #include "worker.h"
 
+/* what is dropped with a session may have to wait for a lock, so long, in ms */
+#define DISCARD_TIMEOUT_MS 5000
+
+/* and is tried again after this, in ms */
+#define DISCARD_RETRY_MS 1000
+
 /* a position that passed only events of others is stored after this, in ms */
 #define LAZY_STORE_MS 5000
+
+static void executor_leave(void);
 
 static ExecutorSlot *my_slot = NULL;
 static DatabaseSlot *my_database = NULL;
@@ -145,31 +153,71 @@ discard_session(void)
 }
 
 /*
+ * Try to; false with a log line where that fails.
+ */
+static bool
+try_discard_session(bool log_failure)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		careful_arm_timeout(DISCARD_TIMEOUT_MS);
+		discard_session();
+		careful_disarm_timeout();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error = batch_abort_transaction(context);
+
+		if (log_failure)
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("executor cannot clean its session after event handler \"%s\": %s",
+							my_slot->handler, error->message ? error->message : ""),
+					 errhint("It gives its place to others, and goes on when it can.")));
+		worker_report_error(&my_slot->worker, error->message ? error->message : "");
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return done;
+}
+
+/*
  * Leave nothing of a batch behind in the session: what DISCARD ALL does, but
- * for the plans, which the next batch needs.  Where that fails, nobody knows
- * what is left, so the session ends.
+ * for the plans, which the next batch needs.
+ *
+ * That may have to wait for somebody's lock, as what is dropped with a temporary
+ * object need not be temporary.  Nothing else of the owner's is run before it is
+ * done, but the place is for others; and as ending the process would wait for
+ * the same lock, and another one could come to the same end, it stays until it
+ * can leave.
  */
 void
 executor_discard_session(void)
 {
-	MemoryContext context = CurrentMemoryContext;
+	if (try_discard_session(true))
+		return;
 
-	PG_TRY();
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->stuck = true;
+	LWLockRelease(shared->lock);
+	worker_enter_phase(&my_slot->worker, WORKER_BACKING_OFF, "cannot clean its session");
+	doorbell_ring_launcher();
+	do
 	{
-		discard_session();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
+		TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DISCARD_RETRY_MS);
 
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		EmitErrorReport();
-		worker_report_error(&my_slot->worker, error->message ? error->message : "");
-		proc_exit(1);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
+		while (GetCurrentTimestamp() < until)
+		{
+			(void) doorbell_answer(my_bell);
+			worker_sleep(my_bell, until);
+		}
+	} while (!try_discard_session(false));
+	executor_leave();
 }
 
 /* ----------

@@ -29,11 +29,13 @@
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "common/hashfn.h"
 #include "commands/dbcommands.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -199,6 +201,43 @@ handler_load(const char *name, Oid owner, MemoryContext context)
 		result = lappend(result, handler_from_row(row));
 	MemoryContextSwitchTo(old);
 	return result;
+}
+
+/*
+ * The lock of a handler, by the hash of its name; two that share one only wait
+ * for each other.
+ */
+static void
+handler_locktag(LOCKTAG *tag, const char *name)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, catalog_lookup(false)->own_tables[OWN_HANDLERS],
+					   DatumGetUInt32(hash_any((const unsigned char *) name, (int) strlen(name))), 0);
+}
+
+/*
+ * A transaction is to run events of a handler.  False where somebody changes
+ * its definition, or waits for that: a lock on the progress row alone would let
+ * one batch after the other overtake him.
+ */
+bool
+handler_begin_batch(const char *name)
+{
+	LOCKTAG		tag;
+
+	handler_locktag(&tag, name);
+	return LockAcquire(&tag, AccessShareLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/*
+ * Wait for the batch at hand; until the end of the transaction there is none.
+ */
+void
+handler_wait_for_batch(const char *name)
+{
+	LOCKTAG		tag;
+
+	handler_locktag(&tag, name);
+	(void) LockAcquire(&tag, AccessExclusiveLock, false, false);
 }
 
 /*

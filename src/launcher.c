@@ -30,6 +30,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "miscadmin.h"
@@ -184,7 +185,7 @@ choose_to_leave(TimestampTz waiting_since)
 	{
 		ExecutorSlot *slot = &shared->executors[i];
 
-		if (!slot->in_use || slot->worker.pid == 0)
+		if (!slot->in_use || slot->worker.pid == 0 || slot->stuck)
 			continue;
 		if (pg_atomic_read_u32(&slot->leave) != 0)
 		{
@@ -544,7 +545,8 @@ review_executors(void)
 			else if (TimestampDifferenceExceeds(slot->worker.not_before, now, FORGET_FAILED_MS))
 				slot->in_use = false;
 		}
-		if (slot->in_use && (slot->worker.pid != 0 || slot->worker.phase == WORKER_STARTING))
+		if (slot->in_use && !slot->stuck &&
+			(slot->worker.pid != 0 || slot->worker.phase == WORKER_STARTING))
 			places++;
 	}
 	return places;
@@ -605,6 +607,7 @@ manage_executors(void)
 		start.dboid = slot->dboid;
 		start.owner = slot->owner;
 		slot->wanted = false;
+		slot->stuck = false;
 		pg_atomic_write_u32(&slot->leave, 0);
 		worker_set_phase(&slot->worker, WORKER_STARTING);
 		LWLockRelease(shared->lock);
@@ -682,6 +685,8 @@ pne_launcher_main(Datum main_arg)
 	before_shmem_exit(launcher_on_exit, (Datum) 0);
 	worker_came_alive(&shared->launcher, WORKER_STARTING);
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	if (pg_atomic_read_u64(&shared->start_xid) == 0)
+		pg_atomic_write_u64(&shared->start_xid, U64FromFullTransactionId(ReadNextFullTransactionId()));
 
 	context = AllocSetContextCreate(TopMemoryContext, "launcher cycle", ALLOCSET_DEFAULT_SIZES);
 	for (;;)

@@ -208,8 +208,10 @@ count_emitted(TupleTableSlot *slot, int64 id, void *arg)
 	*found = true;
 	(void) slot_getattr(slot, Anum_event_origin_txid, &no_origin);
 	created_at = slot_getattr(slot, Anum_event_created_at, &isnull);
-	if (isnull || !no_origin || DatumGetTimestampTz(created_at) < PgStartTime)
+	if (!no_origin || event_slot_txid(slot) < pg_atomic_read_u64(&shared->start_xid))
 		return true;
+	if (isnull || TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(created_at)))
+		created_at = TimestampTzGetDatum(GetCurrentTimestamp());
 
 	name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
 	stats_event_emitted(name, DatumGetTimestampTz(created_at));

@@ -79,6 +79,7 @@ shared_startup(void)
 		memset(shared, 0, sizeof(SharedState));
 		shared->lock = &locks[0].lock;
 		pg_atomic_init_u32(&shared->lost_installs, 0);
+		pg_atomic_init_u64(&shared->start_xid, 0);
 		pg_atomic_init_u32(&shared->place_wanted, 0);
 		worker_init(&shared->launcher);
 		doorbell_init(&shared->launcher_bell);
@@ -278,6 +279,7 @@ shared_want_executor(Oid dboid, Oid owner)
 			slot->owner = owner;
 			slot->handler[0] = '\0';
 			slot->wanted = true;
+			slot->stuck = false;
 			slot->wanted_since = GetCurrentTimestamp();
 			worker_init(&slot->worker);
 			worker_set_phase(&slot->worker, WORKER_WAITING);

@@ -117,6 +117,7 @@ typedef struct ExecutorSlot
 	Oid			owner;
 	Worker		worker;
 	TimestampTz wanted_since;	/* when its listener asked for it */
+	bool		stuck;			/* it cannot clean its session, and has no place */
 	bool		wanted;			/* asked for again while backing off */
 	char		handler[HANDLER_NAME_SIZE]; /* whose batch it runs, or empty */
 	pg_atomic_uint32 leave;		/* 1: give the place up after this batch */
@@ -129,6 +130,8 @@ typedef struct SharedState
 	LWLock	   *lock;
 	/* installs that found no slot: the launcher has to look everywhere again */
 	pg_atomic_uint32 lost_installs;
+	/* transactions from here on began after the server did; 0: not known yet */
+	pg_atomic_uint64 start_xid;
 	pg_atomic_uint32 place_wanted;	/* 1: an owner waits for a place; an executor
 									 * that becomes idle rings the launcher */
 	Worker		launcher;

@@ -248,7 +248,9 @@ stats_call_begins(BatchFigures *figures, Event **events, int nevents)
 	for (int i = 0; i < nevents; i++)
 	{
 		figures->events[figures->nevents] = events[i];
-		figures->latencies[figures->nevents++] = (double) (now - events[i]->created_at) / 1000.0;
+		/* an event without a time has no latency */
+		figures->latencies[figures->nevents++] = TIMESTAMP_NOT_FINITE(events[i]->created_at) ? NAN :
+			((double) now - (double) events[i]->created_at) / 1000.0;
 	}
 	INSTR_TIME_SET_CURRENT(figures->call_began);
 }
@@ -288,7 +290,10 @@ stats_batch_committed(const Handler *handler, const BatchFigures *figures)
 		entry->total_time += figures->total_time;
 		entry->max_time = Max(entry->max_time, figures->max_time);
 		for (int i = 0; i < figures->nevents; i++)
-			entry->latencies[latency_bucket(figures->latencies[i])]++;
+		{
+			if (!isnan(figures->latencies[i]))
+				entry->latencies[latency_bucket(figures->latencies[i])]++;
+		}
 	}
 	for (int i = 0; i < figures->nevents; i++)
 	{

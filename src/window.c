@@ -449,7 +449,7 @@ event_from_tuple(Event *event, Relation log, HeapTuple tuple)
 	event->id = DatumGetInt64(heap_getattr(tuple, Anum_event_id, desc, &isnull));
 	event->name = TextDatumGetCString(heap_getattr(tuple, Anum_event_name, desc, &isnull));
 	value = heap_getattr(tuple, Anum_event_created_at, desc, &isnull);
-	event->created_at = isnull ? 0 : DatumGetTimestampTz(value);
+	event->created_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
 	event->size = tuple->t_len;
 	value = heap_getattr(tuple, Anum_event_data, desc, &isnull);
 	if (!isnull)

@@ -39,7 +39,7 @@ typedef struct EventPosition
 typedef struct Event
 {
 	int64		id;
-	TimestampTz created_at;
+	TimestampTz created_at;		/* DT_NOBEGIN: null */
 	Size		size;			/* bytes of the row, detoasted or not as stored */
 	char	   *name;
 	bool		hidden;			/* row security hides it from the handlers' owner */

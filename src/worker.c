@@ -68,7 +68,21 @@ worker_signals(void)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	worker_hold_cancels();
 	BackgroundWorkerUnblockSignals();
+}
+
+/*
+ * A cancel is for a handler's code (careful.c).  While a worker does its own
+ * work there is nothing to cancel; one that has come is forgotten.  To be said
+ * again after each error, which ends all holding.
+ */
+void
+worker_hold_cancels(void)
+{
+	QueryCancelPending = false;
+	if (QueryCancelHoldoffCount == 0)
+		HOLD_CANCEL_INTERRUPTS();
 }
 
 /*
@@ -164,8 +178,7 @@ worker_sleep(Bell *bell, TimestampTz until)
 	}
 	(void) WaitLatch(MyLatch, events, timeout, wait_event);
 
-	/* a cancel while nothing is being done has nothing to cancel */
-	QueryCancelPending = false;
+	worker_hold_cancels();
 	CHECK_FOR_INTERRUPTS();
 	if (catchupInterruptPending)
 		ProcessCatchupInterrupt();
@@ -216,6 +229,7 @@ worker_recover(Worker *worker)
 	lengthen_backoff(worker);
 	LWLockRelease(shared->lock);
 	worker_enter_phase(worker, WORKER_BACKING_OFF, "backing off after an error");
+	worker_hold_cancels();
 	RESUME_INTERRUPTS();
 }
 

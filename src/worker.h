@@ -28,6 +28,7 @@ typedef struct WorkerStart
 StaticAssertDecl(sizeof(WorkerStart) <= BGW_EXTRALEN, "WorkerStart must fit into bgw_extra");
 
 extern void worker_signals(void);
+extern void worker_hold_cancels(void);
 extern void worker_connect(Oid dboid, Oid owner);
 extern void worker_came_alive(Worker *worker, WorkerPhase phase);
 extern void worker_went_away(Worker *worker, bool clean);
