@@ -21,8 +21,8 @@ use Test::More;
 my $clients = 7;
 my $rounds = 143;
 my $per_round = 100;		# events of one run of the script below
-my $seed = $ENV{PG_TEST_SEED} // int(rand(2**31));
-note "PG_TEST_SEED=$seed";
+my $seed = $ENV{TEST_SEED} // int(rand(2**31));
+note "TEST_SEED=$seed";
 
 my $node = new_server(
 	'exact', 'log_statement = none',
