@@ -378,3 +378,18 @@ with_server()
 {
 	as_user env "PGHOST=$work/socket" PGUSER=postgres PGDATABASE=postgres "$@"
 }
+
+# as_tester BASE COMMAND...: as a TAP test is run, which leaves servers and logs
+# in BASE/tmp_check
+as_tester()
+{
+	local base=$1 logs=$1/tmp_check/log pgxs
+
+	shift
+	pgxs=$(dirname "$("$pg_config" --pgxs)")/../..
+	# PostgreSQL 15 takes $TESTDIR/tmp_check and the log below it, 16 and later name both
+	as_user mkdir -p "$logs"
+	as_user env "TESTDIR=$base" "TESTDATADIR=$base/tmp_check" "TESTLOGDIR=$logs" \
+		"PG_REGRESS=$pgxs/src/test/regress/pg_regress" PGPORT=65432 \
+		"PERL5LIB=$pgxs/src/test/perl:$tree/test" "$@"
+}
