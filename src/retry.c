@@ -48,6 +48,9 @@
 /* the share of a delay that chance may cut off */
 #define JITTER 0.25
 
+/* what is recorded of an attempt that ended its process */
+#define LOST_ATTEMPT ERRCODE_CRASH_SHUTDOWN
+
 /* what is kept of an error message, in bytes */
 #define STORED_ERROR_SIZE 4096
 
@@ -99,14 +102,14 @@ count_failure(HandlerRun *run, const ErrorData *error)
 }
 
 /*
- * Count a failure of the handler that no error told of: the process ended.
+ * What is recorded of an attempt that no error told of: its process ended.
  */
 static ErrorData *
 lost_attempt_error(void)
 {
 	ErrorData  *error = palloc0(sizeof(ErrorData));
 
-	error->sqlerrcode = ERRCODE_CRASH_SHUTDOWN;
+	error->sqlerrcode = LOST_ATTEMPT;
 	error->message = pstrdup("the process that ran the attempt ended");
 	return error;
 }
@@ -295,21 +298,24 @@ lock_due_retry(const char *handler, int64 event_id)
 
 /*
  * Lock the row of an attempt that is under way.  False if it is not any more.
- * never_failed tells whether nothing is known against the event.
+ * never_failed tells whether no error is known of the event; only processes may
+ * have ended while they tried it, perhaps before they had asked the filter.
  */
 static bool
 lock_attempt(const char *handler, int64 event_id, int attempts, bool *never_failed)
 {
 	static OwnStatement lock_row = {
-		.sql = "SELECT t.last_sqlstate IS NULL FROM @s._event_retries AS t "
+		.sql = "SELECT t.last_sqlstate IS NULL OR t.last_sqlstate OPERATOR(pg_catalog.=) $4 "
+		"FROM @s._event_retries AS t "
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2 "
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' AND t.attempts OPERATOR(pg_catalog.=) $3 "
 		"FOR UPDATE",
 		.target = OWN_RETRIES,
-		.nargs = 3,
-		.argtypes = {TEXTOID, INT8OID, INT4OID},
+		.nargs = 4,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID},
 	};
-	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event_id), Int32GetDatum(attempts)};
+	Datum		values[4] = {CStringGetTextDatum(handler), Int64GetDatum(event_id), Int32GetDatum(attempts),
+	CStringGetTextDatum(unpack_sql_state(LOST_ATTEMPT))};
 	bool		isnull;
 
 	if (own_execute(&lock_row, values, NULL, 1) != 1)
