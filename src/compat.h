@@ -137,4 +137,11 @@ pne_init_range_table(EState *estate, RangeTblEntry *rte)
 	ShmemInitHash((name), (size), (info), (flags))
 #endif
 
+/* 19 tells a signal handler who sent it */
+#if PG_VERSION_NUM < 190000
+#define PNE_PASS_SIGNAL_ARGS postgres_signal_arg
+#else
+#define PNE_PASS_SIGNAL_ARGS postgres_signal_arg, pg_siginfo
+#endif
+
 #endif							/* PNE_COMPAT_H */

@@ -329,7 +329,7 @@ executor_terminate(SIGNAL_ARGS)
 		SetLatch(MyLatch);
 	}
 	else
-		die(postgres_signal_arg);
+		die(PNE_PASS_SIGNAL_ARGS);
 	errno = save_errno;
 }
 
