@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "fmgr.h"
+#include "utils/builtins.h"
 
 PG_MODULE_MAGIC;
 
@@ -19,7 +20,7 @@ PG_FUNCTION_INFO_V1(die_of);
 Datum
 die_of(PG_FUNCTION_ARGS)
 {
-	char	   *cause = VARDATA_ANY(PG_GETARG_TEXT_PP(0));
+	char	   *cause = text_to_cstring(PG_GETARG_TEXT_PP(0));
 
 	switch (cause[0])
 	{
