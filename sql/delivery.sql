@@ -83,9 +83,20 @@ CREATE POLICY good ON notification_events FOR SELECT USING (event_name = 'good')
 SET ROLE regress_delivery_owner;
 SELECT count(*) FROM event_delivery_status(id('good'));
 SELECT name, status FROM event_delivery_status(:bad_1) ORDER BY name COLLATE "C";
+-- nor can it be told from what a replay finds
+SELECT alter_event_handler('big', event_name => 'bad 2');
+SELECT replay_events('big', 1);
+SELECT alter_event_handler('big', event_name => '*');
 RESET ROLE;
 ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY;
 DROP POLICY good ON notification_events;
+
+-- somebody's filter that cannot be evaluated is not one's own error
+SELECT pause_event_handler('other');
+SELECT alter_event_handler('other', event_name => '*', filter => '$ ? ("2020-01-01T00:00:00+00".datetime() > "2020-01-01".datetime())');
+SELECT name, status FROM event_delivery_status(id('good')) ORDER BY name COLLATE "C";
+SELECT alter_event_handler('other', event_name => 'x*', clear_filter => true);
+SELECT resume_event_handler('other');
 
 -- bad input
 SELECT * FROM event_delivery_status(NULL);
@@ -193,6 +204,27 @@ SELECT notify_event('bad 5') IS NOT NULL AS emitted;
 CALL wait_for_event_handlers();
 SELECT alter_event_handler('moody', max_attempts => 1);
 SELECT becomes_true($$count(*) = 1 FROM event_retries WHERE handler = 'moody' AND state = 'dead' AND attempts = 1 AND event_id = id('bad 5')$$) AS dead;
+
+-- An ordered handler is replayed in order, whatever fails meanwhile.
+CREATE SEQUENCE tries;
+CREATE FUNCTION first_fails(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO regress_delivery.calls (handler, id, event_name) VALUES ('ordered', e.id, e.event_name);
+	IF e.event_name = 'row 1' AND nextval('regress_delivery.tries') <= 2 THEN
+		RAISE EXCEPTION 'not yet';
+	END IF;
+END
+$$;
+SELECT drop_event_handler('moody');
+SELECT count(notify_event('row ' || i)) FROM generate_series(1, 4) i;
+TRUNCATE calls;
+SELECT create_event_handler('ordered', 'first_fails', 'row *', ordered => true, retry_delay => '50 ms');
+CALL wait_for_event_handlers();
+SELECT replay_events('ordered', 1);
+SELECT notify_event('row 5') IS NOT NULL AS emitted;
+SELECT becomes_true($$count(*) = 5 FROM regress_delivery.calls WHERE handler = 'ordered'$$) AS called;
+SELECT event_name FROM calls WHERE handler = 'ordered' ORDER BY n;
+SELECT failed FROM event_handler_stats WHERE handler = 'ordered';
 
 SELECT drop_event_handler(name) FROM event_handlers ORDER BY name COLLATE "C";
 SET client_min_messages = warning;

@@ -137,8 +137,8 @@ batch_abort_transaction(MemoryContext context)
  * Nothing can be done for the handler now, and nobody may ring when that
  * changes: look again later.
  */
-static void
-leave_alone(HandlerRun *run)
+void
+batch_leave_alone(HandlerRun *run)
 {
 	run->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
 }
@@ -167,7 +167,7 @@ batch_check_handler(HandlerRun *run)
 		return true;
 	}
 
-	leave_alone(run);
+	batch_leave_alone(run);
 	if (health->problem == NULL || strcmp(health->problem, problem.message) != 0)
 	{
 		if (health->problem != NULL)
@@ -234,7 +234,7 @@ progress_lock(HandlerRun *run)
 
 	if (!handler_begin_batch(handler->name) || own_execute(&lock_progress, &name, NULL, 1) != 1)
 	{
-		leave_alone(run);
+		batch_leave_alone(run);
 		return false;
 	}
 
@@ -348,18 +348,18 @@ progress_stored(HandlerRun *run, int64 next)
 		pfree(previous.window);
 
 	run->next = next;
-	run->ahead_since = 0;
 	if (run->window != NULL && next >= run->window->nids)
 		batch_finish_window(run);
 	run->ahead_since = 0;
+	run->health->unstored = 0;
 }
 
 /*
  * Store a position that is ahead of the stored one because nothing concerned
- * the handler.
+ * the handler; durable: on disk, too.
  */
 void
-progress_flush(HandlerRun *run)
+progress_flush(HandlerRun *run, bool durable)
 {
 	static const ProgressFigures nothing = {0};
 
@@ -369,6 +369,8 @@ progress_flush(HandlerRun *run)
 	if (progress_lock(run))
 	{
 		progress_store(run, run->next, &nothing);
+		if (durable)
+			ForceSyncCommit();
 		batch_commit_transaction(0);
 		progress_stored(run, run->next);
 		executor_progress_committed(0);
@@ -408,6 +410,17 @@ bool
 batch_is_held(const HandlerRun *run)
 {
 	return run->definition->ordered && run->next_retry_at != DT_NOEND;
+}
+
+/*
+ * Whether the handler may be run now.
+ */
+bool
+batch_may_run(const HandlerRun *run)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return !run->stale && run->not_before <= now && run->health->probe_at <= now;
 }
 
 /*
@@ -489,7 +502,6 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 	attempt->error = NULL;
 	stats_batch_begins(&figures, nevents);
 	executor_report_running(run->definition->name, events[0]->id, nevents);
-	careful_bound(nevents);
 
 	PG_TRY();
 	{
@@ -556,6 +568,7 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 		else
 		{
 			run->next = next;
+			run->health->unstored += nevents;
 			if (run->ahead_since == 0)
 				run->ahead_since = GetCurrentTimestamp();
 		}
@@ -679,7 +692,7 @@ batch_turn(HandlerRun *run)
 	}
 	else
 	{
-		if (!careful_take_up(run))
+		if (!careful_take_up(run) || !careful_bound(run, batch.nevents))
 			return true;
 		if (health->careful > 0)
 			run_carefully(run, &batch);

@@ -22,8 +22,11 @@ typedef struct HandlerHealth
 	char		name[HANDLER_NAME_SIZE];
 	int64		created;
 	int64		version;		/* of the definition that was read last */
-	bool		taken_up;		/* our mark stands in its progress row (careful.c) */
+	bool		gone;			/* not the owner's any more */
+	bool		marked;			/* our mark stands in its progress row (careful.c) */
+	bool		taken_up;		/* it stands there for this definition */
 	int			careful;		/* so many events are to be tried one by one */
+	int			unstored;		/* events since the position was stored */
 	int			failed_in_row;	/* events since one succeeded */
 	int			probes;			/* that failed since the outage began; 0: none is */
 	bool		parked;			/* events wait for the end of an outage */
@@ -49,8 +52,7 @@ typedef struct HandlerRun
 	TimestampTz ahead_since;	/* 0: what is in memory is stored */
 	TimestampTz next_retry_at;	/* earliest retry that waits; DT_NOEND: none */
 	bool		stale;			/* the definition has to be read again */
-	TimestampTz not_before;		/* suspended, backing off, or its row is
-								 * locked: until then */
+	TimestampTz not_before;		/* suspended, or its row is locked: until then */
 } HandlerRun;
 
 /* what a transaction adds to the stored figures of a handler */
@@ -80,10 +82,12 @@ extern bool batch_try_again(const ErrorData *error, int tries);
 extern bool progress_lock(HandlerRun *run);
 extern void progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures);
 extern void progress_stored(HandlerRun *run, int64 next);
-extern void progress_flush(HandlerRun *run);
+extern void progress_flush(HandlerRun *run, bool durable);
 
 extern void batch_finish_window(HandlerRun *run);
+extern void batch_leave_alone(HandlerRun *run);
 extern bool batch_is_held(const HandlerRun *run);
+extern bool batch_may_run(const HandlerRun *run);
 extern bool batch_turn(HandlerRun *run);
 
 #endif							/* PNE_BATCH_H */

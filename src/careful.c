@@ -16,11 +16,17 @@
  *	  attempt counted and the position moved past it, flushed, before the call
  *	  (retry_run_fresh).  An event that kills is so counted, and the others go
  *	  on behind it.  Retries are always run so.
- *	- How long?  Batches need not be flushed when they commit, and a crash of
- *	  the server takes those back that were not.  But never more than
- *	  MAX_UNFLUSHED events are called beyond what is flushed (careful_bound); so
- *	  whatever the lost executor was doing is among the next MAX_UNFLUSHED
- *	  events, or in the batch behind them.
+ *	- How long?  A position that only refused events have moved is stored
+ *	  lazily, and batches need not be flushed when they commit, so that a crash
+ *	  of the server takes some back.  But never more than MAX_UNSTORED events
+ *	  are passed without storing it, nor more than MAX_UNFLUSHED called before
+ *	  that is flushed (careful_bound); so what the lost executor was doing is
+ *	  among the next MAX_UNSTORED + MAX_UNFLUSHED events, or in the batch behind
+ *	  them.  (Should as many events become visible just now that have lower ids,
+ *	  it is found at the next loss.)
+ *
+ * Every commit that ends an attempt which was counted is flushed, too: a crash
+ * shall not take the end back and leave the count.
  *
  * A call can also refuse to end: it catches the cancel that its timeout sends.
  * A second after that its process is ended; what that means for the event is
@@ -42,15 +48,20 @@
 
 #include "careful.h"
 #include "catalog.h"
+#include "executor.h"
 #include "fault.h"
 #include "retry.h"
 #include "worker.h"
 
 /* events that may be called before what was committed is flushed */
-#define MAX_UNFLUSHED 4096
+#define MAX_UNFLUSHED 2048
 
-/* how long a call may go on after its timeout, in ms */
+/* events that may be passed before the position is stored, and flushed */
+#define MAX_UNSTORED 2048
+
+/* how long a call may go on after its timeout, and how often to look, in ms */
 #define OVERRUN_MS 1000
+#define OVERRUN_CHECK_MS 500
 
 /* this executor's mark; never 0 */
 static int64 my_mark = 0;
@@ -66,9 +77,26 @@ static XLogRecPtr half_lsn = InvalidXLogRecPtr;
 static TimeoutId overrun_timeout;
 static volatile sig_atomic_t overran = false;
 
+/* when the present call's timeout ends, and when it was first seen to have */
+static TimestampTz call_deadline = 0;
+static TimestampTz overrun_since = 0;
+
+/*
+ * Called from time to time during a call.  A process that was stopped for a
+ * while finds its timeout long past; the call shall have heard of it before it
+ * is ended.
+ */
 static void
 end_overrun(void)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < call_deadline)
+		return;
+	if (overrun_since == 0)
+		overrun_since = now;
+	if (!TimestampDifferenceExceeds(overrun_since, now, OVERRUN_MS))
+		return;
 	overran = true;
 	ProcDiePending = true;
 	InterruptPending = true;
@@ -83,6 +111,7 @@ careful_init(void)
 {
 	while (my_mark == 0)
 		my_mark = (int64) pg_prng_uint64(&pg_global_prng_state);
+	executor_show_mark(my_mark);
 	overrun_timeout = RegisterTimeout(USER_TIMEOUT, end_overrun);
 }
 
@@ -100,10 +129,11 @@ careful_arm_timeout(int timeout)
 {
 	EnableTimeoutParams params[2] = {
 		{.id = STATEMENT_TIMEOUT, .type = TMPARAM_AFTER, .delay_ms = timeout},
-		{.id = overrun_timeout, .type = TMPARAM_AT},
+		{.id = overrun_timeout, .type = TMPARAM_EVERY, .delay_ms = OVERRUN_CHECK_MS},
 	};
 
-	params[1].fin_time = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) timeout + OVERRUN_MS);
+	call_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
+	overrun_since = 0;
 	enable_timeouts(params, lengthof(params));
 	QueryCancelPending = false;
 	RESUME_CANCEL_INTERRUPTS();
@@ -138,29 +168,40 @@ careful_overran(void)
 
 /*
  * Before a batch: see to it that no more events are called beyond what is
- * flushed than a successor would be careful for.
+ * stored and flushed than a successor would be careful for.  False where the
+ * handler cannot go on for now.
  */
-void
-careful_bound(int nevents)
+bool
+careful_bound(HandlerRun *run, int nevents)
 {
-	if (first_half + second_half == 0)
-		return;
+	int			unflushed = first_half + second_half;
+
+	if (run->health->unstored + nevents > MAX_UNSTORED && run->health->unstored > 0)
+	{
+		progress_flush(run, true);
+		if (run->health->unstored > 0)
+			return false;
+	}
+
+	if (unflushed == 0)
+		return true;
 	if (GetFlushRecPtr(NULL) >= half_lsn)
 	{
 		/* the WAL writer has been there */
-		first_half = second_half;
+		unflushed = first_half = second_half;
 		second_half = 0;
 		half_lsn = XactLastCommitEnd;
 	}
-	if (first_half + second_half + nevents > MAX_UNFLUSHED && first_half + second_half > 0)
+	if (unflushed + nevents > MAX_UNFLUSHED && unflushed > 0)
 	{
 		XLogFlush(XactLastCommitEnd);
 		first_half = second_half = 0;
 	}
+	return true;
 }
 
 /*
- * A batch is committed.
+ * A batch, or the failure of an event, is committed.
  */
 void
 careful_note_commit(int nevents)
@@ -208,13 +249,13 @@ write_mark(HandlerRun *run)
 
 	values[0] = CStringGetTextDatum(run->definition->name);
 	values[1] = Int64GetDatum(my_mark);
-	values[2] = Int32GetDatum(MAX_UNFLUSHED + run->definition->batch_size);
+	values[2] = Int32GetDatum(MAX_UNSTORED + MAX_UNFLUSHED + run->definition->batch_size);
 	if (own_execute(&select_mark, values, NULL, 1) == 1)
 	{
 		int64		mark = DatumGetInt64(own_value(0, 1, &isnull));
 
 		marked = !isnull;
-		lost = marked && mark != my_mark;
+		lost = marked && mark != my_mark && !shared_executor_lives(mark);
 		if (!marked || lost)
 			run->health->careful = DatumGetInt32(own_value(0, 2, &isnull));
 	}
@@ -248,13 +289,15 @@ careful_take_up(HandlerRun *run)
 	batch_commit_transaction(0);
 	FAULT_POINT("after-mark");
 
-	run->health->taken_up = true;
-	if (lost)
-		ereport(LOG,
-				(errmsg("event handler \"%s\" goes on carefully: an executor that ran it was lost",
-						run->definition->name),
-				 errdetail("One of its events may be the cause. The next %d are tried one by one, each attempt recorded before it.",
-						   run->health->careful)));
+	run->health->marked = run->health->taken_up = true;
+	if (!lost)
+		return true;
+	run->next_retry_at = 0;		/* look again */
+	ereport(LOG,
+			(errmsg("event handler \"%s\" goes on carefully: an executor that ran it was lost",
+					run->definition->name),
+			 errdetail("One of its events may be the cause. The next %d are tried one by one, each attempt recorded before it.",
+					   run->health->careful)));
 	return true;
 }
 
@@ -268,46 +311,65 @@ release_mark(const HandlerHealth *health)
 	static OwnStatement lock_mark = {
 		.sql = "SELECT 1 FROM @s._event_handler_progress AS p "
 		"WHERE p.handler OPERATOR(pg_catalog.=) $1 AND p.in_use OPERATOR(pg_catalog.=) $2 "
-		"FOR UPDATE SKIP LOCKED",
-		.target = OWN_PROGRESS,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT8OID},
-	};
-	static OwnStatement clear_mark = {
-		.sql = "UPDATE @s._event_handler_progress SET in_use = NULL, careful = $3 "
-		"WHERE handler OPERATOR(pg_catalog.=) $1 AND in_use OPERATOR(pg_catalog.=) $2",
+		"AND p.created OPERATOR(pg_catalog.=) $3 FOR UPDATE SKIP LOCKED",
 		.target = OWN_PROGRESS,
 		.nargs = 3,
-		.argtypes = {TEXTOID, INT8OID, INT4OID},
+		.argtypes = {TEXTOID, INT8OID, INT8OID},
 	};
-	Datum		values[3] = {CStringGetTextDatum(health->name), Int64GetDatum(my_mark), Int32GetDatum(health->careful)};
+	static OwnStatement clear_mark = {
+		.sql = "UPDATE @s._event_handler_progress SET in_use = NULL, careful = $2 "
+		"WHERE handler OPERATOR(pg_catalog.=) $1",
+		.target = OWN_PROGRESS,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT4OID},
+	};
+	Datum		keys[3] = {CStringGetTextDatum(health->name), Int64GetDatum(my_mark), Int64GetDatum(health->created)};
+	Datum		values[2] = {keys[0], Int32GetDatum(health->careful)};
 
-	if (own_execute(&lock_mark, values, NULL, 1) == 1)
+	if (own_execute(&lock_mark, keys, NULL, 1) == 1)
 		own_execute(&clear_mark, values, NULL, 0);
 }
 
 /*
- * The executor leaves, and no call of it is under way.
+ * Take our marks from handlers that are not the owner's any more, or, when the
+ * executor leaves and no call of it is under way, from all.  Forgets the
+ * former.
  */
 void
-careful_release(const List *healths)
+careful_release(List **healths, bool all)
 {
 	ListCell   *lc;
 	bool		any = false;
 
-	foreach(lc, healths)
-		any = any || ((HandlerHealth *) lfirst(lc))->taken_up;
-	if (!any)
-		return;
-
-	FAULT_POINT("before-release");
-	batch_start_transaction();
-	foreach(lc, healths)
+	foreach(lc, *healths)
 	{
 		HandlerHealth *health = lfirst(lc);
 
-		if (health->taken_up)
-			release_mark(health);
+		any = any || (health->marked && (all || health->gone));
 	}
-	batch_commit_transaction(0);
+	if (any)
+	{
+		FAULT_POINT("before-release");
+		batch_start_transaction();
+		foreach(lc, *healths)
+		{
+			HandlerHealth *health = lfirst(lc);
+
+			if (health->marked && (all || health->gone))
+				release_mark(health);
+		}
+		batch_commit_transaction(0);
+	}
+
+	foreach(lc, *healths)
+	{
+		HandlerHealth *health = lfirst(lc);
+
+		if (!health->gone)
+			continue;
+		*healths = foreach_delete_current(*healths, lc);
+		if (health->problem != NULL)
+			pfree(health->problem);
+		pfree(health);
+	}
 }

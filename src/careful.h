@@ -12,8 +12,8 @@
 
 extern void careful_init(void);
 extern bool careful_take_up(HandlerRun *run);
-extern void careful_release(const List *healths);
-extern void careful_bound(int nevents);
+extern void careful_release(List **healths, bool all);
+extern bool careful_bound(HandlerRun *run, int nevents);
 extern void careful_note_commit(int nevents);
 
 extern void careful_arm_timeout(int timeout);

@@ -196,6 +196,11 @@ catalog_lookup(bool missing_ok)
 			found.own_tables[i] = get_relname_relid(own_table_names[i], found.schema);
 			complete = complete && OidIsValid(found.own_tables[i]);
 		}
+		found.retries_pkey = get_relname_relid("_event_retries_pkey", found.schema);
+		found.retries_due_index = get_relname_relid("_event_retries_due_idx", found.schema);
+		complete = complete &&
+			IndexGetRelation(found.retries_pkey, true) == found.own_tables[OWN_RETRIES] &&
+			IndexGetRelation(found.retries_due_index, true) == found.own_tables[OWN_RETRIES];
 	}
 	if (!complete)
 	{
@@ -205,7 +210,7 @@ catalog_lookup(bool missing_ok)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"%s\" is not installed in database \"%s\"",
 						EXTENSION_NAME, get_database_name(MyDatabaseId)),
-				 errhint("CREATE EXTENSION %s installs it; where it is installed, its table \"%s\" or an index of it was renamed or dropped.",
+				 errhint("CREATE EXTENSION %s installs it; where it is installed, its table \"%s\", an internal one, or an index of theirs was renamed or dropped.",
 						 EXTENSION_NAME, LOG_NAME)));
 	}
 

@@ -48,6 +48,8 @@ typedef struct EventCatalog
 	Oid			log_type;		/* its row type, and the array of that */
 	Oid			log_array_type;
 	Oid			own_tables[OWN_TABLES];
+	Oid			retries_pkey;	/* (handler, event_id) */
+	Oid			retries_due_index;	/* (handler, next_attempt_at, event_id), waiting ones */
 	Oid			guard_function;
 } EventCatalog;
 

@@ -528,7 +528,8 @@ new_version(void)
 
 /*
  * Have executors notice that a definition changed: whatever they have read for
- * the handler is void, and a batch under way is waited for.
+ * the handler is void, and a batch under way is waited for.  In an outage the
+ * new definition is tried at once.
  */
 static void
 bump_version(const char *name)
@@ -540,10 +541,19 @@ bump_version(const char *name)
 		.nargs = 2,
 		.argtypes = {TEXTOID, INT8OID},
 	};
+	static OwnStatement probe_now = {
+		.sql = "UPDATE @s._event_retries SET next_attempt_at = pg_catalog.clock_timestamp() "
+		"WHERE handler OPERATOR(pg_catalog.=) $1 AND in_outage "
+		"AND state OPERATOR(pg_catalog.=) 'waiting'",
+		.target = OWN_RETRIES,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
 	Datum		values[2] = {CStringGetTextDatum(name), new_version()};
 
 	handler_wait_for_batch(name);
 	own_execute(&update_version, values, NULL, 0);
+	own_execute(&probe_now, values, NULL, 0);
 	doorbell_at_commit(RING_DEFINITIONS);
 }
 
@@ -726,17 +736,18 @@ Datum
 pne_drop_event_handler(PG_FUNCTION_ARGS)
 {
 	static OwnStatement statements[] = {
+		/* retries before failures, as who records a failure */
 		{
-			.sql = "DELETE FROM @s._event_handler_progress WHERE handler OPERATOR(pg_catalog.=) $1",
-			.target = OWN_PROGRESS, .nargs = 1, .argtypes = {TEXTOID},
+			.sql = "DELETE FROM @s._event_retries WHERE handler OPERATOR(pg_catalog.=) $1",
+			.target = OWN_RETRIES, .nargs = 1, .argtypes = {TEXTOID},
 		},
 		{
 			.sql = "DELETE FROM @s._event_handler_failures WHERE handler OPERATOR(pg_catalog.=) $1",
 			.target = OWN_FAILURES, .nargs = 1, .argtypes = {TEXTOID},
 		},
 		{
-			.sql = "DELETE FROM @s._event_retries WHERE handler OPERATOR(pg_catalog.=) $1",
-			.target = OWN_RETRIES, .nargs = 1, .argtypes = {TEXTOID},
+			.sql = "DELETE FROM @s._event_handler_progress WHERE handler OPERATOR(pg_catalog.=) $1",
+			.target = OWN_PROGRESS, .nargs = 1, .argtypes = {TEXTOID},
 		},
 		{
 			.sql = "DELETE FROM @s._event_handlers WHERE name OPERATOR(pg_catalog.=) $1",

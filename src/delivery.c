@@ -5,15 +5,16 @@
  *		and having dead or delivered ones tried again.
  *
  * Whatever is to be tried again becomes a waiting row of _event_retries; the
- * executor does the rest (retry.c).  These functions lock the handler's
- * definition; replay_events() also locks its progress row, so that it waits for
- * the batch at hand and sees what that has passed.
+ * executor does the rest (retry.c).  For that the handler's definition is
+ * locked; replay_events() also locks its progress row, so that it waits for the
+ * batch at hand and sees what that has passed.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_type.h"
 #include "executor/tuptable.h"
@@ -22,7 +23,9 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 #include "utils/xid8.h"
@@ -32,6 +35,7 @@
 #include "definition.h"
 #include "doorbell.h"
 #include "handler.h"
+#include "settings.h"
 #include "shared.h"
 #include "window.h"
 
@@ -79,7 +83,7 @@ pne_retry_dead_events(PG_FUNCTION_ARGS)
 {
 	static OwnStatement revive = {
 		.sql = "UPDATE @s._event_retries SET state = 'waiting', attempts = 0, "
-		"next_attempt_at = pg_catalog.clock_timestamp() "
+		"next_attempt_at = pg_catalog.clock_timestamp(), attempt_began_at = NULL "
 		"WHERE handler OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'dead'",
 		.target = OWN_RETRIES,
 		.nargs = 1,
@@ -117,14 +121,18 @@ pne_discard_dead_events(PG_FUNCTION_ARGS)
 typedef struct ReplayState
 {
 	const Handler *handler;
-	TupleDesc	desc;
-	Datum	   *ids;
-	int			nids;
+	Relation	log;
+	MemoryContext context;		/* of the events that are collected */
+	Event		events[REPLAY_CHUNK];
+	int			nevents;
+	Size		bytes;
 	int64		scheduled;
 } ReplayState;
 
 /*
- * Schedule the events collected so far.  One that waits already is left alone.
+ * Schedule what is wanted of the events collected so far.  One that waits
+ * already is left alone.  What row security hides from the caller is out before
+ * anything can be told from it.
  */
 static void
 schedule_replay(ReplayState *state)
@@ -133,46 +141,55 @@ schedule_replay(ReplayState *state)
 		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at) "
 		"SELECT $1, i.id, 'waiting', 0, pg_catalog.clock_timestamp() FROM pg_catalog.unnest($2) AS i (id) "
 		"ON CONFLICT (handler, event_id) DO UPDATE SET state = 'waiting', attempts = 0, "
-		"next_attempt_at = excluded.next_attempt_at, last_error = NULL, last_sqlstate = NULL, last_error_at = NULL "
+		"next_attempt_at = excluded.next_attempt_at, last_error = NULL, last_sqlstate = NULL, "
+		"last_error_at = NULL, attempt_began_at = NULL "
 		"WHERE t.state OPERATOR(pg_catalog.<>) 'waiting'",
 		.target = OWN_RETRIES,
 		.nargs = 2,
 		.argtypes = {TEXTOID, INT8ARRAYOID},
 	};
+	const Handler *handler = state->handler;
+	MemoryContext old = MemoryContextSwitchTo(state->context);
+	Datum		ids[REPLAY_CHUNK];
 	Datum		values[2];
+	int			nids = 0;
 
-	if (state->nids == 0)
-		return;
-	values[0] = CStringGetTextDatum(state->handler->name);
-	values[1] = PointerGetDatum(construct_array(state->ids, state->nids, INT8OID, sizeof(int64),
-												FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	state->scheduled += own_execute(&insert_retries, values, NULL, 0);
-	state->nids = 0;
+	if (state->nevents > 0)
+		handler_hide_events(state->log, state->events, state->nevents);
+	for (int i = 0; i < state->nevents; i++)
+	{
+		Event	   *event = &state->events[i];
+
+		if (!event->hidden && handler_matches_name(handler, event->name) &&
+			handler_passes_filter(handler, event->tuple, RelationGetDescr(state->log)))
+			ids[nids++] = Int64GetDatum(event->id);
+	}
+	if (nids > 0)
+	{
+		values[0] = CStringGetTextDatum(handler->name);
+		values[1] = PointerGetDatum(construct_array(ids, nids, INT8OID, sizeof(int64),
+													FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+		state->scheduled += own_execute(&insert_retries, values, NULL, 0);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(state->context);
+	state->nevents = 0;
+	state->bytes = 0;
 }
 
 static bool
 replay_event(TupleTableSlot *slot, int64 id, void *arg)
 {
 	ReplayState *state = (ReplayState *) arg;
-	const Handler *handler = state->handler;
-	HeapTuple	tuple;
-	char	   *name;
-	bool		isnull;
-	bool		wanted;
+	MemoryContext old;
 
-	if (!event_position_passed(&handler->position, event_slot_txid(slot), id))
+	if (!event_position_passed(&state->handler->position, event_slot_txid(slot), id))
 		return true;
-	name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
-	wanted = handler_matches_name(handler, name);
-	pfree(name);
-	if (!wanted)
-		return true;
-
-	tuple = ExecCopySlotHeapTuple(slot);
-	if (handler_passes_filter(handler, tuple, state->desc))
-		state->ids[state->nids++] = Int64GetDatum(id);
-	heap_freetuple(tuple);
-	if (state->nids == REPLAY_CHUNK)
+	old = MemoryContextSwitchTo(state->context);
+	event_from_tuple(&state->events[state->nevents], state->log, ExecCopySlotHeapTuple(slot));
+	MemoryContextSwitchTo(old);
+	state->bytes += state->events[state->nevents++].size;
+	if (state->nevents == REPLAY_CHUNK || state->bytes >= (Size) pne_batch_bytes * 1024)
 		schedule_replay(state);
 	return true;
 }
@@ -200,8 +217,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 	Datum		value = CStringGetTextDatum(name);
 	int64		from;
 	int64		to = PG_ARGISNULL(2) ? PG_INT64_MAX : PG_GETARG_INT64(2);
-	ReplayState state = {0};
-	Relation	log;
+	ReplayState *state = palloc0(sizeof(ReplayState));
 
 	require_argument(fcinfo, 1, "from_id");
 	from = PG_GETARG_INT64(1);
@@ -211,31 +227,30 @@ pne_replay_events(PG_FUNCTION_ARGS)
 				 errmsg("from_id %lld is above to_id %lld", (long long) from, (long long) to),
 				 errhint("Both are included; without to_id all events from from_id on are meant.")));
 
-	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	state->log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	state->context = AllocSetContextCreate(CurrentMemoryContext, "replayed events", ALLOCSET_DEFAULT_SIZES);
 	SPI_connect();
 	lock_own_handler(name);
 	handler_wait_for_batch(name);
 	own_execute(&lock_progress, &value, NULL, 1);
 	/* once more: its position as it is now that nobody moves it */
-	state.handler = lock_own_handler(name);
-	if (state.handler->dormant)
+	state->handler = lock_own_handler(name);
+	if (state->handler->dormant)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("event handler \"%s\" is dormant", name),
 				 errhint("A superuser wakes it with activate_events().")));
-	state.desc = RelationGetDescr(log);
-	state.ids = palloc(sizeof(Datum) * REPLAY_CHUNK);
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	window_scan_ids(log, GetActiveSnapshot(), from, to, replay_event, &state);
+	window_scan_ids(state->log, GetActiveSnapshot(), from, to, replay_event, state);
+	schedule_replay(state);
 	PopActiveSnapshot();
-	schedule_replay(&state);
 	SPI_finish();
-	table_close(log, NoLock);
+	table_close(state->log, NoLock);
 
-	if (state.scheduled > 0)
+	if (state->scheduled > 0)
 		doorbell_at_commit(RING_DEFINITIONS);
-	PG_RETURN_INT64(state.scheduled);
+	PG_RETURN_INT64(state->scheduled);
 }
 
 /* ----------
@@ -266,6 +281,44 @@ take_event(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
+ * Whether an event passes a handler's filter, as far as one can tell: a filter
+ * is somebody else's, and an error of it shall not be the caller's.
+ */
+static bool
+seems_to_pass(const Handler *handler, const EventOfInterest *event)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool passes = true;
+
+	if (handler->filter == (Datum) 0)
+		return true;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		passes = handler_passes_filter(handler, event->tuple, event->desc);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			ReThrowError(error);
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return passes;
+}
+
+/*
  * What became of an event that is on no list of retries.
  */
 static const char *
@@ -274,7 +327,7 @@ delivery_status(const Handler *handler, const EventOfInterest *event)
 	if (handler->dormant)
 		return "dormant";
 	if (!handler_matches_name(handler, event->name) ||
-		!handler_passes_filter(handler, event->tuple, event->desc))
+		!seems_to_pass(handler, event))
 		return "not matched";
 	if (event_snapshot_sees(handler->start, event->txid))
 		return "before start";
@@ -320,27 +373,20 @@ put_status(const Handler *handler, const EventOfInterest *event, ReturnSetInfo *
 }
 
 /*
- * Read the event, if it is there and the caller may know.
+ * Read the event, if it is there.  False where the caller may not know.
  */
-static void
+static bool
 read_event(EventOfInterest *event, Relation log)
 {
-	Event		row = {0};
+	Event		row = {.id = event->id};
+	bool		may_read = pg_class_aclcheck(RelationGetRelid(log), GetUserId(), ACL_SELECT) == ACLCHECK_OK;
 
-	if (pg_class_aclcheck(RelationGetRelid(log), GetUserId(), ACL_SELECT) != ACLCHECK_OK)
-	{
-		if (!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
-			aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, RelationGetRelationName(log));
-		window_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
-		return;
-	}
+	if (!may_read && !has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, RelationGetRelationName(log));
 	window_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
-	if (event->tuple == NULL)
-		return;
-	row.id = event->id;
-	handler_hide_events(log, &row, 1);
-	if (row.hidden)
-		event->tuple = NULL;
+	if (event->tuple != NULL && may_read)
+		handler_hide_events(log, &row, 1);
+	return !row.hidden;
 }
 
 /*
@@ -370,15 +416,14 @@ pne_event_delivery_status(PG_FUNCTION_ARGS)
 	event.desc = RelationGetDescr(log);
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	read_event(&event, log);
-	found = (event.tuple != NULL);
-
-	handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
+	found = read_event(&event, log);
+	handlers = found ? handler_load(NULL, InvalidOid, CurrentMemoryContext) : NIL;
+	found = (found && event.tuple != NULL);
 	foreach(lc, handlers)
 	{
 		Handler    *handler = lfirst(lc);
 
-		if (handler_is_visible(handler) && put_status(handler, &event, rsinfo))
+		if (handler_owner_is_visible(handler->owner) && put_status(handler, &event, rsinfo))
 			found = true;
 	}
 	if (!found)

@@ -59,6 +59,9 @@
 /* and is tried again after this, in ms */
 #define DISCARD_RETRY_MS 1000
 
+/* what is done at leaving may take so long, in ms */
+#define LEAVE_TIMEOUT_MS 1000
+
 /* a position that passed only events of others is stored after this, in ms */
 #define LAZY_STORE_MS 5000
 
@@ -120,6 +123,17 @@ executor_report_running(const char *handler, int64 first_event, int nevents)
 	snprintf(activity, sizeof(activity), "event handler %s: %d events from id " INT64_FORMAT,
 			 handler, nevents, first_event);
 	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
+/*
+ * From now on this is what tells our handlers from those of a lost executor.
+ */
+void
+executor_show_mark(int64 mark)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->mark = mark;
+	LWLockRelease(shared->lock);
 }
 
 /*
@@ -291,6 +305,7 @@ executor_attach(const WorkerStart *start)
 	}
 	my_slot = slot;
 	my_database = database;
+	slot->mark = 0;
 	slot->worker.pid = MyProcPid;
 	slot->worker.started_at = GetCurrentTimestamp();
 	LWLockRelease(shared->lock);
@@ -349,7 +364,7 @@ store_positions(bool all)
 
 		if (run->ahead_since != 0 && !run->stale && run->not_before <= now &&
 			(all || TimestampDifferenceExceeds(run->ahead_since, now, LAZY_STORE_MS)))
-			progress_flush(run);
+			progress_flush(run, false);
 	}
 }
 
@@ -374,21 +389,25 @@ log_is_there(void)
 }
 
 /*
- * Leave in good order: nothing that was called is in doubt.
+ * Leave in good order: nothing that was called is in doubt.  Whoever waits for
+ * us to leave shall not wait for a lock or a standby.
  */
 static void
 executor_leave(void)
 {
 	PG_TRY();
 	{
+		careful_arm_timeout(LEAVE_TIMEOUT_MS);
 		if (log_is_there())
 		{
 			store_positions(true);
-			careful_release(healths);
+			careful_release(&healths, true);
 		}
+		careful_disarm_timeout();
 	}
 	PG_CATCH();
 	{
+		careful_disarm_timeout();
 		/* then the successor has a little more to do; but leave we must */
 		worker_recover(&my_slot->worker);
 	}
@@ -417,7 +436,8 @@ forget_runs(void)
 
 /*
  * What is known of how a handler fares.  Another definition may do better: it
- * is taken up anew, and need not wait for a probe.
+ * is taken up anew, and need not wait for a probe; and another executor may
+ * have run the handler meanwhile.
  */
 static HandlerHealth *
 health_of(HandlerRun *run)
@@ -440,17 +460,17 @@ health_of(HandlerRun *run)
 		health = palloc0(sizeof(HandlerHealth));
 		strlcpy(health->name, handler->name, HANDLER_NAME_SIZE);
 		health->created = handler->created;
-		health->version = handler->version;
 		healths = lappend(healths, health);
 		MemoryContextSwitchTo(old);
-		run->health = health;
-		outage_load(run);
 	}
-	else if (health->version != handler->version)
+	health->gone = false;
+	health->unstored = 0;
+	run->health = health;
+	if (health->version != handler->version)
 	{
 		health->version = handler->version;
 		health->taken_up = false;
-		health->probe_at = 0;
+		outage_load(run);
 	}
 	return health;
 }
@@ -466,24 +486,26 @@ load_runs(void)
 	ListCell   *lc;
 
 	forget_runs();
+	foreach(lc, healths)
+		((HandlerHealth *) lfirst(lc))->gone = true;
 	handlers = handler_load(NULL, my_slot->owner, runs_context);
 	foreach(lc, handlers)
 	{
-		Handler    *handler = lfirst(lc);
 		HandlerRun *run;
-		MemoryContext old;
+		MemoryContext old = MemoryContextSwitchTo(runs_context);
 
-		if (handler->paused || handler->dormant)
-			continue;
-		old = MemoryContextSwitchTo(runs_context);
 		run = palloc0(sizeof(HandlerRun));
 		run->context = runs_context;
-		run->definition = handler;
-		run->cursor = event_snapshot_copy(handler->position.cursor);
+		run->definition = lfirst(lc);
+		run->cursor = event_snapshot_copy(run->definition->position.cursor);
+		MemoryContextSwitchTo(old);
+		health_of(run);
+		if (run->definition->paused || run->definition->dormant)
+			continue;
+
+		old = MemoryContextSwitchTo(runs_context);
 		runs = lappend(runs, run);
 		MemoryContextSwitchTo(old);
-		run->health = health_of(run);
-		run->not_before = run->health->probe_at;
 		retry_read_deadline(run);
 	}
 }
@@ -634,7 +656,7 @@ read_windows(void)
 	{
 		HandlerRun *run = lfirst(lc);
 
-		if (run->not_before > GetCurrentTimestamp())
+		if (!batch_may_run(run))
 			continue;
 		if (run->next_retry_at <= GetCurrentTimestamp())
 			work = true;
@@ -647,6 +669,8 @@ read_windows(void)
 			take_chunk(run, log, snapshot);
 			work = true;
 		}
+		else if (run->next_retry_at == DT_NOEND)
+			outage_over(run);	/* nothing is left to probe with */
 	}
 
 	foreach(lc, fresh)
@@ -668,19 +692,20 @@ take_turn(HandlerRun *run)
 {
 	bool		retries_due = run->next_retry_at <= GetCurrentTimestamp();
 
+	if (!batch_may_run(run))
+		return;
 	if (run->health->probes > 0)
 	{
 		if (chunk_is_there(run) && !batch_is_held(run) && batch_turn(run))
 			return;
-		if (retries_due)
-			retry_run_due(run, 1);
+		if (retries_due && batch_may_run(run))
+			retry_run_due(run);
 		return;
 	}
 
 	if (retries_due)
-		retry_run_due(run, INT_MAX);
-	if (!run->stale && run->not_before <= GetCurrentTimestamp() &&
-		chunk_is_there(run) && !batch_is_held(run))
+		retry_run_due(run);
+	if (batch_may_run(run) && chunk_is_there(run) && !batch_is_held(run))
 		(void) batch_turn(run);
 }
 
@@ -698,8 +723,6 @@ take_turns(MemoryContext turn_context)
 
 		if (executor_asked_to_leave())
 			return;
-		if (run->stale || run->not_before > GetCurrentTimestamp())
-			continue;
 		MemoryContextReset(turn_context);
 		MemoryContextSwitchTo(turn_context);
 		take_turn(run);
@@ -726,6 +749,8 @@ next_deadline(void)
 
 		TimestampTz due = run->next_retry_at;
 
+		if (run->health->probe_at > now)
+			due = run->health->probe_at;
 		if (run->ahead_since != 0)
 			due = Min(due, TimestampTzPlusMilliseconds(run->ahead_since, LAZY_STORE_MS + 1));
 		if (run->not_before > now)
@@ -774,6 +799,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 
 	/* who asked during the rounds may have to wait for what came in the last */
 	store_positions(asked || requests != persist_requests_seen);
+	careful_release(&healths, false);
 	persist_requests_seen = requests;
 	return worked;
 }

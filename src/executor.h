@@ -14,6 +14,7 @@ extern bool executor_is_me(void);
 extern bool executor_asked_to_leave(void);
 extern void executor_report_running(const char *handler, int64 first_event, int nevents);
 extern void executor_progress_committed(int nevents);
+extern void executor_show_mark(int64 mark);
 extern void executor_discard_session(void);
 
 extern PGDLLEXPORT void pne_executor_main(Datum main_arg);

@@ -241,13 +241,13 @@ handler_wait_for_batch(const char *name)
 }
 
 /*
- * Whether the current role may look at a handler.
+ * Whether the current role may look at what belongs to an owner of handlers.
  */
 bool
-handler_is_visible(const Handler *handler)
+handler_owner_is_visible(Oid owner)
 {
-	return has_privs_of_role(GetUserId(), handler->owner) ||
-		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) ||
+		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner));
 }
 
 /* ----------

@@ -531,7 +531,7 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 		return false;
 	}
 
-	due = retry_earliest(handler->name);
+	due = retry_earliest(handler);
 	if (due <= GetCurrentTimestamp())
 		return true;
 	next_retry = Min(next_retry, due);

@@ -60,8 +60,8 @@ is_outage_error(const ErrorData *error)
 }
 
 /*
- * A handler is run by this process for the first time: take over what is known
- * of an outage.  The caller is connected to SPI and has an active snapshot.
+ * Take over what is known of an outage: this process has not run the handler
+ * before, or not with this definition.  The caller is connected to SPI and has an active snapshot.
  */
 void
 outage_load(HandlerRun *run)
@@ -107,7 +107,6 @@ back_off(HandlerRun *run, TimestampTz until)
 
 	health->probes++;
 	health->probe_at = until;
-	run->not_before = until;
 	stats_note_outage(run->definition, health->probes, until);
 }
 
@@ -128,12 +127,12 @@ outage_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, con
 }
 
 /*
- * An event has failed and was charged; fresh: for the first time.  Too many of
+ * An event has failed and was charged; first: its first attempt.  Too many of
  * these in a row are an outage.  To an ordered handler in an outage it was one
  * more probe.
  */
 void
-outage_event_charged(HandlerRun *run, TimestampTz due, bool fresh, const ErrorData *error)
+outage_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorData *error)
 {
 	HandlerHealth *health = run->health;
 
@@ -145,7 +144,7 @@ outage_event_charged(HandlerRun *run, TimestampTz due, bool fresh, const ErrorDa
 		else
 			back_off(run, due);
 	}
-	else if (fresh && ++health->failed_in_row >= MAX_FAILED_IN_ROW)
+	else if (first && ++health->failed_in_row >= MAX_FAILED_IN_ROW)
 	{
 		back_off(run, outage_next_probe(run));
 		ereport(LOG,
@@ -202,7 +201,7 @@ outage_over(HandlerRun *run)
 	if (health->probes == 0)
 		return;
 	health->probes = 0;
-	run->not_before = 0;
+	health->probe_at = 0;
 	stats_note_outage(run->definition, 0, 0);
 	ereport(LOG,
 			(errmsg("event handler \"%s\" goes on, its outage is over", run->definition->name)));

@@ -193,7 +193,7 @@ CREATE TABLE _event_retries (
 	in_outage		boolean NOT NULL DEFAULT false,
 	PRIMARY KEY (handler, event_id)
 );
-CREATE INDEX _event_retries_due_idx ON _event_retries (handler, next_attempt_at)
+CREATE INDEX _event_retries_due_idx ON _event_retries (handler, next_attempt_at, event_id)
 	WHERE state = 'waiting';
 CREATE INDEX _event_retries_open_idx ON _event_retries (handler)
 	WHERE in_outage OR attempt_began_at IS NOT NULL;

@@ -22,13 +22,18 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/stratnum.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -36,13 +41,20 @@
 
 #include "careful.h"
 #include "catalog.h"
+#include "compat.h"
 #include "executor.h"
 #include "fault.h"
 #include "outage.h"
 #include "retry.h"
+#include "settings.h"
 #include "stats.h"
 
-/* due retries that one look takes up */
+/* columns of _event_retries; the install script has the same order */
+#define Anum_retry_event_id			2
+#define Anum_retry_state			3
+#define Anum_retry_next_attempt_at	5
+
+/* retries that one look takes up */
 #define DUE_RETRIES 100
 
 /* the share of a delay that chance may cut off */
@@ -164,6 +176,17 @@ log_failure(const HandlerRun *run, int64 event_id, int attempts, bool dead, cons
 }
 
 /*
+ * The same where there is no failure to tell of.
+ */
+static void
+log_death(const HandlerRun *run, int64 event_id, int attempts)
+{
+	ereport(LOG,
+			(errmsg("event %lld is dead for event handler \"%s\": it has had %d of %d attempts",
+					(long long) event_id, run->definition->name, attempts, run->definition->max_attempts)));
+}
+
+/*
  * When an event that has failed is tried again; DT_NOEND: never, it is dead.
  */
 static TimestampTz
@@ -175,12 +198,11 @@ due_again(const HandlerRun *run, int attempts)
 }
 
 /*
- * The attempts-th failure of an event is committed: tell everybody.  fresh: the
- * event was not tried before; parked: it is not charged for it.  Returns whether
- * the handler can go on.
+ * The failure of an event's attempt of that number is committed: tell everybody.
+ * parked: it is not charged for it.  Returns whether the handler can go on.
  */
 static BatchOutcome
-failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int attempts, bool fresh,
+failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int attempts,
 				 bool parked, TimestampTz due, ErrorData *error)
 {
 	if (event_name != NULL)
@@ -191,7 +213,7 @@ failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int at
 	else
 	{
 		log_failure(run, event_id, attempts, due == DT_NOEND, error);
-		outage_event_charged(run, due, fresh, error);
+		outage_event_charged(run, due, attempts == 1, error);
 	}
 	executor_progress_committed(0);
 	FreeErrorData(error);
@@ -225,36 +247,76 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 	batch_commit_transaction(0);
 
 	progress_stored(run, next);
-	return failure_recorded(run, event_id, event_name, 1, true, parked, due, error);
+	careful_note_commit(1);
+	return failure_recorded(run, event_id, event_name, 1, parked, due, error);
+}
+
+/* ----------
+ * What is due
+ * ----------
+ */
+
+typedef struct DueRetry
+{
+	int64		event_id;
+	TimestampTz due;
+} DueRetry;
+
+/*
+ * The first waiting retries of a handler, at most so many: in the order in which
+ * they are due; or, of an ordered handler, the one that holds it, which is that
+ * of the smallest id.  Returns how many.
+ *
+ * By index, so that the number of rows that wait or are dead does not matter,
+ * whatever the planner knows of it.
+ */
+static int
+find_waiting(const char *handler, bool ordered, DueRetry *found, int limit)
+{
+	const EventCatalog *where = catalog_lookup(false);
+	Relation	retries = table_open(where->own_tables[OWN_RETRIES], AccessShareLock);
+	Relation	index = index_open(ordered ? where->retries_pkey : where->retries_due_index, AccessShareLock);
+	IndexScanDesc scan = pne_index_beginscan(retries, index, GetActiveSnapshot(), 1);
+	TupleTableSlot *slot = table_slot_create(retries, NULL);
+	ScanKeyData key;
+	int			count = 0;
+
+	if (ordered)
+		limit = 1;
+	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid,
+						   index->rd_indcollation[0], F_TEXTEQ, CStringGetTextDatum(handler));
+	index_rescan(scan, &key, 1, NULL, 0);
+	while (count < limit && index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		char	   *state;
+		bool		isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		state = TextDatumGetCString(slot_getattr(slot, Anum_retry_state, &isnull));
+		if (strcmp(state, "waiting") == 0)
+		{
+			found[count].event_id = DatumGetInt64(slot_getattr(slot, Anum_retry_event_id, &isnull));
+			found[count++].due = DatumGetTimestampTz(slot_getattr(slot, Anum_retry_next_attempt_at, &isnull));
+		}
+		pfree(state);
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, AccessShareLock);
+	table_close(retries, AccessShareLock);
+	return count;
 }
 
 /*
  * When the first of a handler's retries is due; DT_NOEND if none waits.  The
- * caller is connected to SPI and has an active snapshot.
+ * caller has an active snapshot.
  */
 TimestampTz
-retry_earliest(const char *handler)
+retry_earliest(const Handler *handler)
 {
-	static OwnStatement select_earliest = {
-		.sql = "SELECT t.next_attempt_at FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.state OPERATOR(pg_catalog.=) 'waiting' "
-		"ORDER BY t.next_attempt_at LIMIT 1",
-		.target = OWN_NONE,
-		.nargs = 1,
-		.argtypes = {TEXTOID},
-	};
-	Datum		value = CStringGetTextDatum(handler);
-	bool		isnull = true;
-	TimestampTz result = DT_NOEND;
+	DueRetry	first;
 
-	if (own_execute(&select_earliest, &value, NULL, 1) == 1)
-	{
-		Datum		due = own_value(0, 1, &isnull);
-
-		if (!isnull)
-			result = DatumGetTimestampTz(due);
-	}
-	return result;
+	return find_waiting(handler->name, handler->ordered, &first, 1) == 1 ? first.due : DT_NOEND;
 }
 
 /*
@@ -263,7 +325,7 @@ retry_earliest(const char *handler)
 void
 retry_read_deadline(HandlerRun *run)
 {
-	run->next_retry_at = retry_earliest(run->definition->name);
+	run->next_retry_at = retry_earliest(run->definition);
 }
 
 /* ----------
@@ -283,7 +345,7 @@ lock_due_retry(const char *handler, int64 event_id)
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2 "
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' "
 		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
-		"FOR UPDATE",
+		"FOR UPDATE SKIP LOCKED",
 		.target = OWN_RETRIES,
 		.nargs = 2,
 		.argtypes = {TEXTOID, INT8OID},
@@ -309,7 +371,7 @@ lock_attempt(const char *handler, int64 event_id, int attempts, bool *never_fail
 		"FROM @s._event_retries AS t "
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2 "
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' AND t.attempts OPERATOR(pg_catalog.=) $3 "
-		"FOR UPDATE",
+		"FOR UPDATE SKIP LOCKED",
 		.target = OWN_RETRIES,
 		.nargs = 4,
 		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID},
@@ -408,6 +470,7 @@ release_attempt(HandlerRun *run, int64 event_id, int attempts)
 
 	batch_start_transaction();
 	own_execute(&update_row, values, NULL, 0);
+	ForceSyncCommit();
 	batch_commit_transaction(0);
 	run->next_retry_at = 0;		/* now */
 }
@@ -415,27 +478,28 @@ release_attempt(HandlerRun *run, int64 event_id, int attempts)
 /*
  * An attempt failed: write that down in a transaction of its own.  The event's
  * name is NULL where it failed before it was read.
+ *
+ * Only the row is locked, which is the attempt's as long as it has its number,
+ * whatever was done to the handler meanwhile.  Who drops the handler may have
+ * it; he is not waited for.
  */
 static BatchOutcome
 record_failed_attempt(HandlerRun *run, int64 event_id, const char *event_name, int attempts,
-					  bool fresh, ErrorData *error)
+					  ErrorData *error)
 {
 	bool		parked = outage_is_to_blame(run, error);
 	TimestampTz due = parked ? outage_next_probe(run) : due_again(run, attempts);
 	bool		unused;
-	BatchOutcome outcome = BATCH_STALE;
 
+	FAULT_POINT("before-record");
 	batch_start_transaction();
-	if (progress_lock(run))
-		outcome = lock_attempt(run->definition->name, event_id, attempts, &unused) ? BATCH_FAILED : BATCH_DONE;
-	if (outcome == BATCH_FAILED)
+	if (lock_attempt(run->definition->name, event_id, attempts, &unused))
+	{
 		write_failure(run, event_id, parked ? attempts - 1 : attempts, due, parked, error);
+		ForceSyncCommit();
+	}
 	batch_commit_transaction(0);
-
-	if (outcome == BATCH_FAILED)
-		return failure_recorded(run, event_id, event_name, attempts, fresh, parked, due, error);
-	FreeErrorData(error);
-	return outcome;
+	return failure_recorded(run, event_id, event_name, attempts, parked, due, error);
 }
 
 /*
@@ -516,13 +580,7 @@ try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **ev
 			outcome = BATCH_STALE;
 		else if (lock_attempt(run->definition->name, event_id, attempts, &never_failed))
 			called = call_for_retry(run, log, &event, fresh, never_failed, context, &figures);
-
-		/*
-		 * A crash shall not take this back and leave the attempt: it would be
-		 * charged to an event that did nothing.
-		 */
-		if (called)
-			ForceSyncCommit();
+		ForceSyncCommit();
 		table_close(log, NoLock);
 		batch_commit_transaction(called ? run->definition->timeout : 0);
 	}
@@ -567,7 +625,7 @@ run_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh)
 		FreeErrorData(error);
 	}
 	if (outcome == BATCH_FAILED)
-		return record_failed_attempt(run, event_id, event_name, attempts, fresh, error);
+		return record_failed_attempt(run, event_id, event_name, attempts, error);
 	if (outcome != BATCH_DONE)
 		release_attempt(run, event_id, attempts);
 	return outcome;
@@ -611,10 +669,11 @@ retry_run_fresh(HandlerRun *run, int64 event_id, int64 next)
  * A retry has had as many attempts as it may have by now.
  */
 static void
-bury(HandlerRun *run, int64 event_id)
+bury(HandlerRun *run, int64 event_id, int attempts)
 {
 	static OwnStatement update_row = {
-		.sql = "UPDATE @s._event_retries SET state = 'dead', next_attempt_at = NULL, in_outage = false "
+		.sql = "UPDATE @s._event_retries SET state = 'dead', next_attempt_at = NULL, "
+		"in_outage = false, attempt_began_at = NULL "
 		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2",
 		.target = OWN_RETRIES,
 		.nargs = 2,
@@ -623,9 +682,7 @@ bury(HandlerRun *run, int64 event_id)
 	Datum		values[2] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event_id)};
 
 	own_execute(&update_row, values, NULL, 0);
-	ereport(LOG,
-			(errmsg("event %lld is dead for event handler \"%s\": max_attempts is %d by now",
-					(long long) event_id, run->definition->name, run->definition->max_attempts)));
+	log_death(run, event_id, attempts);
 }
 
 /*
@@ -647,9 +704,15 @@ retry_charge(HandlerRun *run, int64 event_id, int *attempts)
 	{
 		int			before = lock_due_retry(run->definition->name, event_id);
 
-		if (before >= run->definition->max_attempts)
-			bury(run, event_id);
-		else if (before >= 0)
+		if (before < 0)
+		{
+			/* somebody has it, and will not ring */
+			batch_leave_alone(run);
+			outcome = BATCH_SUSPENDED;
+		}
+		else if (before >= run->definition->max_attempts)
+			bury(run, event_id, before);
+		else
 		{
 			*attempts = before + 1;
 			write_attempt(run, event_id, *attempts);
@@ -661,43 +724,36 @@ retry_charge(HandlerRun *run, int64 event_id, int *attempts)
 }
 
 /*
- * Try the retries of a handler that are due, oldest first, at most so many.
+ * Try the retries of a handler that are due, oldest first, until the batch's
+ * time is up; in an outage one.
  */
 void
-retry_run_due(HandlerRun *run, int limit)
+retry_run_due(HandlerRun *run)
 {
-	static OwnStatement select_due = {
-		.sql = "SELECT t.event_id FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.state OPERATOR(pg_catalog.=) 'waiting' "
-		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
-		"ORDER BY t.next_attempt_at, t.event_id",
-		.target = OWN_NONE,
-		.nargs = 1,
-		.argtypes = {TEXTOID},
-	};
-	Datum		value = CStringGetTextDatum(run->definition->name);
-	int64		ids[DUE_RETRIES];
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
+	DueRetry	waiting[DUE_RETRIES];
 	int			count;
-	bool		isnull;
 	BatchOutcome outcome = BATCH_DONE;
 
 	batch_start_transaction();
-	count = own_execute(&select_due, &value, NULL, Min(limit, DUE_RETRIES));
-	for (int i = 0; i < count; i++)
-		ids[i] = DatumGetInt64(own_value(i, 1, &isnull));
+	count = find_waiting(run->definition->name, run->definition->ordered, waiting,
+						 run->health->probes > 0 ? 1 : DUE_RETRIES);
 	batch_commit_transaction(0);
 
-	if (count > 0 && !careful_take_up(run))
-		return;
 	for (int i = 0; i < count && outcome == BATCH_DONE; i++)
 	{
+		TimestampTz now = GetCurrentTimestamp();
 		int			attempts;
 
 		CHECK_FOR_INTERRUPTS();
-		executor_report_running(run->definition->name, ids[i], 1);
-		outcome = retry_charge(run, ids[i], &attempts);
+		if (waiting[i].due > now || (i > 0 && now >= deadline))
+			break;
+		if (!careful_take_up(run))
+			return;
+		executor_report_running(run->definition->name, waiting[i].event_id, 1);
+		outcome = retry_charge(run, waiting[i].event_id, &attempts);
 		if (attempts > 0)
-			outcome = run_attempt(run, ids[i], attempts, false);
+			outcome = run_attempt(run, waiting[i].event_id, attempts, false);
 	}
 
 	batch_start_transaction();
@@ -732,6 +788,8 @@ retry_charge_parked(HandlerRun *run, int64 event_id, int attempts)
 		nulls[4] = 'n';
 	own_execute(&update_row, values, nulls, 0);
 	run->next_retry_at = Min(run->next_retry_at, due);
+	if (due == DT_NOEND)
+		log_death(run, event_id, attempts);
 }
 
 /*
@@ -744,7 +802,8 @@ retry_recover_attempts(HandlerRun *run)
 {
 	static OwnStatement select_lost = {
 		.sql = "SELECT t.event_id, t.attempts FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL LIMIT 1 FOR UPDATE",
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL "
+		"AND t.state OPERATOR(pg_catalog.=) 'waiting' LIMIT 1 FOR UPDATE",
 		.target = OWN_RETRIES,
 		.nargs = 1,
 		.argtypes = {TEXTOID},

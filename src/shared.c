@@ -299,6 +299,25 @@ shared_want_executor(Oid dboid, Oid owner)
 }
 
 /*
+ * Whether the executor that leaves this mark is there.
+ */
+bool
+shared_executor_lives(int64 mark)
+{
+	bool		lives = false;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < MAX_EXECUTOR_SLOTS && !lives; i++)
+	{
+		ExecutorSlot *slot = &shared->executors[i];
+
+		lives = slot->in_use && slot->worker.pid != 0 && slot->mark == mark;
+	}
+	LWLockRelease(shared->lock);
+	return lives;
+}
+
+/*
  * Have the executors of a database leave, and forget who waits for one.  The
  * caller holds the lock, and rings the database afterwards.
  */

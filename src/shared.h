@@ -117,6 +117,7 @@ typedef struct ExecutorSlot
 	Oid			owner;
 	Worker		worker;
 	TimestampTz wanted_since;	/* when its listener asked for it */
+	int64		mark;			/* what it leaves in progress rows; 0: none yet */
 	bool		stuck;			/* it cannot clean its session, and has no place */
 	bool		wanted;			/* asked for again while backing off */
 	char		handler[HANDLER_NAME_SIZE]; /* whose batch it runs, or empty */
@@ -153,6 +154,7 @@ extern void shared_release_database(DatabaseSlot *slot);
 
 extern ExecutorSlot *shared_find_executor(Oid dboid, Oid owner);
 extern bool shared_want_executor(Oid dboid, Oid owner);
+extern bool shared_executor_lives(int64 mark);
 extern void shared_dismiss_executors(Oid dboid);
 
 extern void worker_set_phase(Worker *worker, WorkerPhase phase);

@@ -92,6 +92,7 @@ typedef struct HandlerEntry
 	/* not a figure, and kept when those are reset (outage.c) */
 	int			probes;
 	TimestampTz probe_at;
+	int64		probed_version; /* of the definition */
 } HandlerEntry;
 
 /* what the listener has counted since the last flush, for one name */
@@ -337,12 +338,13 @@ stats_note_outage(const Handler *handler, int probes, TimestampTz probe_at)
 	{
 		entry->probes = probes;
 		entry->probe_at = probe_at;
+		entry->probed_version = handler->version;
 	}
 	LWLockRelease(stats_lock);
 }
 
 /*
- * What was noted last.
+ * What was noted last.  Another definition need not wait for the probe.
  */
 void
 stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at)
@@ -360,7 +362,8 @@ stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at)
 	if (entry != NULL)
 	{
 		*probes = entry->probes;
-		*probe_at = entry->probe_at;
+		if (entry->probed_version == handler->version)
+			*probe_at = entry->probe_at;
 	}
 	LWLockRelease(stats_lock);
 }
@@ -522,12 +525,6 @@ stats_forget_handler_at_commit(const Handler *handler)
  * ----------
  */
 
-static bool
-is_monitor(void)
-{
-	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
-}
-
 /*
  * The latency that a share of the events has not exceeded: the middle of its
  * bucket, or null without any.
@@ -637,7 +634,7 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 	{
 		Handler    *handler = linitial(handlers);
 
-		if (handler_is_visible(handler))
+		if (handler_owner_is_visible(handler->owner))
 		{
 			PendingState pending = {handler, 0, DT_NOEND};
 			HandlerEntry *entry = NULL;
@@ -765,7 +762,7 @@ put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker
 	values[8] = Int64GetDatum((int64) pg_atomic_read_u64(&worker->events_announced));
 	values[9] = Int64GetDatum((int64) pg_atomic_read_u64(&worker->events_handled));
 	nulls[10] = nulls[11] = worker->last_error_at == 0 ||
-		!(is_monitor() || (OidIsValid(owner) && has_privs_of_role(GetUserId(), owner)));
+		!handler_owner_is_visible(owner);
 	if (!nulls[10])
 	{
 		values[10] = CStringGetTextDatum(worker->last_error);
@@ -849,7 +846,7 @@ pne_event_figures(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	if (stats_lock == NULL)
 		return (Datum) 0;
-	if (!is_monitor() &&
+	if (!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) &&
 		pg_class_aclcheck(catalog_lookup(false)->log, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
 		return (Datum) 0;
 

@@ -168,5 +168,21 @@ is( $node->safe_psql(
 wait_for_handlers($node, 'shop');
 seen_is_log($node, 'shop', 'record', 'true', 'all are handled');
 
+# Leaving in good order is not waited for: a prepared transaction may hold the
+# lock that the executor needs for it.
+$node->safe_psql(
+	'shop', q(
+	SELECT pg_reload_conf();
+	BEGIN;
+	LOCK TABLE _event_handler_progress IN SHARE MODE;
+	PREPARE TRANSACTION 'in the way';
+));
+$node->stop('fast', timeout => 30);
+$node->start;
+$node->safe_psql('shop', q(ROLLBACK PREPARED 'in the way'));
+$node->safe_psql('shop', q(SELECT notify_event('counted')));
+wait_for_handlers($node, 'shop');
+seen_is_log($node, 'shop', 'record', 'true', 'after a shutdown with a lock in the way');
+
 $node->stop;
 done_testing();

@@ -197,6 +197,26 @@ is( $node->safe_psql(
 	'not a hundred in a row');
 start_over();
 
+# Replayed events count as well: their first attempt is as good as any.
+$node->safe_psql(
+	'postgres', q(
+	SELECT create_event_handler('first', 'first', owner => 'ann', retry_delay => '1 h', max_attempts => 1);
+	SELECT count(notify_event('event ' || i)) FROM generate_series(1, 150) i;
+));
+wait_for_figures('first', 'delivered = 150');
+$node->safe_psql(
+	'postgres', q(
+	INSERT INTO weather VALUES ('first', '%', 'AB123');
+	SELECT replay_events('first', 1);
+));
+wait_for_figures('first', "state = 'backing off'");
+is( $node->safe_psql(
+		'postgres',
+		'SELECT state, count(*) FROM event_retries GROUP BY state ORDER BY state'),
+	"dead|100\nwaiting|50",
+	'replayed: after a hundred no more are tried');
+start_over();
+
 # A serialization failure is tried again at once, and counts as no failure when
 # that helps; here the fourth call succeeds.
 $node->safe_psql(
@@ -311,6 +331,56 @@ $node->safe_psql('postgres', 'DELETE FROM weather');
 wait_for_figures('first', 'delivered = 2');
 seen_is_log($node, 'postgres', 'first', "event_name LIKE 'a%'",
 	'after a restart');
+start_over();
+
+# resume_event_handler() has it tried at once, also where no executor runs, and
+# the outage is over for all of them.
+$node->safe_psql(
+	'postgres', q(
+	INSERT INTO weather VALUES ('first', '%', '53100');
+	SELECT create_event_handler('first', 'first', 'a*', owner => 'ann', retry_delay => '1 h');
+	SELECT create_event_handler('second', 'second', 'b*', owner => 'bob');
+	SELECT notify_event('a 1');
+));
+wait_for_figures('first', "state = 'backing off'");
+$node->safe_psql('postgres', "SELECT notify_event('b 1')");
+wait_for_figures('second', 'delivered = 1');
+is(scalar(worker_pids($node, 'executor', 'postgres', 'ann')), 0, 'no executor');
+$node->safe_psql('postgres', "DELETE FROM weather; SELECT resume_event_handler('first')");
+wait_for_figures('first', 'delivered = 1');
+like(figures('first', 'state'), qr/^(ready|running)$/, 'resumed');
+start_over();
+
+# An outage that another owner's executor has begun and ended
+$node->safe_psql(
+	'postgres', q(
+	SELECT create_event_handler('first', 'first', owner => 'ann', retry_delay => '50 ms');
+	SELECT notify_event('a 1');
+));
+wait_for_figures('first', 'delivered = 1');
+$node->safe_psql('postgres', q(
+	INSERT INTO weather VALUES ('first', '%', '53100');
+	SELECT notify_event('a 2');
+));
+wait_for_figures('first', "state = 'backing off'");
+$node->safe_psql('postgres', "DELETE FROM weather; SELECT alter_event_handler('first', owner => 'bob')");
+wait_for_figures('first', 'delivered = 2');
+$node->safe_psql('postgres', "SELECT alter_event_handler('first', owner => 'ann'), notify_event('a 3')");
+wait_for_figures('first', 'delivered = 3');
+like(figures('first', 'state'), qr/^(ready|running)$/, 'back at the first owner');
+start_over();
+
+# An outage whose events are gone is over, too.
+$node->safe_psql(
+	'postgres', q(
+	INSERT INTO weather VALUES ('first', '%', '53100');
+	SELECT create_event_handler('first', 'first', owner => 'ann', retry_delay => '100 ms', max_retry_delay => '100 ms');
+	SELECT notify_event('one');
+));
+wait_for_figures('first', "state = 'backing off'");
+$node->safe_psql('postgres', 'DELETE FROM notification_events');
+wait_for_figures('first', "state IN ('ready', 'running') AND waiting = 0");
+is($node->safe_psql('postgres', 'SELECT state FROM event_retries'), 'discarded', 'nothing to probe with');
 start_over();
 
 # Resetting the figures ends no outage.

@@ -157,6 +157,21 @@ start_over();
 $offset = run('die of exit', 'one', 1, 'batch_size => 20');
 start_over();
 
+# however many events the filter refuses before it: they do not move what is
+# stored of the position
+$offset = log_size();
+$node->safe_psql(
+	'postgres', q(
+	SELECT create_event_handler('deadly', 'one', owner => 'ann', max_attempts => 2, filter => '$.wanted == true',
+		retry_delay => '50 ms', max_retry_delay => '50 ms', batch_size => 100);
+	INSERT INTO notification_events (event_name) SELECT 'refused' FROM generate_series(1, 20000);
+	INSERT INTO notification_events (event_name, event_data) VALUES ('terminate', '{"wanted": true}'), ('after', '{"wanted": true}');
+));
+wait_for("delivered = 1 AND dead = 1 FROM event_handler_stats WHERE handler = 'deadly'");
+is(in_log(qr/executor FATAL:  terminating/, $offset), 3, 'behind 20000 refused events');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM event_retries'), '1', 'which are on no list');
+start_over();
+
 # a handler that keeps the order, and one event per batch
 $offset = run('terminate', 'one', 2, 'ordered => true, batch_size => 1');
 is( $node->safe_psql(
@@ -206,6 +221,56 @@ wait_for(
 	"delivered = 5041 FROM event_handler_stats WHERE handler = 'deadly'");
 is(in_log(qr/goes on carefully/, $offset), 0, 'an orderly restart');
 
+# Nor does a change of the definition or of the owner, a pause, or a handler of
+# the same name.
+foreach my $change (
+	"alter_event_handler('deadly', batch_size => 19)",
+	"alter_event_handler('deadly', owner => 'bob')",
+	"alter_event_handler('deadly', owner => 'ann')",
+	"pause_event_handler('deadly'), resume_event_handler('deadly')",
+	"drop_event_handler('deadly'), create_event_handler('deadly', 'one', owner => 'ann', batch_size => 20, max_attempts => 1)"
+  )
+{
+	$node->safe_psql('postgres', "SELECT $change");
+	$node->safe_psql('postgres', "SELECT notify_event('after')");
+	wait_for_handlers($node, 'postgres');
+	$node->safe_psql('postgres', "SELECT $change") if $change =~ /batch_size => 19|pause/;
+	$node->restart;
+	$node->safe_psql('postgres', "SELECT notify_event('after')");
+	wait_for_handlers($node, 'postgres');
+	is(in_log(qr/goes on carefully/, $offset), 0, "no care after $change");
+}
+seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'changes');
+my $delivered = $node->safe_psql('postgres',
+	"SELECT delivered FROM event_handler_stats WHERE handler = 'deadly'");
+
+# A process that was stopped past its timeout is cancelled and not ended.
+$node->safe_psql(
+	'postgres', q(
+	CREATE FUNCTION slow(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM pg_advisory_lock_shared(1);
+		PERFORM pg_advisory_unlock_shared(1);
+	END $$;
+	SELECT create_event_handler('slow', 'slow', 'slow', owner => 'bob', timeout => '500 ms', max_attempts => 1);
+));
+my $gate = $node->background_psql('postgres');
+$gate->query_safe('SELECT pg_advisory_lock(1)');
+$node->safe_psql('postgres', "SELECT notify_event('slow')");
+$node->poll_query_until('postgres',
+	"SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+  or die 'is not called';
+my $bob = worker_pid($node, 'executor', 'postgres', 'bob');
+kill('STOP', $bob) or die "kill: $!";
+usleep(2_500_000);
+kill('CONT', $bob) or die "kill: $!";
+wait_for("dead = 1 FROM event_handler_stats WHERE handler = 'slow'");
+is($node->safe_psql('postgres', 'SELECT last_sqlstate FROM event_retries WHERE handler = $$slow$$'),
+	'57014', 'a process that was stopped: the call is cancelled');
+is(worker_pid($node, 'executor', 'postgres', 'bob'), $bob, 'and the process goes on');
+$gate->quit;
+$node->safe_psql('postgres', "SELECT drop_event_handler('slow')");
+
 # A crash while nothing was being done does; it is over sooner or later, and an
 # executor that leaves in between tells how many events are left.
 $offset = log_size();
@@ -213,13 +278,13 @@ $node->stop('immediate');
 $node->start;
 $node->safe_psql('postgres', "SELECT notify_event('after')");
 wait_for(
-	"delivered = 5042 FROM event_handler_stats WHERE handler = 'deadly'");
+	"delivered = $delivered + 1 FROM event_handler_stats WHERE handler = 'deadly'");
 is( in_log(qr/event handler "deadly" goes on carefully/, $offset),
 	1, 'after a crash: carefully');
 $node->restart;
 is( $node->safe_psql(
 		'postgres',
-		"SELECT in_use IS NULL, careful BETWEEN 4000 AND 4115 FROM _event_handler_progress WHERE handler = 'deadly'"
+		"SELECT in_use IS NULL, careful BETWEEN 4090 AND 4115 FROM _event_handler_progress WHERE handler = 'deadly'"
 	),
 	't|t',
 	'what is left of it is kept');
@@ -227,7 +292,7 @@ $node->safe_psql('postgres',
 	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 5000) i"
 );
 wait_for(
-	"delivered = 10042 FROM event_handler_stats WHERE handler = 'deadly'");
+	"delivered = $delivered + 5001 FROM event_handler_stats WHERE handler = 'deadly'");
 is(in_log(qr/event handler "deadly" goes on with whole batches/, $offset),
 	1, 'until it is over');
 seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'carefully');

@@ -220,6 +220,27 @@ end_fault('before-ring');
 $writer->finish;
 is("$stdout$stderr", "30\n", 'the writer has committed');
 
+# An attempt has failed, and before that is recorded the handler is paused; what
+# is recorded is the failure.
+start_over();
+$node->safe_psql(
+	'postgres', q(
+	SELECT drop_event_handler(name) FROM event_handlers;
+	CREATE FUNCTION fails(e notification_events) RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'it fails'; END $$;
+	SELECT create_event_handler('fails', 'record', 'e', owner => 'ann', max_attempts => 1);
+	SELECT notify_event('e');
+));
+wait_for_handlers($node, 'postgres');
+$node->safe_psql('postgres', q(SELECT alter_event_handler('fails', function => 'fails')));
+set_fault('before-record', 'wait');
+$node->safe_psql('postgres', q(SELECT replay_events('fails', 1)));
+wait_for_hit('before-record');
+$node->safe_psql('postgres', q(SELECT pause_event_handler('fails')));
+end_fault('before-record');
+wait_for('count(*) = 1 FROM event_retries WHERE last_error IS NOT NULL');
+is($node->safe_psql('postgres', 'SELECT state, attempts, last_error FROM event_retries'),
+	'dead|1|it fails', 'a failure is recorded though the handler was paused');
+
 # A handler changes hands while the executor that gets it is about to read its
 # definitions: it must not go back to before what the other one has done.
 start_over();
@@ -248,11 +269,20 @@ my $giver = IPC::Run::start(
 		q(SELECT alter_event_handler('record', owner => 'bob'))
 	]);
 wait_for_hit('before-ring');
+# and it has read its next window when the change lets go of the handler
+$ann = worker_pid($node, 'executor', 'postgres', 'ann');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($ann)");
+wait_for("count(*) = 0 FROM pg_stat_activity WHERE pid = $ann");
+set_fault('after-window-read', 'wait');
 end_fault('before-load');
+wait_for_hit('after-window-read');
 $node->safe_psql('postgres', q(SELECT notify_event('e')));
-wait_for('count(DISTINCT id) = 4 FROM seen');
+set_fault('after-window-read', 'wait');
+end_fault('after-window-read');
+wait_for_hit('after-window-read');
 end_fault('before-ring');
 $giver->finish;
+end_fault('after-window-read');
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'record', 'true', 'a handler changes hands');
 
