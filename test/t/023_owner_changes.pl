@@ -14,7 +14,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_server('owner_changes', 'log_statement = none',
-	"pg_notify_events.naptime = '200 ms'");
+	"pg_notify_events.naptime = '200 ms'",
+	"pg_notify_events.batch_time = '1 min'");
 
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_owner($node, 'postgres', 'su', 'victim', 'attacker');
