@@ -7,6 +7,7 @@
 #	begin					a temporary directory; an exit trap that stops every
 #							server in it and removes it
 #	install_packages ...	what is missing of the Debian packages they need
+#	server_from_source ...	a server with assertions or sanitizers, where one is wanted
 #	copy_server				a private copy of the server's files, in that directory
 #	build					the extension, from a copy of the checkout, "make install"ed
 #							into the private copy of the server
@@ -29,11 +30,14 @@ unset "${!PG@}" MAKEFLAGS MFLAGS MAKELEVEL
 export LANG=C.UTF-8
 unset LC_ALL LANGUAGE
 
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 work=				# the temporary directory
 tree=				# the copy of the checkout in it, where everything is built and run
 bindir=				# the programs of the private copy of the server
 major=				# its major version
-child=				# the process group that run or show is waiting for
+kind=				# of server, where it is not the system's: cassert, asan, valgrind
+reports=()			# of the environment: where sanitizers and valgrind write to
+declare -A children=()	# the process groups that were started in the background
 keep=				# "files": leave the temporary directory, "all": the servers in it, too
 steps=0				# numbers the log files
 
@@ -52,6 +56,16 @@ test_packages=(
 	perl									# tap: prove
 	postgresql-NN-pgtap						# pgtap
 	python3-psycopg2						# tap: the clients in Python
+	spin									# model
+)
+# shellcheck disable=SC2034
+source_packages=(
+	bison									# from PostgreSQL 17 on
+	bzip2									# unpacks it
+	flex									# from PostgreSQL 17 on
+	libipc-run-perl							# configure asks for it
+	perl									# the same
+	valgrind								# the server tells valgrind about its memory
 )
 
 # say TEXT: one line of progress
@@ -88,7 +102,7 @@ as_root()
 # as_user COMMAND...: as the unprivileged user, in the temporary directory
 as_user()
 {
-	local -a how=(env -C "$tree" "HOME=$work/home" "TMPDIR=$work/tmp" "PATH=${bindir:+$bindir:}$PATH")
+	local -a how=(env -C "$tree" "HOME=$work/home" "TMPDIR=$work/tmp" "PATH=${bindir:+$bindir:}$PATH" "${reports[@]}")
 
 	if ((EUID == 0)); then
 		how=(runuser -u postgres -- "${how[@]}")
@@ -96,23 +110,36 @@ as_user()
 	"${how[@]}" "$@"
 }
 
-# The output of COMMAND goes to a log file.  The command is a job with a
-# process group of its own, which the shell waits for with "wait": so a signal
-# is acted upon at once, and takes the command's children along.
-last_log=
-in_background()
+# launch OUTPUT COMMAND...: in the background, as $child.  The command is a job
+# with a process group of its own, which the shell waits for with "wait": so a
+# signal is acted upon at once, and takes the command's children along.
+child=
+launch()
 {
-	local output=$1 status=0
+	local output=$1
 
 	shift
 	set -m
 	"$@" </dev/null >"$output" 2>&1 &
 	child=$!
 	set +m
-	wait "$child" || status=$?
-	child=
+	children[$child]=yes
+}
+
+# in_background OUTPUT COMMAND...: waits for it
+in_background()
+{
+	local status=0 group
+
+	launch "$@"
+	group=$child
+	wait "$group" || status=$?
+	unset "children[$group]"
 	return "$status"
 }
+
+# The output of COMMAND goes to a log file.
+last_log=
 
 # run TEXT COMMAND...: a step; its output is shown when it fails
 run()
@@ -148,13 +175,15 @@ show()
 # Runs at every exit.
 cleanup()
 {
-	local status=$? pidfile
+	local status=$? pidfile group
 
 	trap '' INT TERM HUP
-	if [[ -n $child ]]; then
-		kill -TERM -- "-$child" 2>/dev/null || true
-		wait "$child" 2>/dev/null || true
-	fi
+	for group in "${!children[@]}"; do
+		kill -TERM -- "-$group" 2>/dev/null || true
+	done
+	for group in "${!children[@]}"; do
+		wait "$group" 2>/dev/null || true
+	done
 	if [[ -n $work && $keep != all ]]; then
 		while IFS= read -r pidfile; do
 			as_user pg_ctl stop -s -w -m immediate -D "$(dirname "$pidfile")" 2>/dev/null || true
@@ -177,7 +206,16 @@ begin()
 	trap 'exit 143' TERM
 	work=$(mktemp -d "$base/pg_notify_events.XXXXXX")
 	tree=$work/tree
-	mkdir "$work"/{home,log,server,socket,tmp,tree}
+	mkdir "$work"/{home,log,socket,tmp,tree}
+}
+
+# give_to_user DIRECTORY: below the temporary directory, or that itself
+give_to_user()
+{
+	((EUID == 0)) || return 0
+	getent passwd postgres >/dev/null || die "root cannot run a server, and there is no user postgres"
+	chown -R -h postgres: "$1"
+	as_user test -w . || die "the user postgres has no access to $work: set TMPDIR to a directory that it may enter"
 }
 
 # is_installed PACKAGE
@@ -279,19 +317,166 @@ need_root()
 	$1"
 }
 
-# copy_server: see the top of this file
+#
+# A server from source.  Three kinds of it find what others keep quiet about:
+#
+#	cassert		assertions; freed memory is overwritten
+#	asan		the same with AddressSanitizer and UndefinedBehaviorSanitizer in
+#				the server, its programs and the extension.  They also know the
+#				chunks of memory contexts and which shared buffers are pinned
+#				(test/asan)
+#	valgrind	each postmaster of a server with assertions runs under valgrind,
+#				some 30 times slower, with the options in $VALGRIND_OPTS
+#
+# The source is the distribution's.  It takes some minutes, once: the server is
+# kept in ${XDG_CACHE_HOME:-~/.cache}/pg_notify_events/NN.MINOR-KIND, where root
+# calls in the one of the user postgres, and made anew when the way to make it
+# has changed.  Who wants that of a newer minor version removes it.
+#
+
+source=				# where fetch_source put it
+source_version=
+suppressions=		# valgrind's file of what is known to be harmless in the server
+
+# server_from_source KIND: sets kind, and pg_config to that of the server
+server_from_source()
+{
+	local what=$1 header=$top/test/asan/valgrind/memcheck.h cache recipe lock prefix
+	local sanitize='-fsanitize=address,undefined -fno-sanitize-recover=all'
+	local -a configure
+
+	command -v dpkg-query >/dev/null ||
+		die "--$1 takes Debian's source package of PostgreSQL.  Elsewhere name a server of that kind with PG_CONFIG=..."
+	kind=$1
+	give_to_user "$work"
+	reports_to "$work/log/reports"
+	cache=${XDG_CACHE_HOME:-$HOME/.cache}/pg_notify_events
+	((EUID != 0)) || cache=$(getent passwd postgres | cut -d: -f6)/.cache/pg_notify_events
+
+	configure=(
+		-q --enable-cassert --enable-debug --enable-tap-tests
+		--without-icu --without-readline --without-zlib
+		'CPPFLAGS=-DUSE_VALGRIND -Iprefix/asan'
+	)
+	if [[ $kind == asan ]]; then
+		configure+=("CFLAGS=-O1 -g -fno-omit-frame-pointer $sanitize" "LDFLAGS=$sanitize")
+		export ASAN_OPTIONS=detect_leaks=0	# of what runs without as_user
+		recipe=$(cat "$header")
+	else
+		what=cassert
+		configure+=('CFLAGS=-O1 -g -fno-omit-frame-pointer')
+	fi
+	recipe="${configure[*]} ${recipe-}"
+
+	# Who comes while another one builds it waits, and takes that.
+	as_user mkdir -p "$cache"
+	as_user touch "$cache/lock-$what"
+	exec {lock}<"$cache/lock-$what"
+	flock -n "$lock" || run "waiting for another one who builds a server with $what" flock "$lock"
+	prefix=$(printf '%s\n' "$cache/$major"[.a-z]*"-$what" | sort -V | tail -n 1)
+	if [[ ! -f $prefix/recipe || $(<"$prefix/recipe") != "$recipe" ]]; then
+		fetch_source
+		prefix=$cache/${source_version}-$what
+		as_user rm -rf "$prefix"
+		as_user mkdir -p "$prefix/asan/valgrind" "$work/build"
+		[[ $kind != asan ]] || as_user tee "$prefix/asan/valgrind/memcheck.h" <"$header" >/dev/null
+		say "building PostgreSQL $source_version with $what, for $prefix: some minutes, this once"
+		run "configuring" as_user env -C "$work/build" "$source/configure" "--prefix=$prefix" \
+			"${configure[@]/prefix/"$prefix"}" || die "configure failed"
+		run "compiling" as_user make -C "$work/build" -s -j "$cores" || die "the build failed"
+		run "installing" as_user make -C "$work/build" -s install || die "make install failed"
+		as_user cp "$source/src/tools/valgrind.supp" "$prefix/"
+		as_user rm -rf "$work/build" "$work/source"
+		as_user tee "$prefix/recipe" <<<"$recipe" >/dev/null
+	fi
+	exec {lock}<&-
+	suppressions=$prefix/valgrind.supp
+	pg_config=$prefix/bin/pg_config
+}
+
+# fetch_source: PostgreSQL's source, from Debian's source package, in the
+# directory $source; of the version that is installed if the archive still has
+# it, else the newest.  Debian's patches are left out: they put things below
+# /usr, whatever the prefix.  The system's lists of archives, which mostly name
+# no sources, stay as they are, and nobody needs to be root: all is done with
+# lists of our own.
+fetch_source()
+{
+	local name=postgresql-$major to=$work/source file version
+	local -a apt versions
+
+	as_user mkdir -p "$to"/{parts,state/lists/partial,cache/archives/partial}
+	for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
+		[[ -f $file ]] || continue
+		sed -e 's/^[[:space:]]*deb[[:space:]]/deb-src /' -e 's/^Types:.*/Types: deb-src/I' "$file" |
+			as_user tee "$to/parts/${file##*/}" >/dev/null
+	done
+	apt=(
+		-q -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$to/parts"
+		-o "Dir::State=$to/state" -o "Dir::Cache=$to/cache"
+	)
+	run "reading the lists of source packages" as_user apt-get "${apt[@]}" update || die "apt-get update failed"
+
+	version=$(dpkg-query -W -f='${source:Version}' "$name" 2>/dev/null || true)
+	mapfile -t versions < <(
+		as_user apt-cache "${apt[@]}" showsrc --only-source "$name" | sed -n 's/^Version: //p' |
+			awk -v first="$version" '{ print ($1 == first) "\t" $1 }' | sort -rVu | cut -f2)
+	for version in "${versions[@]}"; do
+		run "fetching the source of $name $version" \
+			as_user env -C "$to" apt-get "${apt[@]}" source --download-only --only-source "$name=$version" || continue
+		as_user tar -C "$to" -xf "$(echo "$to/$name"_*.orig.tar.*[!c])" || die "cannot unpack the source"
+		source=$(echo "$to"/postgresql-"$major"*/)
+		source=${source%/}
+		source_version=${source##*/postgresql-}
+		return
+	done
+	die "there is no source package of $name to be had"
+}
+
+# reports_to FILE: where sanitizers and valgrind write what they find, one
+# FILE.PID for each process, if they are told so by the environment
+reports_to()
+{
+	reports=("REPORTS=$1")
+	[[ $kind != asan ]] || reports+=(
+		"ASAN_OPTIONS=log_path=$1:abort_on_error=1:detect_leaks=0:detect_stack_use_after_return=0"
+		"UBSAN_OPTIONS=log_path=$1:abort_on_error=1:print_stacktrace=1"
+	)
+}
+
+# wrap_postgres: in the copy of the server, for valgrind; but initdb is to be
+# quick
+wrap_postgres()
+{
+	mv "$bindir/postgres" "$bindir/postgres.real"
+	cat >"$bindir/postgres" <<-END
+		#!/bin/sh
+		case \$1 in
+			-V | --version | --boot | --check | --single) exec "$bindir/postgres.real" "\$@" ;;
+		esac
+		exec valgrind --quiet --leak-check=no --num-callers=30 --gen-suppressions=all \\
+			--suppressions="$suppressions" --suppressions="$tree/test/valgrind.supp" \\
+			--error-markers=VALGRIND-BEGIN,VALGRIND-END \\
+			--log-file="\$REPORTS.%p" "$bindir/postgres.real" "\$@"
+	END
+	chmod +x "$bindir/postgres"
+}
+
+# copy_server [DIRECTORY]: see the top of this file.  Sets tree, bindir and
+# pg_config to those of the copy.
 copy_server()
 {
-	local what program source copy
+	local to=${1:-$work} what program source copy
 	local -A dir=()
 
 	for what in bindir pkglibdir sharedir includedir pkgincludedir includedir-server; do
 		dir[$what]=$("$pg_config" "--$what")
 	done
-	copy=$work/server
+	copy=$to/server
+	tree=$to/tree
 	say "copying the programs of $("$pg_config" --version) to $copy, where the extension goes too"
 
-	mkdir -p "$copy${dir[bindir]}"
+	mkdir -p "$copy${dir[bindir]}" "$tree"
 	for program in postgres initdb psql pgbench createdb dropdb createuser dropuser \
 		vacuumdb reindexdb clusterdb pg_config "${dir[bindir]}"/pg_*; do
 		source=${dir[bindir]}/${program##*/}
@@ -315,16 +500,16 @@ copy_server()
 	[[ -f $("$pg_config" --pgxs) ]] || die "no PGXS at $("$pg_config" --pgxs): install the server's development files"
 	[[ $("$pg_config" --pkglibdir) == "$copy${dir[pkglibdir]}" && $("$pg_config" --sharedir) == "$copy${dir[sharedir]}" ]] ||
 		die "a copy of this PostgreSQL does not find its own files"
+	if [[ -n $kind ]]; then
+		# pgTAP is nothing but SQL, so the distribution's fits
+		cp --symbolic-link "/usr/share/postgresql/$major"/extension/pgtap* "$copy${dir[sharedir]}/extension/" 2>/dev/null || true
+	fi
+	[[ $kind != valgrind ]] || wrap_postgres
 
 	# the sources, without what an earlier build left there
 	tar -C "$top" -cf - --exclude=./.git --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
 		--exclude=./results --exclude=./output_iso --exclude=./tmp_check . | tar -C "$tree" -xf -
-
-	if ((EUID == 0)); then
-		getent passwd postgres >/dev/null || die "root cannot run a server, and there is no user postgres"
-		chown -R -h postgres: "$work"
-		as_user test -w . || die "the user postgres has no access to $work: set TMPDIR to a directory that it may enter"
-	fi
+	give_to_user "$to"
 }
 
 # in_tree TARGET... [VARIABLE=...]: make there
@@ -336,10 +521,7 @@ in_tree()
 # build [VARIABLE=...]: and install into the copy of the server
 build()
 {
-	local jobs
-
-	jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-	run "building the extension" in_tree -j "$jobs" all "$@" || return
+	run "building the extension${*:+ with $*}" in_tree -j "$cores" all "$@" || return
 	run "installing it for the throwaway servers" in_tree install "$@"
 }
 
@@ -383,13 +565,40 @@ with_server()
 # in BASE/tmp_check
 as_tester()
 {
-	local base=$1 logs=$1/tmp_check/log pgxs
+	local base=$1 logs=$1/tmp_check/log timeout=180 pgxs
+	local -a reports=()
 
 	shift
+	[[ $kind != valgrind ]] || timeout=1800
 	pgxs=$(dirname "$("$pg_config" --pgxs)")/../..
+	reports_to "$logs/reports"
 	# PostgreSQL 15 takes $TESTDIR/tmp_check and the log below it, 16 and later name both
 	as_user mkdir -p "$logs"
+	# those that run at the same time agree on ports in PG_TEST_PORT_DIR
 	as_user env "TESTDIR=$base" "TESTDATADIR=$base/tmp_check" "TESTLOGDIR=$logs" \
-		"PG_REGRESS=$pgxs/src/test/regress/pg_regress" PGPORT=65432 \
-		"PERL5LIB=$pgxs/src/test/perl:$tree/test" "$@"
+		"PG_REGRESS=$pgxs/src/test/regress/pg_regress" PGPORT=65432 "PG_TEST_PORT_DIR=$work/tmp/ports" \
+		"PG_TEST_TIMEOUT_DEFAULT=$timeout" "PERL5LIB=$pgxs/src/test/perl:$tree/test" "$@"
+}
+
+# What no server may say, also where a test kills its processes on purpose:
+# failed assertions, findings of sanitizers and valgrind, damaged memory, and
+# what a transaction left behind.
+trouble='^TRAP: |ERROR: AddressSanitizer|: runtime error: |VALGRIND-BEGIN'
+trouble+='|(WARNING|ERROR|FATAL|PANIC):  .*('
+trouble+='(reference|refcount|file|memory|context) leak: |leaking still-referenced|nonzero refcount'
+trouble+='|resource was not closed|snapshots seem to remain|snapshot .* still active'
+trouble+='|lock .* (is )?already held|you don.t own a lock|tuple lock held at commit|lock table corrupted'
+trouble+='|non-empty SPI stack|while in .* state|not closed at end-of-transaction'
+trouble+='|problem in (alloc set|slab|bump|[Gg]eneration)|write past chunk end)'
+
+# no_trouble FILE...: none of it there, nor what is in the pattern $more_trouble
+more_trouble=
+no_trouble()
+{
+	local found
+
+	found=$(grep -sHE "$trouble${more_trouble:+|$more_trouble}" "$@" | sed "s|^$work/||; s/^/   /") || true
+	[[ -n $found ]] || return 0
+	printf '   -- no server may say this (%s lines, the first are shown):\n%s\n' "$(wc -l <<<"$found")" "$(head -n 20 <<<"$found")"
+	return 1
 }
