@@ -12,7 +12,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_server('self', 'log_statement = none');
+my $node = new_server('self', 'log_statement = none',
+	"pg_notify_events.batch_time = '1 min'");
 
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
