@@ -872,8 +872,10 @@ pne_executor_main(Datum main_arg)
 	pqsignal(SIGTERM, executor_terminate);
 	worker_connect(start.dboid, start.owner);
 	careful_init();
+	StartTransactionCommand();	/* the cache may have to be filled */
 	owner_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(start.owner));
 	CacheRegisterSyscacheCallback(AUTHOID, owner_changed, (Datum) 0);
+	CommitTransactionCommand();
 
 	runs_context = AllocSetContextCreate(TopMemoryContext, "event handlers", ALLOCSET_DEFAULT_SIZES);
 	windows_context = AllocSetContextCreate(TopMemoryContext, "event windows", ALLOCSET_DEFAULT_SIZES);

@@ -2,9 +2,8 @@
  * careful.pml
  *		An event that kills whoever calls its handler is called a few times only.
  *
- * mirrors: careful_take_up() careful_bound() in src/careful.c (once src/careful.c is there)
- * mirrors: retry_charge() in src/retry.c (once src/careful.c is there)
- * mirrors: retry_run_due() run_retry() in src/retry.c
+ * mirrors: careful_take_up() careful_bound() careful_release() in src/careful.c
+ * mirrors: retry_charge() retry_run_fresh() retry_run_due() try_attempt() in src/retry.c
  * mirrors: batch_turn() try_events() in src/batch.c
  *
  * An executor works the events of a handler in batches, effects and position in
@@ -12,10 +11,11 @@
  * commits back that were not flushed yet.  One of the events, any, ends the
  * executor whenever it is called, mostly the server with it.
  *
- * Before its first batch an executor sets a mark and has it flushed; it clears
- * it when it exits cleanly and is not being careful any more.  No more than LIMIT events are called, and a batch,
- * before the progress that was made is flushed.  Whoever finds the mark set
- * goes event by event for as many: the attempt is written down, with a position
+ * Before its first batch an executor sets a mark and has it flushed; when it
+ * exits cleanly it takes the mark back, and leaves how many events are still to
+ * be handled carefully.  No more than LIMIT events are called, or a batch, before
+ * the progress that was made is flushed.  Whoever finds the mark set goes event
+ * by event for as many and a batch: the attempt is written down, with a position
  * past the event, and flushed before the call.  So is every attempt of an event
  * that has failed before, or is not known not to have.  What succeeds in such a
  * call is flushed, too: taken back, it would be an attempt without a failure.
@@ -31,7 +31,7 @@
  * broken: BROKEN_NO_MARK nobody knows that the last one did not exit cleanly
  * broken: BROKEN_MARK_NOT_FLUSHED the mark is lost in the crash
  * broken: BROKEN_MARK_NOT_KEPT the mark is cleared when the careful phase begins
- * broken: BROKEN_EXIT_CLEARS the mark is cleared by an exit in the careful phase
+ * broken: BROKEN_EXIT_FORGETS an exit in the careful phase does not leave the rest of it
  * broken: BROKEN_ATTEMPT_NOT_FLUSHED the attempt is lost in the crash
  * broken: BROKEN_NO_LIMIT any number of events may have been called since the last flush
  * broken: BROKEN_SHORT the careful phase leaves the last batch out
@@ -41,7 +41,7 @@
 
 #define EVENTS			6
 #define BATCH			2
-#define LIMIT			2
+#define LIMIT			1
 #define MAX_ATTEMPTS	2
 
 #ifdef BROKEN_SHORT
@@ -57,6 +57,7 @@
 typedef Progress
 {
 	bit mark;
+	byte careful;				/* what a clean exit left of it */
 	byte position;
 	byte handled;
 	byte dead;
@@ -77,6 +78,7 @@ byte exits = 1;					/* of an executor, cleanly, to come */
 inline copy(from, into)
 {
 	into.mark = from.mark;
+	into.careful = from.careful;
 	into.position = from.position;
 	into.handled = from.handled;
 	into.dead = from.dead;
@@ -180,6 +182,7 @@ start:
 			committed.mark = 0
 #endif
 		:: else ->
+			careful = committed.careful;
 #ifndef BROKEN_NO_MARK
 			committed.mark = 1;
 #endif
@@ -226,7 +229,7 @@ start:
 	:: !careful && committed.position < EVENTS ->
 #ifndef BROKEN_NO_LIMIT
 		if
-		:: unflushed >= LIMIT -> d_step { flush(); unflushed = 0 }
+		:: unflushed && unflushed + BATCH > LIMIT -> d_step { flush(); unflushed = 0 }
 		:: else
 		fi;
 #endif
@@ -259,14 +262,10 @@ start:
 		{
 			exits ->
 			exits--;
-#ifndef BROKEN_EXIT_CLEARS
-			if
-			:: !careful -> committed.mark = 0
-			:: else
-			fi
-#else
-			committed.mark = 0
+#ifndef BROKEN_EXIT_FORGETS
+			committed.careful = careful;
 #endif
+			committed.mark = 0
 		};
 		goto start
 

@@ -2,7 +2,7 @@
  * cursor.pml
  *		The snapshot cursor: nothing is skipped, nothing doubled.
  *
- * mirrors: event_snapshot_build() event_snapshot_sees() position_wants() window_read() window_scan() in src/window.c
+ * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() window_read() window_scan() in src/window.c
  * mirrors: progress_lock() progress_store() progress_stored() progress_flush() position_at() in src/batch.c
  * mirrors: batch_turn() try_events() batch_finish_window() in src/batch.c
  * mirrors: read_windows() load_runs() take_window() in src/executor.c
@@ -298,7 +298,7 @@ end:
  * ----------
  */
 
-/* the position that a scan goes from: position_wants() */
+/* the position that a scan goes from: event_position_passed() */
 #ifdef BROKEN_ID_CURSOR
 #define WANTS(xid, id)	((id) > (last > k_last_id -> last : k_last_id))
 #else
