@@ -241,8 +241,6 @@ foreach my $change (
 	is(in_log(qr/goes on carefully/, $offset), 0, "no care after $change");
 }
 seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'changes');
-my $delivered = $node->safe_psql('postgres',
-	"SELECT delivered FROM event_handler_stats WHERE handler = 'deadly'");
 
 # A process that was stopped past its timeout is cancelled and not ended.
 $node->safe_psql(
@@ -270,6 +268,9 @@ is($node->safe_psql('postgres', 'SELECT last_sqlstate FROM event_retries WHERE h
 is(worker_pid($node, 'executor', 'postgres', 'bob'), $bob, 'and the process goes on');
 $gate->quit;
 $node->safe_psql('postgres', "SELECT drop_event_handler('slow')");
+wait_for_handlers($node, 'postgres');
+my $delivered = $node->safe_psql('postgres',
+	"SELECT delivered FROM event_handler_stats WHERE handler = 'deadly'");
 
 # A crash while nothing was being done does; it is over sooner or later, and an
 # executor that leaves in between tells how many events are left.
