@@ -111,6 +111,7 @@ batch_commit_transaction(int timeout)
 	CommitTransactionCommand();
 	if (timeout > 0)
 		careful_disarm_timeout();
+	careful_stop_watch();
 	MemoryContextSwitchTo(outer_context);
 }
 
@@ -124,6 +125,7 @@ batch_abort_transaction(MemoryContext context)
 
 	HOLD_INTERRUPTS();
 	careful_disarm_timeout();
+	careful_stop_watch();
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
 	FlushErrorState();

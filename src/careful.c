@@ -54,10 +54,10 @@
 #include "worker.h"
 
 /* events that may be called before what was committed is flushed */
-#define MAX_UNFLUSHED 2048
+#define MAX_UNFLUSHED 4096
 
 /* events that may be passed before the position is stored, and flushed */
-#define MAX_UNSTORED 2048
+#define MAX_UNSTORED 1024
 
 /* how long a call may go on after its timeout, and how often to look, in ms */
 #define OVERRUN_MS 1000
@@ -78,7 +78,7 @@ static TimeoutId overrun_timeout;
 static volatile sig_atomic_t overran = false;
 
 /* when the present call's timeout ends, and when it was first seen to have */
-static TimestampTz call_deadline = 0;
+static TimestampTz call_deadline = DT_NOEND;
 static TimestampTz overrun_since = 0;
 
 /*
@@ -122,19 +122,17 @@ careful_init(void)
 
 /*
  * From now on code of the handler runs, for so many ms at most, and can be
- * cancelled.
+ * cancelled.  Who watches for overruns looks from time to time, for all calls of
+ * a transaction: a timer that is started for each would cost more than a call.
  */
 void
 careful_arm_timeout(int timeout)
 {
-	EnableTimeoutParams params[2] = {
-		{.id = STATEMENT_TIMEOUT, .type = TMPARAM_AFTER, .delay_ms = timeout},
-		{.id = overrun_timeout, .type = TMPARAM_EVERY, .delay_ms = OVERRUN_CHECK_MS},
-	};
-
 	call_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 	overrun_since = 0;
-	enable_timeouts(params, lengthof(params));
+	if (!get_timeout_active(overrun_timeout))
+		enable_timeout_every(overrun_timeout, call_deadline, OVERRUN_CHECK_MS);
+	enable_timeout_at(STATEMENT_TIMEOUT, call_deadline);
 	QueryCancelPending = false;
 	RESUME_CANCEL_INTERRUPTS();
 }
@@ -146,10 +144,19 @@ careful_arm_timeout(int timeout)
 void
 careful_disarm_timeout(void)
 {
-	DisableTimeoutParams params[2] = {{.id = STATEMENT_TIMEOUT}, {.id = overrun_timeout}};
-
-	disable_timeouts(params, lengthof(params));
+	call_deadline = DT_NOEND;
+	disable_timeout(STATEMENT_TIMEOUT, false);
 	worker_hold_cancels();
+}
+
+/*
+ * The transaction is over.
+ */
+void
+careful_stop_watch(void)
+{
+	if (get_timeout_active(overrun_timeout))
+		disable_timeout(overrun_timeout, false);
 }
 
 /*

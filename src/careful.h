@@ -18,6 +18,7 @@ extern void careful_note_commit(int nevents);
 
 extern void careful_arm_timeout(int timeout);
 extern void careful_disarm_timeout(void);
+extern void careful_stop_watch(void);
 extern bool careful_overran(void);
 
 #endif							/* PNE_CAREFUL_H */

@@ -180,6 +180,7 @@ try_discard_session(bool log_failure)
 		careful_arm_timeout(DISCARD_TIMEOUT_MS);
 		discard_session();
 		careful_disarm_timeout();
+		careful_stop_watch();
 		done = true;
 	}
 	PG_CATCH();

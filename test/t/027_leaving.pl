@@ -12,7 +12,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_server('leaving', 'log_statement = none');
+my $node = new_server('leaving', 'log_statement = none', 'max_prepared_transactions = 2');
 my ($status, $out, $err);
 
 $node->safe_psql('postgres', 'CREATE DATABASE shop');

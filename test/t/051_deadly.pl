@@ -203,10 +203,10 @@ is( $node->safe_psql(
 
 # Care ends after as many events as could have been called.
 $node->safe_psql('postgres',
-	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 5000) i"
+	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 6000) i"
 );
 wait_for(
-	"delivered = 5040 FROM event_handler_stats WHERE handler = 'deadly'");
+	"delivered = 6040 FROM event_handler_stats WHERE handler = 'deadly'");
 is( in_log(
 		qr/event handler "deadly" goes on with whole batches/, $offset),
 	1,
@@ -218,7 +218,7 @@ $offset = log_size();
 $node->restart;
 $node->safe_psql('postgres', "SELECT notify_event('after')");
 wait_for(
-	"delivered = 5041 FROM event_handler_stats WHERE handler = 'deadly'");
+	"delivered = 6041 FROM event_handler_stats WHERE handler = 'deadly'");
 is(in_log(qr/goes on carefully/, $offset), 0, 'an orderly restart');
 
 # Nor does a change of the definition or of the owner, a pause, or a handler of
@@ -285,15 +285,15 @@ is( in_log(qr/event handler "deadly" goes on carefully/, $offset),
 $node->restart;
 is( $node->safe_psql(
 		'postgres',
-		"SELECT in_use IS NULL, careful BETWEEN 4090 AND 4115 FROM _event_handler_progress WHERE handler = 'deadly'"
+		"SELECT in_use IS NULL, careful BETWEEN 5130 AND 5139 FROM _event_handler_progress WHERE handler = 'deadly'"
 	),
 	't|t',
 	'what is left of it is kept');
 $node->safe_psql('postgres',
-	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 5000) i"
+	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 6000) i"
 );
 wait_for(
-	"delivered = $delivered + 5001 FROM event_handler_stats WHERE handler = 'deadly'");
+	"delivered = $delivered + 6001 FROM event_handler_stats WHERE handler = 'deadly'");
 is(in_log(qr/event handler "deadly" goes on with whole batches/, $offset),
 	1, 'until it is over');
 seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'carefully');
