@@ -80,6 +80,17 @@ typedef struct Attempt
 /* current when the transaction was started, and again when it has ended */
 static MemoryContext outer_context = NULL;
 
+static bool never_wait = false;
+
+/*
+ * From now on commits wait for neither disk nor standby.
+ */
+void
+batch_never_wait_for_commit(void)
+{
+	never_wait = true;
+}
+
 /*
  * Start a transaction of an executor, with SPI and a snapshot.  The log is
  * locked first: a snapshot from before a rewrite of it would see no events.
@@ -90,7 +101,7 @@ batch_start_transaction(void)
 	outer_context = CurrentMemoryContext;
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	(void) set_config_option("synchronous_commit", settings_synchronous_commit_name(),
+	(void) set_config_option("synchronous_commit", never_wait ? "off" : settings_synchronous_commit_name(),
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	LockRelationOid(catalog_lookup(false)->log, AccessShareLock);
 	SPI_connect();

@@ -71,6 +71,7 @@ typedef enum BatchOutcome
 	BATCH_SUSPENDED				/* the handler cannot go on at present */
 } BatchOutcome;
 
+extern void batch_never_wait_for_commit(void);
 extern void batch_start_transaction(void);
 extern void batch_commit_transaction(int timeout);
 extern ErrorData *batch_abort_transaction(MemoryContext context);

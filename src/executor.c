@@ -261,7 +261,7 @@ executor_on_exit(int code, Datum arg)
 		if (careful_overran())
 			ereport(LOG,
 					(errmsg_internal("%s", message),
-					 errhint("It catches query_canceled. Its executor is ended; the attempt counts.")));
+					 errhint("It may catch query_canceled. Its executor is ended, and the event is tried again carefully.")));
 		worker_report_error(&my_slot->worker, message);
 	}
 
@@ -399,6 +399,7 @@ executor_leave(void)
 	PG_TRY();
 	{
 		careful_arm_timeout(LEAVE_TIMEOUT_MS);
+		batch_never_wait_for_commit();
 		if (log_is_there())
 		{
 			store_positions(true);
@@ -436,12 +437,12 @@ forget_runs(void)
 }
 
 /*
- * What is known of how a handler fares.  Another definition may do better: it
- * is taken up anew, and need not wait for a probe; and another executor may
+ * Find what is known of how a handler fares.  Another definition may do better:
+ * it is taken up anew, and need not wait for a probe; and another executor may
  * have run the handler meanwhile.
  */
-static HandlerHealth *
-health_of(HandlerRun *run)
+static void
+find_health(HandlerRun *run)
 {
 	const Handler *handler = run->definition;
 	HandlerHealth *health = NULL;
@@ -473,7 +474,6 @@ health_of(HandlerRun *run)
 		health->taken_up = false;
 		outage_load(run);
 	}
-	return health;
 }
 
 /*
@@ -500,7 +500,7 @@ load_runs(void)
 		run->definition = lfirst(lc);
 		run->cursor = event_snapshot_copy(run->definition->position.cursor);
 		MemoryContextSwitchTo(old);
-		health_of(run);
+		find_health(run);
 		if (run->definition->paused || run->definition->dormant)
 			continue;
 
@@ -670,7 +670,7 @@ read_windows(void)
 			take_chunk(run, log, snapshot);
 			work = true;
 		}
-		else if (run->next_retry_at == DT_NOEND)
+		else if (run->health->probes > 0 && run->next_retry_at == DT_NOEND)
 			outage_over(run);	/* nothing is left to probe with */
 	}
 
