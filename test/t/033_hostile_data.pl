@@ -253,7 +253,7 @@ $node->safe_psql(
 		('list', (SELECT jsonb_agg(i) FROM generate_series(1, 100000) i));
 ));
 # AddressSanitizer needs more of the stack for each level
-my $depth = defined $ENV{ASAN_OPTIONS} ? 1000 : 5000;
+my $depth = defined $ENV{ASAN_OPTIONS} ? 200 : 5000;
 $node->safe_psql(
 	'postgres', qq(
 	SELECT notify_event('deep', repeat('[', $depth) || '42' || repeat(']', $depth));
