@@ -450,7 +450,7 @@ batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc
 	{
 		*suspect = i;
 		CHECK_FOR_INTERRUPTS();
-		passes[i] = handler_passes_filter(run->definition, events[i]->tuple, desc);
+		passes[i] = match_filter(&run->definition->pattern, events[i]->tuple, desc);
 		count += passes[i];
 	}
 	*suspect = -1;
@@ -690,7 +690,7 @@ batch_turn(HandlerRun *run)
 		if (batch.nevents == limit || bytes >= (Size) pne_batch_bytes * 1024)
 			break;
 		if (event->tuple == NULL || event->hidden ||
-			!handler_matches_name(run->definition, event->name))
+			!match_name(&run->definition->pattern, event->name))
 			continue;
 		batch.events[batch.nevents] = event;
 		batch.indexes[batch.nevents++] = batch.end;

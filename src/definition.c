@@ -25,12 +25,10 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/jsonpath.h"
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
 #include "utils/rel.h"
@@ -38,6 +36,7 @@
 #include "utils/syscache.h"
 #include "utils/varlena.h"
 
+#include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
 #include "definition.h"
@@ -47,7 +46,6 @@
 #include "window.h"
 
 #define MAX_BATCH_SIZE 100000
-#define MAX_GLOB_CHARS (2 * EVENT_NAME_MAX_CHARS)
 
 PG_FUNCTION_INFO_V1(pne_create_event_handler);
 PG_FUNCTION_INFO_V1(pne_alter_event_handler);
@@ -80,157 +78,6 @@ enum AlterArgument
 	ALTER_OWNER = CREATE_ORDERED + 1,
 	ALTER_CLEAR_FILTER
 };
-
-/* ----------
- * Arguments
- * ----------
- */
-
-/*
- * An argument that must not be null.
- */
-void
-require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
-{
-	if (PG_ARGISNULL(argument))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name),
-				 errhint("Give a value, or leave the argument out where it has a default.")));
-}
-
-/*
- * The name of a handler, from an argument.
- */
-char *
-handler_name_argument(FunctionCallInfo fcinfo, int argument, const char *argument_name)
-{
-	char	   *name;
-
-	require_argument(fcinfo, argument, argument_name);
-	name = text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	if (name[0] == '\0' || strlen(name) >= HANDLER_NAME_SIZE)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 name[0] == '\0' ? errmsg("event handler name must not be empty") :
-				 errmsg("event handler name \"%.*s...\" is too long",
-						pg_mbcliplen(name, (int) strlen(name), HANDLER_NAME_SIZE - 1), name),
-				 errhint("A handler's name has 1 to %d bytes.", HANDLER_NAME_SIZE - 1)));
-	return name;
-}
-
-/*
- * A number within bounds.
- */
-static int
-integer_argument(FunctionCallInfo fcinfo, int argument, const char *name, int max)
-{
-	int			value;
-
-	require_argument(fcinfo, argument, name);
-	value = PG_GETARG_INT32(argument);
-	if (value < 1 || value > max)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s %d is out of range", name, value),
-				 errhint("It must be between 1 and %d.", max)));
-	return value;
-}
-
-/*
- * A length of time within what a timer can take.
- */
-static int64
-interval_argument(FunctionCallInfo fcinfo, int argument, const char *name)
-{
-	int64		ms;
-
-	require_argument(fcinfo, argument, name);
-	ms = interval_to_ms(PG_GETARG_DATUM(argument));
-	if (ms < 1 || ms > INT_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s \"%s\" is out of range", name,
-						DatumGetCString(DirectFunctionCall1(interval_out, PG_GETARG_DATUM(argument)))),
-				 errhint("It must be between 1 millisecond and 24 days.")));
-	return ms;
-}
-
-/*
- * The role that is to own a handler: one that the caller can become.
- */
-static Oid
-owner_argument(FunctionCallInfo fcinfo, int argument)
-{
-	char	   *name;
-	Oid			role;
-
-	if (PG_ARGISNULL(argument))
-		return GetUserId();
-	name = text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	role = get_role_oid(name, true);
-	if (!OidIsValid(role))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("role \"%s\" does not exist", name),
-				 errhint("owner is the name of a role as it stands in pg_roles.")));
-	if (!member_can_set_role(GetUserId(), role))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to make role \"%s\" the owner of an event handler", name),
-				 errhint("You must be able to SET ROLE to it.")));
-	return role;
-}
-
-/*
- * A pattern for event names.
- */
-static char *
-event_name_argument(FunctionCallInfo fcinfo, int argument)
-{
-	char	   *glob;
-	int			chars;
-
-	require_argument(fcinfo, argument, "event_name");
-	glob = text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	chars = pg_mbstrlen(glob);
-	if (chars < 1 || chars > MAX_GLOB_CHARS)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 chars < 1 ? errmsg("event_name must not be empty") :
-				 errmsg("event_name \"%.*s...\" is too long",
-						pg_mbcharcliplen(glob, (int) strlen(glob), MAX_GLOB_CHARS), glob),
-				 errhint("It has 1 to %d characters; * stands for any run of characters, ? for one.",
-						 MAX_GLOB_CHARS)));
-	return glob;
-}
-
-/*
- * A filter has nowhere to take variables from, and each event would fail for
- * one.  In the text form of a jsonpath a $ before a quote, outside of quotes,
- * is a variable and nothing else.
- */
-static Datum
-filter_argument(FunctionCallInfo fcinfo, int argument)
-{
-	Datum		filter = PG_GETARG_DATUM(argument);
-	char	   *text = DatumGetCString(DirectFunctionCall1(jsonpath_out, filter));
-	bool		quoted = false;
-
-	for (char *p = text; *p != '\0'; p++)
-	{
-		if (quoted && *p == '\\' && p[1] != '\0')
-			p++;
-		else if (*p == '"')
-			quoted = !quoted;
-		else if (!quoted && p[0] == '$' && p[1] == '"')
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("filter %s has a variable", text),
-					 errhint("Write the value itself.")));
-	}
-	return filter;
-}
 
 /* ----------
  * The function
@@ -441,8 +288,8 @@ lock_own_handler(const char *name)
 static Datum
 filter_value(const Handler *handler, char *null)
 {
-	*null = (handler->filter == (Datum) 0) ? 'n' : ' ';
-	return handler->filter;
+	*null = (handler->pattern.filter == (Datum) 0) ? 'n' : ' ';
+	return handler->pattern.filter;
 }
 
 static Datum
@@ -503,7 +350,7 @@ write_definition(const Handler *handler, bool update)
 	values[5] = CharGetDatum(handler->function_shape);
 	values[6] = ObjectIdGetDatum(handler->function_owner);
 	values[7] = NameGetDatum(&function_owner_name);
-	values[8] = CStringGetTextDatum(handler->event_name);
+	values[8] = CStringGetTextDatum(handler->pattern.event_name);
 	values[9] = filter_value(handler, &nulls[9]);
 	values[10] = Int32GetDatum(handler->batch_size);
 	values[11] = Int32GetDatum(handler->max_attempts);
@@ -557,27 +404,6 @@ bump_version(const char *name)
 	doorbell_at_commit(RING_DEFINITIONS);
 }
 
-/*
- * Where a new handler starts.
- */
-static EventSnapshot *
-start_argument(FunctionCallInfo fcinfo, int argument)
-{
-	char	   *start;
-
-	require_argument(fcinfo, argument, "start_from");
-	start = text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	if (strcmp(start, "now") == 0)
-		return event_snapshot_build(GetActiveSnapshot());
-	if (strcmp(start, "beginning") == 0)
-		return event_snapshot_nothing();
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("start_from \"%s\" is neither \"now\" nor \"beginning\"", start),
-			 errhint("\"now\" leaves out what is visible already, \"beginning\" delivers the whole log.")));
-	return NULL;				/* keep compiler quiet */
-}
-
 static void
 insert_progress(const char *name, const EventSnapshot *start)
 {
@@ -616,9 +442,9 @@ common_arguments(FunctionCallInfo fcinfo, Handler *handler, bool creating)
 	if (creating || !PG_ARGISNULL(CREATE_FUNCTION))
 		function_argument(fcinfo, CREATE_FUNCTION, handler);
 	if (creating || !PG_ARGISNULL(CREATE_EVENT_NAME))
-		handler->event_name = event_name_argument(fcinfo, CREATE_EVENT_NAME);
+		handler->pattern.event_name = event_name_argument(fcinfo, CREATE_EVENT_NAME);
 	if (!PG_ARGISNULL(CREATE_FILTER))
-		handler->filter = filter_argument(fcinfo, CREATE_FILTER);
+		handler->pattern.filter = filter_argument(fcinfo, CREATE_FILTER);
 	if (creating || !PG_ARGISNULL(CREATE_BATCH_SIZE))
 		handler->batch_size = integer_argument(fcinfo, CREATE_BATCH_SIZE, "batch_size", MAX_BATCH_SIZE);
 	if (creating || !PG_ARGISNULL(CREATE_MAX_ATTEMPTS))
@@ -658,8 +484,8 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 	EventSnapshot *start;
 	bool		or_replace;
 
-	strlcpy(handler->name, handler_name_argument(fcinfo, CREATE_NAME, "name"), HANDLER_NAME_SIZE);
-	handler->owner = owner_argument(fcinfo, CREATE_OWNER);
+	strlcpy(handler->name, name_argument(fcinfo, CREATE_NAME, "name", "event handler"), HANDLER_NAME_SIZE);
+	handler->owner = owner_argument(fcinfo, CREATE_OWNER, "event handler");
 	start = start_argument(fcinfo, CREATE_START_FROM);
 	require_argument(fcinfo, CREATE_OR_REPLACE, "or_replace");
 	or_replace = PG_GETARG_BOOL(CREATE_OR_REPLACE);
@@ -708,16 +534,16 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 Datum
 pne_alter_event_handler(PG_FUNCTION_ARGS)
 {
-	char	   *name = handler_name_argument(fcinfo, CREATE_NAME, "name");
+	char	   *name = name_argument(fcinfo, CREATE_NAME, "name", "event handler");
 	Handler    *handler;
 
 	SPI_connect();
 	handler = lock_own_handler(name);
 	if (!PG_ARGISNULL(ALTER_OWNER))
-		handler->owner = owner_argument(fcinfo, ALTER_OWNER);
+		handler->owner = owner_argument(fcinfo, ALTER_OWNER, "event handler");
 	require_argument(fcinfo, ALTER_CLEAR_FILTER, "clear_filter");
 	if (PG_GETARG_BOOL(ALTER_CLEAR_FILTER))
-		handler->filter = (Datum) 0;
+		handler->pattern.filter = (Datum) 0;
 	common_arguments(fcinfo, handler, false);
 	confirm_handler(handler);
 	write_definition(handler, true);
@@ -754,7 +580,7 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 			.target = OWN_HANDLERS, .nargs = 1, .argtypes = {TEXTOID},
 		},
 	};
-	char	   *name = handler_name_argument(fcinfo, 0, "name");
+	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
 	Handler    *handler;
 
 	SPI_connect();
@@ -779,7 +605,7 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 		.nargs = 2,
 		.argtypes = {TEXTOID, BOOLOID},
 	};
-	char	   *name = handler_name_argument(fcinfo, 0, "name");
+	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
 	Datum		values[2] = {CStringGetTextDatum(name), BoolGetDatum(paused)};
 
 	SPI_connect();
@@ -823,7 +649,7 @@ pne_resume_event_handler(PG_FUNCTION_ARGS)
 Datum
 pne_call_event_handler(PG_FUNCTION_ARGS)
 {
-	char	   *name = handler_name_argument(fcinfo, 0, "name");
+	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
 	HandlerCall call = {0};
 	HandlerProblem problem;
 	List	   *handlers;
@@ -866,7 +692,7 @@ pne_call_event_handler(PG_FUNCTION_ARGS)
 				 errmsg("event %lld does not exist", (long long) id),
 				 errhint("It was not committed, or it was deleted from notification_events.")));
 	event_from_tuple(&event, log, tuple);
-	handler_hide_events(log, &event, 1);
+	match_row_security(log, &event, 1);
 	if (event.hidden)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

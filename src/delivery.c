@@ -25,11 +25,11 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/tuplestore.h"
 #include "utils/xid8.h"
 
+#include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
 #include "definition.h"
@@ -59,7 +59,7 @@ PG_FUNCTION_INFO_V1(pne_event_delivery_status);
 static int64
 change_dead_events(FunctionCallInfo fcinfo, OwnStatement *statement)
 {
-	char	   *name = handler_name_argument(fcinfo, 0, "handler");
+	char	   *name = name_argument(fcinfo, 0, "handler", "event handler");
 	Datum		value = CStringGetTextDatum(name);
 	int64		count;
 
@@ -155,13 +155,13 @@ schedule_replay(ReplayState *state)
 	int			nids = 0;
 
 	if (state->nevents > 0)
-		handler_hide_events(state->log, state->events, state->nevents);
+		match_row_security(state->log, state->events, state->nevents);
 	for (int i = 0; i < state->nevents; i++)
 	{
 		Event	   *event = &state->events[i];
 
-		if (!event->hidden && handler_matches_name(handler, event->name) &&
-			handler_passes_filter(handler, event->tuple, RelationGetDescr(state->log)))
+		if (!event->hidden && match_name(&handler->pattern, event->name) &&
+			match_filter(&handler->pattern, event->tuple, RelationGetDescr(state->log)))
 			ids[nids++] = Int64GetDatum(event->id);
 	}
 	if (nids > 0)
@@ -213,7 +213,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
-	char	   *name = handler_name_argument(fcinfo, 0, "handler");
+	char	   *name = name_argument(fcinfo, 0, "handler", "event handler");
 	Datum		value = CStringGetTextDatum(name);
 	int64		from;
 	int64		to = PG_ARGISNULL(2) ? PG_INT64_MAX : PG_GETARG_INT64(2);
@@ -281,44 +281,6 @@ take_event(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * Whether an event passes a handler's filter, as far as one can tell: a filter
- * is somebody else's, and an error of it shall not be the caller's.
- */
-static bool
-seems_to_pass(const Handler *handler, const EventOfInterest *event)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool passes = true;
-
-	if (handler->filter == (Datum) 0)
-		return true;
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		passes = handler_passes_filter(handler, event->tuple, event->desc);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-			ReThrowError(error);
-		FreeErrorData(error);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return passes;
-}
-
-/*
  * What became of an event that is on no list of retries.
  */
 static const char *
@@ -326,8 +288,8 @@ delivery_status(const Handler *handler, const EventOfInterest *event)
 {
 	if (handler->dormant)
 		return "dormant";
-	if (!handler_matches_name(handler, event->name) ||
-		!seems_to_pass(handler, event))
+	if (!match_name(&handler->pattern, event->name) ||
+		!match_filter_or_error(&handler->pattern, event->tuple, event->desc))
 		return "not matched";
 	if (event_snapshot_sees(handler->start, event->txid))
 		return "before start";
@@ -385,7 +347,7 @@ read_event(EventOfInterest *event, Relation log)
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, RelationGetRelationName(log));
 	window_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
 	if (event->tuple != NULL && may_read)
-		handler_hide_events(log, &row, 1);
+		match_row_security(log, &row, 1);
 	return !row.hidden;
 }
 

@@ -607,7 +607,7 @@ take_chunk(HandlerRun *run, Relation log, Snapshot snapshot)
 	if (run->window->references > 1 && run->window->chunk_length > 0)
 		run->window = window_split(run->window, windows_context);
 	window_load_chunk(run->window, log, snapshot, run->next, run->definition->batch_size);
-	handler_hide_events(log, run->window->chunk, run->window->chunk_length);
+	match_row_security(log, run->window->chunk, run->window->chunk_length);
 }
 
 /*

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * handler.c
- *		Handlers: reading definitions, matching events, calling functions.
+ *		Handlers: reading definitions, whether they can run, calling functions.
  *
  * A handler's function is kept by schema, name and shape, and looked up by its
  * exact signature, never by a search_path.  Whether it can run is asked anew
@@ -31,7 +31,6 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "commands/dbcommands.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
@@ -40,67 +39,18 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/jsonb.h"
-#include "utils/jsonpath.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
+#include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
 #include "handler.h"
 #include "settings.h"
-
-#define MS_PER_DAY ((int64) 86400000)
-#define US_PER_MS 1000
-
-/*
- * An interval in milliseconds; a month has 30 days.
- */
-int64
-interval_to_ms(Datum interval)
-{
-	Interval   *value = DatumGetIntervalP(interval);
-
-	return value->time / US_PER_MS +
-		((int64) value->day + (int64) value->month * DAYS_PER_MONTH) * MS_PER_DAY;
-}
-
-/*
- * Whether a jsonpath is a predicate ($.a > 1), as @@ wants it, or a path.
- */
-static bool
-filter_is_predicate(Datum filter)
-{
-	JsonPathItem item;
-
-	jspInit(&item, DatumGetJsonPathP(filter));
-	if (jspHasNext(&item))
-		return false;
-	switch (item.type)
-	{
-		case jpiAnd:
-		case jpiOr:
-		case jpiNot:
-		case jpiIsUnknown:
-		case jpiEqual:
-		case jpiNotEqual:
-		case jpiLess:
-		case jpiGreater:
-		case jpiLessOrEqual:
-		case jpiGreaterOrEqual:
-		case jpiExists:
-		case jpiStartsWith:
-		case jpiLikeRegex:
-			return true;
-		default:
-			return false;
-	}
-}
 
 /*
  * Copy one row that handler_load() has selected.
@@ -120,13 +70,9 @@ handler_from_row(int row)
 	namestrcpy(&handler->function_name, own_text(row, ++column));
 	handler->function_shape = DatumGetChar(own_value(row, ++column, &isnull));
 	handler->function_owner = DatumGetObjectId(own_value(row, ++column, &isnull));
-	handler->event_name = own_text(row, ++column);
+	text = own_text(row, ++column);
 	value = own_value(row, ++column, &isnull);
-	if (!isnull)
-	{
-		handler->filter = PointerGetDatum(PG_DETOAST_DATUM_COPY(value));
-		handler->filter_is_predicate = filter_is_predicate(handler->filter);
-	}
+	match_set_pattern(&handler->pattern, text, isnull ? (Datum) 0 : value);
 	handler->batch_size = DatumGetInt32(own_value(row, ++column, &isnull));
 	handler->max_attempts = DatumGetInt32(own_value(row, ++column, &isnull));
 	handler->retry_delay = interval_to_ms(own_value(row, ++column, &isnull));
@@ -248,171 +194,6 @@ handler_owner_is_visible(Oid owner)
 {
 	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) ||
 		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner));
-}
-
-/* ----------
- * Matching
- * ----------
- */
-
-/*
- * Glob match by characters: * any run of them, ? one, everything else itself.
- * On a mismatch the last * takes one character more; earlier ones never need
- * to be tried again, so this is O(length of name * length of pattern).
- */
-static bool
-glob_match(const char *pattern, const char *string)
-{
-	const char *star = NULL;
-	const char *retry = NULL;
-
-	while (*string != '\0')
-	{
-		if (*pattern == '*')
-		{
-			star = pattern++;
-			retry = string;
-		}
-		else if (*pattern == '?')
-		{
-			pattern++;
-			string += pg_mblen(string);
-		}
-		else if (*pattern != '\0' && *pattern == *string)
-		{
-			pattern++;
-			string++;
-		}
-		else if (star != NULL)
-		{
-			pattern = star + 1;
-			retry += pg_mblen(retry);
-			string = retry;
-		}
-		else
-			return false;
-	}
-	while (*pattern == '*')
-		pattern++;
-	return *pattern == '\0';
-}
-
-bool
-handler_matches_name(const Handler *handler, const char *event_name)
-{
-	return glob_match(handler->event_name, event_name);
-}
-
-/*
- * Whether an event's data passes the filter.  Neither null data nor a path
- * that makes no sense for it does; @@ and @? suppress most such errors, and
- * what they do throw is the event's failure.
- */
-bool
-handler_passes_filter(const Handler *handler, HeapTuple event, TupleDesc desc)
-{
-	LOCAL_FCINFO(fcinfo, 2);
-	FmgrInfo	flinfo;
-	bool		isnull;
-	Datum		data;
-	Datum		result;
-
-	if (handler->filter == (Datum) 0)
-		return true;
-	data = heap_getattr(event, Anum_event_data, desc, &isnull);
-	if (isnull)
-		return false;
-
-	fmgr_info(handler->filter_is_predicate ? F_JSONB_PATH_MATCH_OPR : F_JSONB_PATH_EXISTS_OPR,
-			  &flinfo);
-	InitFunctionCallInfoData(*fcinfo, &flinfo, 2, InvalidOid, NULL, NULL);
-	fcinfo->args[0].value = data;
-	fcinfo->args[0].isnull = false;
-	fcinfo->args[1].value = handler->filter;
-	fcinfo->args[1].isnull = false;
-	result = FunctionCallInvoke(fcinfo);
-	return !fcinfo->isnull && DatumGetBool(result);
-}
-
-typedef struct PendingSearch
-{
-	const Handler *handler;
-	bool		found;
-	int64		passed;
-} PendingSearch;
-
-static bool
-found_pending(TupleTableSlot *slot, int64 id, void *arg)
-{
-	PendingSearch *search = (PendingSearch *) arg;
-	bool		isnull;
-	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
-
-	search->found = handler_matches_name(search->handler, name);
-	search->passed++;
-	pfree(name);
-	return !search->found;
-}
-
-/*
- * Whether the log holds an event for the handler, by name, between a position
- * and a snapshot.  If not, passed is how many of others lie there.
- */
-bool
-handler_has_pending(const Handler *handler, const EventPosition *position, Relation log,
-					Snapshot snapshot, const EventSnapshot *upto, int64 *passed)
-{
-	PendingSearch search = {handler, false, 0};
-
-	window_scan(log, position, snapshot, upto, found_pending, &search);
-	if (passed != NULL)
-		*passed = search.passed;
-	return search.found;
-}
-
-static int
-compare_ids(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
-
-	return (left > right) - (left < right);
-}
-
-/*
- * Where row security on the log applies to the current role, mark the events
- * that it hides.  The caller is connected to SPI and has an active snapshot.
- */
-void
-handler_hide_events(Relation log, Event *events, int nevents)
-{
-	Datum	   *ids;
-	Oid			argtype = INT8ARRAYOID;
-	Datum		value;
-	int64	   *seen;
-	bool		isnull;
-
-	if (check_enable_rls(RelationGetRelid(log), InvalidOid, true) != RLS_ENABLED)
-		return;
-
-	ids = palloc(sizeof(Datum) * nevents);
-	for (int i = 0; i < nevents; i++)
-		ids[i] = Int64GetDatum(events[i].id);
-	value = PointerGetDatum(construct_array(ids, nevents, INT8OID, sizeof(int64),
-											FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	if (SPI_execute_with_args(psprintf("SELECT e.id FROM %s AS e WHERE e.id OPERATOR(pg_catalog.=) ANY ($1)",
-									   quote_qualified_identifier(catalog_lookup(false)->schema_name,
-																  RelationGetRelationName(log))),
-							  1, &argtype, &value, NULL, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the log as its reader");
-
-	seen = palloc(sizeof(int64) * (SPI_processed + 1));
-	for (uint64 i = 0; i < SPI_processed; i++)
-		seen[i] = DatumGetInt64(own_value((int) i, 1, &isnull));
-	qsort(seen, SPI_processed, sizeof(int64), compare_ids);
-	for (int i = 0; i < nevents; i++)
-		events[i].hidden = (bsearch(&events[i].id, seen, SPI_processed, sizeof(int64), compare_ids) == NULL);
-	SPI_freetuptable(SPI_tuptable);
 }
 
 /* ----------

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * handler.h
- *		Handlers: their definitions, what matches them, how they are called.
+ *		Handlers: their definitions, whether they can run, how they are called.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,6 +12,7 @@
 #include "nodes/pg_list.h"
 #include "utils/timestamp.h"
 
+#include "match.h"
 #include "shared.h"
 #include "window.h"
 
@@ -29,9 +30,7 @@ typedef struct Handler
 	NameData	function_name;
 	char		function_shape;
 	Oid			function_owner;
-	char	   *event_name;		/* glob */
-	Datum		filter;			/* jsonpath, or 0 */
-	bool		filter_is_predicate;
+	EventPattern pattern;
 	int			batch_size;
 	int			max_attempts;
 	int64		retry_delay;	/* ms */
@@ -70,13 +69,7 @@ extern void handler_wait_for_batch(const char *name);
 extern bool handler_owner_is_visible(Oid owner);
 extern bool handler_check(const Handler *handler, HandlerProblem *problem);
 extern Oid	handler_approve(const Handler *handler, HandlerProblem *problem);
-extern bool handler_matches_name(const Handler *handler, const char *event_name);
-extern bool handler_passes_filter(const Handler *handler, HeapTuple event, TupleDesc desc);
-extern void handler_hide_events(Relation log, Event *events, int nevents);
 extern void handler_prepare_call(HandlerCall *call, const Handler *handler, Oid function);
 extern void handler_call(HandlerCall *call, Event **events, int nevents, TupleDesc desc);
-extern bool handler_has_pending(const Handler *handler, const EventPosition *position, Relation log,
-								Snapshot snapshot, const EventSnapshot *upto, int64 *passed);
-extern int64 interval_to_ms(Datum interval);
 
 #endif							/* PNE_HANDLER_H */

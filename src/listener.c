@@ -463,7 +463,7 @@ is_quiet(const Handler *handler, Relation log, Snapshot snapshot, const EventSna
 		quiet = known_quiet(handler);
 	if (quiet != NULL)
 		position.cursor = quiet->upto;
-	if (handler_has_pending(handler, &position, log, snapshot, upto, &passed))
+	if (match_pending(&handler->pattern, &position, log, snapshot, upto, &passed))
 		return false;
 	if (position.window != NULL)
 		return true;

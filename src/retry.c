@@ -527,7 +527,7 @@ call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool nev
 	event_from_tuple(event, log, heap_copytuple(tuple));
 	MemoryContextSwitchTo(old);
 
-	handler_hide_events(log, event, 1);
+	match_row_security(log, event, 1);
 	if (event->hidden)
 	{
 		discard_retry(name, event->id, "row security hides the event");

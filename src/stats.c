@@ -562,7 +562,7 @@ count_pending(TupleTableSlot *slot, int64 id, void *arg)
 	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
 	Datum		created_at;
 
-	if (handler_matches_name(state->handler, name))
+	if (match_name(&state->handler->pattern, name))
 	{
 		state->count++;
 		created_at = slot_getattr(slot, Anum_event_created_at, &isnull);

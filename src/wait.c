@@ -14,8 +14,6 @@
  */
 #include "postgres.h"
 
-#include <limits.h>
-
 #include "access/table.h"
 #include "access/xact.h"
 #include "miscadmin.h"
@@ -29,6 +27,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
 #include "doorbell.h"
@@ -65,7 +64,7 @@ handler_is_done(const Handler *handler, Relation log, Snapshot snapshot, const E
 		return true;
 	if (handler->position.window == NULL && event_snapshot_covers(handler->position.cursor, upto))
 		return true;
-	return !handler_has_pending(handler, &handler->position, log, snapshot, upto, NULL);
+	return !match_pending(&handler->pattern, &handler->position, log, snapshot, upto, NULL);
 }
 
 /*
@@ -205,18 +204,7 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 	TimestampTz asked_at = 0;
 
 	check_context(fcinfo);
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"timeout\" must not be null"),
-				 errhint("Leave it out to wait for 10 seconds.")));
-	timeout = interval_to_ms(PG_GETARG_DATUM(0));
-	if (timeout < 0 || timeout > INT_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("timeout \"%s\" is out of range",
-						DatumGetCString(DirectFunctionCall1(interval_out, PG_GETARG_DATUM(0)))),
-				 errhint("It must be between 0, which only looks, and 24 days.")));
+	timeout = timeout_argument(fcinfo, 0);
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);

@@ -1,0 +1,276 @@
+/*-------------------------------------------------------------------------
+ *
+ * match.c
+ *		Which events somebody wants.
+ *
+ * A handler or a consumer names events by a glob on their name and a jsonpath
+ * on their data (EventPattern), and gets of those what row security lets its
+ * owner see.  Here is what that means, and only here.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/jsonb.h"
+#include "utils/jsonpath.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/rls.h"
+
+#include "catalog.h"
+#include "match.h"
+
+/*
+ * Whether a jsonpath is a predicate ($.a > 1), as @@ wants it, or a path.
+ */
+static bool
+filter_is_predicate(Datum filter)
+{
+	JsonPathItem item;
+
+	jspInit(&item, DatumGetJsonPathP(filter));
+	if (jspHasNext(&item))
+		return false;
+	switch (item.type)
+	{
+		case jpiAnd:
+		case jpiOr:
+		case jpiNot:
+		case jpiIsUnknown:
+		case jpiEqual:
+		case jpiNotEqual:
+		case jpiLess:
+		case jpiGreater:
+		case jpiLessOrEqual:
+		case jpiGreaterOrEqual:
+		case jpiExists:
+		case jpiStartsWith:
+		case jpiLikeRegex:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/*
+ * Set a pattern, with a copy of the filter in the current memory context; 0 is
+ * no filter.
+ */
+void
+match_set_pattern(EventPattern *pattern, char *event_name, Datum filter)
+{
+	pattern->event_name = event_name;
+	pattern->filter = (Datum) 0;
+	pattern->filter_is_predicate = false;
+	if (filter != (Datum) 0)
+	{
+		pattern->filter = PointerGetDatum(PG_DETOAST_DATUM_COPY(filter));
+		pattern->filter_is_predicate = filter_is_predicate(pattern->filter);
+	}
+}
+
+/*
+ * Glob match by characters: * any run of them, ? one, everything else itself.
+ * On a mismatch the last * takes one character more; earlier ones never need
+ * to be tried again, so this is O(length of name * length of pattern).
+ */
+static bool
+glob_match(const char *pattern, const char *string)
+{
+	const char *star = NULL;
+	const char *retry = NULL;
+
+	while (*string != '\0')
+	{
+		if (*pattern == '*')
+		{
+			star = pattern++;
+			retry = string;
+		}
+		else if (*pattern == '?')
+		{
+			pattern++;
+			string += pg_mblen(string);
+		}
+		else if (*pattern != '\0' && *pattern == *string)
+		{
+			pattern++;
+			string++;
+		}
+		else if (star != NULL)
+		{
+			pattern = star + 1;
+			retry += pg_mblen(retry);
+			string = retry;
+		}
+		else
+			return false;
+	}
+	while (*pattern == '*')
+		pattern++;
+	return *pattern == '\0';
+}
+
+bool
+match_name(const EventPattern *pattern, const char *event_name)
+{
+	return glob_match(pattern->event_name, event_name);
+}
+
+/*
+ * Whether an event's data passes the filter.  Neither null data nor a path
+ * that makes no sense for it does; @@ and @? suppress most such errors, and
+ * what they do throw is the event's failure.
+ */
+bool
+match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc desc)
+{
+	LOCAL_FCINFO(fcinfo, 2);
+	FmgrInfo	flinfo;
+	bool		isnull;
+	Datum		data;
+	Datum		result;
+
+	if (pattern->filter == (Datum) 0)
+		return true;
+	data = heap_getattr(event, Anum_event_data, desc, &isnull);
+	if (isnull)
+		return false;
+
+	fmgr_info(pattern->filter_is_predicate ? F_JSONB_PATH_MATCH_OPR : F_JSONB_PATH_EXISTS_OPR,
+			  &flinfo);
+	InitFunctionCallInfoData(*fcinfo, &flinfo, 2, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = data;
+	fcinfo->args[0].isnull = false;
+	fcinfo->args[1].value = pattern->filter;
+	fcinfo->args[1].isnull = false;
+	result = FunctionCallInvoke(fcinfo);
+	return !fcinfo->isnull && DatumGetBool(result);
+}
+
+/*
+ * The same as far as one can tell: an error of the filter lets the event pass.
+ * For who must neither fail for it nor lose the event.
+ */
+bool
+match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc desc)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool passes = true;
+
+	if (pattern->filter == (Datum) 0)
+		return true;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		passes = match_filter(pattern, event, desc);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			ReThrowError(error);
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return passes;
+}
+
+typedef struct PendingSearch
+{
+	const EventPattern *pattern;
+	bool		found;
+	int64		passed;
+} PendingSearch;
+
+static bool
+found_pending(TupleTableSlot *slot, int64 id, void *arg)
+{
+	PendingSearch *search = (PendingSearch *) arg;
+	bool		isnull;
+	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
+
+	search->found = match_name(search->pattern, name);
+	search->passed++;
+	pfree(name);
+	return !search->found;
+}
+
+/*
+ * Whether the log holds an event for the pattern, by name, between a position
+ * and a snapshot.  If not, passed is how many of others lie there.
+ */
+bool
+match_pending(const EventPattern *pattern, const EventPosition *position, Relation log,
+			  Snapshot snapshot, const EventSnapshot *upto, int64 *passed)
+{
+	PendingSearch search = {pattern, false, 0};
+
+	window_scan(log, position, snapshot, upto, found_pending, &search);
+	if (passed != NULL)
+		*passed = search.passed;
+	return search.found;
+}
+
+static int
+compare_ids(const void *a, const void *b)
+{
+	int64		left = *(const int64 *) a;
+	int64		right = *(const int64 *) b;
+
+	return (left > right) - (left < right);
+}
+
+/*
+ * Where row security on the log applies to the current role, mark the events
+ * that it hides.  The caller is connected to SPI and has an active snapshot.
+ */
+void
+match_row_security(Relation log, Event *events, int nevents)
+{
+	Datum	   *ids;
+	Oid			argtype = INT8ARRAYOID;
+	Datum		value;
+	int64	   *seen;
+	bool		isnull;
+
+	if (check_enable_rls(RelationGetRelid(log), InvalidOid, true) != RLS_ENABLED)
+		return;
+
+	ids = palloc(sizeof(Datum) * nevents);
+	for (int i = 0; i < nevents; i++)
+		ids[i] = Int64GetDatum(events[i].id);
+	value = PointerGetDatum(construct_array(ids, nevents, INT8OID, sizeof(int64),
+											FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	if (SPI_execute_with_args(psprintf("SELECT e.id FROM %s AS e WHERE e.id OPERATOR(pg_catalog.=) ANY ($1)",
+									   quote_qualified_identifier(catalog_lookup(false)->schema_name,
+																  RelationGetRelationName(log))),
+							  1, &argtype, &value, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the log as its reader");
+
+	seen = palloc(sizeof(int64) * (SPI_processed + 1));
+	for (uint64 i = 0; i < SPI_processed; i++)
+		seen[i] = DatumGetInt64(own_value((int) i, 1, &isnull));
+	qsort(seen, SPI_processed, sizeof(int64), compare_ids);
+	for (int i = 0; i < nevents; i++)
+		events[i].hidden = (bsearch(&events[i].id, seen, SPI_processed, sizeof(int64), compare_ids) == NULL);
+	SPI_freetuptable(SPI_tuptable);
+}
