@@ -20,7 +20,7 @@ PREPARE TRANSACTION 'regress_direct';
 RESET pg_notify_events.announce;
 SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'regress%';
 
--- With nobody to announce it, it works.
+-- With nobody to announce it, or the listener, it works.
 CREATE TABLE handled (event_name text);
 CREATE FUNCTION handle(text, jsonb) RETURNS void LANGUAGE sql AS 'INSERT INTO handled VALUES ($1)';
 SELECT create_event_handler('two phases', 'handle');
@@ -28,6 +28,7 @@ SET pg_notify_events.announce = off;
 BEGIN;
 SELECT notify_event('prepared, committed') IS NOT NULL AS recorded;
 PREPARE TRANSACTION 'regress_one';
+RESET pg_notify_events.announce;
 BEGIN;
 INSERT INTO notification_events (event_name) VALUES ('prepared, rolled back');
 PREPARE TRANSACTION 'regress_two';

@@ -13,8 +13,10 @@
 #ifndef PNE_COMPAT_H
 #define PNE_COMPAT_H
 
+#include "access/slru.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
+#include "commands/async.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "parser/parse_relation.h"
@@ -143,5 +145,73 @@ pne_init_range_table(EState *estate, RangeTblEntry *rte)
 #else
 #define PNE_PASS_SIGNAL_ARGS postgres_signal_arg, pg_siginfo
 #endif
+
+/* 17 made the size of the notification queue a setting, 8 GB before */
+#if PG_VERSION_NUM < 170000
+#define PNE_NOTIFY_QUEUE_PAGES (SLRU_PAGES_PER_SEGMENT * 0x8000)
+#else
+#define PNE_NOTIFY_QUEUE_PAGES max_notify_queue_pages
+#endif
+
+/*
+ * What async.c has in shared memory, as far as it concerns who has read how
+ * much (notify_queue.c).  17 widened page numbers and dropped the unused first
+ * entry; 19 added the channel table and what it takes (282b1cde9d).
+ */
+#if PG_VERSION_NUM < 170000
+typedef int PneQueuePage;
+#define PNE_QUEUE_BACKENDS (MaxBackends + 1)
+#else
+typedef int64 PneQueuePage;
+#define PNE_QUEUE_BACKENDS MaxBackends
+#endif
+
+typedef struct PneQueuePosition
+{
+	PneQueuePage page;
+	int			offset;
+} PneQueuePosition;
+
+typedef struct PneQueueBackend
+{
+	int32		pid;
+	Oid			dboid;
+	int			next_listener;
+	PneQueuePosition pos;
+#if PG_VERSION_NUM >= 190000
+	bool		wakeup_pending;
+	bool		is_advancing;
+#endif
+} PneQueueBackend;
+
+typedef struct PneQueueControl
+{
+	PneQueuePosition head;
+	PneQueuePosition tail;
+	PneQueuePage stop_page;
+	int			first_listener;
+	TimestampTz last_warning;
+#if PG_VERSION_NUM >= 190000
+	uint32		channels_dsa;
+	uint64		channels_table;
+#endif
+	PneQueueBackend backend[FLEXIBLE_ARRAY_MEMBER];
+} PneQueueControl;
+
+/* whether a has read less than b; before 17 page numbers wrap around */
+static inline bool
+pne_queue_precedes(const PneQueueControl *control, const PneQueueBackend *a, const PneQueueBackend *b)
+{
+#if PG_VERSION_NUM < 170000
+	const int	pages = SLRU_PAGES_PER_SEGMENT * 0x10000;
+	int			left = (a->pos.page - control->tail.page + pages) % pages;
+	int			right = (b->pos.page - control->tail.page + pages) % pages;
+#else
+	int64		left = a->pos.page;
+	int64		right = b->pos.page;
+#endif
+
+	return left < right || (left == right && a->pos.offset < b->pos.offset);
+}
 
 #endif							/* PNE_COMPAT_H */

@@ -13,7 +13,8 @@
  *
  * The log's own row trigger stamps every row, whichever way it comes: from
  * notify_event(), from a plain INSERT, COPY or logical replication.  It is also
- * what announces the event and asks for the doorbell at commit.
+ * what settles who announces the event (announce.c), and asks for the doorbell
+ * at commit.
  *
  * The record {"op","schema","table","new","old"} is made by one call of the
  * server's to_jsonb() on a row (op, schema, table, new, old), whose last two
@@ -23,7 +24,6 @@
  */
 #include "postgres.h"
 
-#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
@@ -31,7 +31,6 @@
 #include "catalog/pg_collation.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
-#include "commands/async.h"
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
@@ -43,26 +42,16 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/formatting.h"
-#include "utils/json.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 #include "utils/xid8.h"
 
+#include "announce.h"
 #include "catalog.h"
 #include "compat.h"
 #include "doorbell.h"
-#include "settings.h"
-
-/* what pg_notify() takes, less the terminator (async.c keeps it to itself) */
-#define ANNOUNCEMENT_MAX_BYTES (BLCKSZ - NAMEDATALEN - 128 - 1)
-
-/*
- * The binary form of a jsonb can be longer than its text, but never as many
- * times: beyond this the text is not worth making.
- */
-#define ANNOUNCEMENT_DATA_MAX_RAW ((Size) 16 * ANNOUNCEMENT_MAX_BYTES)
 
 /* arguments of CREATE TRIGGER ... EXECUTE FUNCTION notify_event(...) */
 #define TRIGGER_ARG_NAME	0
@@ -206,44 +195,8 @@ check_fires_last(TriggerData *trigdata)
 }
 
 /*
- * What an announcement of the event carries; name, id or json by the setting.
- */
-static char *
-announcement_payload(HeapTuple tuple, TupleDesc desc, const char *name)
-{
-	StringInfoData buf;
-	bool		isnull;
-	Datum		value;
-
-	if (pne_payload == PAYLOAD_NAME)
-		return pstrdup(name);
-
-	initStringInfo(&buf);
-	value = heap_getattr(tuple, Anum_event_id, desc, &isnull);
-	if (pne_payload == PAYLOAD_ID)
-	{
-		appendStringInfo(&buf, INT64_FORMAT, DatumGetInt64(value));
-		return buf.data;
-	}
-
-	appendStringInfo(&buf, "{\"id\": " INT64_FORMAT ", \"name\": ", DatumGetInt64(value));
-	escape_json(&buf, name);
-	value = heap_getattr(tuple, Anum_event_data, desc, &isnull);
-	if (!isnull && toast_raw_datum_size(value) <= ANNOUNCEMENT_DATA_MAX_RAW)
-	{
-		char	   *data = DatumGetCString(DirectFunctionCall1(jsonb_out, value));
-		static const char key[] = ", \"data\": ";
-
-		if (buf.len + strlen(key) + strlen(data) + 1 <= ANNOUNCEMENT_MAX_BYTES)
-			appendStringInfo(&buf, "%s%s", key, data);
-	}
-	appendStringInfoChar(&buf, '}');
-	return buf.data;
-}
-
-/*
- * Row trigger of notification_events: stamps the row with its transaction,
- * announces it, asks for the doorbell.
+ * Row trigger of notification_events: stamps the row with its transaction and
+ * with who announces it, asks for the doorbell.
  *
  * txid, origin_txid and announce are set whatever was given.  A given txid can
  * only come from elsewhere (a dump, a publisher): it goes to origin_txid, and
@@ -284,7 +237,6 @@ pne_notification_event_row(PG_FUNCTION_ARGS)
 	nulls[1] = isnull;
 	values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
 
-	/* no relay yet: whoever emits announces, so nothing is left to it */
 	values[2] = BoolGetDatum(false);
 
 	name = heap_getattr(tuple, Anum_event_name, desc, &isnull);
@@ -293,8 +245,7 @@ pne_notification_event_row(PG_FUNCTION_ARGS)
 		char	   *event_name = TextDatumGetCString(name);
 
 		check_event_name(event_name, (int) strlen(event_name));
-		if (pne_announce != ANNOUNCE_OFF)
-			Async_Notify(pne_channel, announcement_payload(tuple, desc, event_name));
+		values[2] = BoolGetDatum(announce_emitted(tuple, desc, event_name));
 	}
 
 	doorbell_at_commit(RING_EVENTS);

@@ -282,9 +282,6 @@ read_served_databases(void)
 	TableScanDesc scan;
 	HeapTuple	tuple;
 
-	if (!pne_enabled)
-		return NIL;
-
 	StartTransactionCommand();
 	(void) GetTransactionSnapshot();
 	rel = table_open(DatabaseRelationId, AccessShareLock);
@@ -295,9 +292,7 @@ read_served_databases(void)
 		ServedDatabase *served;
 		MemoryContext old;
 
-		/* a negative limit below -1 marks one whose DROP was interrupted */
-		if (!database->datallowconn || database->datistemplate || database->datconnlimit < -1 ||
-			!settings_serve_database(NameStr(database->datname)))
+		if (!settings_serve_database(database))
 			continue;
 		old = MemoryContextSwitchTo(context);
 		served = palloc(sizeof(ServedDatabase));

@@ -10,8 +10,8 @@
  *
  * What it does, whenever it is woken:
  *	- reads the notification queue, counts, and has the executors look;
- *	- follows the log with a snapshot cursor of its own and counts the events
- *	  that have become visible, by name;
+ *	- follows the log with a snapshot cursor of its own, counts the events that
+ *	  have become visible, and announces those that are left to it (relay.c);
  *	- asks for an executor for each owner that has work and none: events in the
  *	  log behind the stored position of a handler, or a retry that is due.
  * When nobody rings it looks at the log once per naptime, and once a second it
@@ -44,6 +44,7 @@
 #include "handler.h"
 #include "listener.h"
 #include "notify_queue.h"
+#include "relay.h"
 #include "retry.h"
 #include "settings.h"
 #include "stats.h"
@@ -76,9 +77,12 @@ typedef struct QuietHandler
 static MemoryContext listener_context = NULL;
 static char *channel = NULL;
 
-/* the position in the log; ahead_since 0: it is stored */
-static EventSnapshot *cursor = NULL;
-static TimestampTz ahead_since = 0;
+/* what can fail without the rest */
+static Duty following = {0};
+static Duty storing = {0};
+static Duty looking_after_owners = {0};
+static Duty watching_queue = {0};
+static Duty *const duties[] = {&following, &storing, &looking_after_owners, &watching_queue};
 
 /* owners that have handlers which may run, as of definitions_seen */
 static MemoryContext owners_context = NULL;
@@ -187,115 +191,6 @@ database_is_wanted(void)
 	return wanted;
 }
 
-/* ----------
- * The log
- * ----------
- */
-
-/*
- * Count one event that has become visible.  Restored ones are no news, and
- * what was there before the server started is only newly read.
- */
-static bool
-count_emitted(TupleTableSlot *slot, int64 id, void *arg)
-{
-	bool	   *found = (bool *) arg;
-	bool		no_origin;
-	bool		isnull;
-	Datum		created_at;
-	char	   *name;
-
-	*found = true;
-	(void) slot_getattr(slot, Anum_event_origin_txid, &no_origin);
-	created_at = slot_getattr(slot, Anum_event_created_at, &isnull);
-	if (!no_origin || event_slot_txid(slot) < pg_atomic_read_u64(&shared->start_xid))
-		return true;
-	if (isnull || TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(created_at)))
-		created_at = TimestampTzGetDatum(GetCurrentTimestamp());
-
-	name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
-	stats_event_emitted(name, DatumGetTimestampTz(created_at));
-	pfree(name);
-	return true;
-}
-
-/*
- * Read the stored cursor.
- */
-static void
-load_cursor(void)
-{
-	static OwnStatement select_cursor = {
-		.sql = "SELECT r.cursor::pg_catalog.text FROM @s._event_relay AS r",
-		.target = OWN_NONE,
-	};
-	MemoryContext old;
-
-	if (own_execute(&select_cursor, NULL, NULL, 1) != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"_event_relay\" is empty"),
-				 errhint("Drop the extension and create it again.")));
-	old = MemoryContextSwitchTo(listener_context);
-	cursor = event_snapshot_parse(own_text(0, 1));
-	MemoryContextSwitchTo(old);
-}
-
-/*
- * Take up what has become visible since the last look.  True if there was
- * anything.
- */
-static bool
-follow_log(Relation log, Snapshot snapshot, const EventSnapshot *upto)
-{
-	EventPosition position = {NULL, NULL, 0};
-	MemoryContext old;
-	bool		found = false;
-
-	if (cursor == NULL)
-		load_cursor();
-	position.cursor = cursor;
-	window_scan(log, &position, snapshot, upto, count_emitted, &found);
-	stats_flush_emitted();
-	if (found && ahead_since == 0)
-		ahead_since = GetCurrentTimestamp();
-
-	old = MemoryContextSwitchTo(listener_context);
-	pfree(cursor);
-	cursor = event_snapshot_copy(upto);
-	MemoryContextSwitchTo(old);
-	return found;
-}
-
-/*
- * Store the cursor.
- */
-static void
-store_cursor(void)
-{
-	static OwnStatement update_cursor = {
-		.sql = "UPDATE @s._event_relay SET cursor = $1::pg_catalog.pg_snapshot",
-		.target = OWN_RELAY,
-		.nargs = 1,
-		.argtypes = {TEXTOID},
-	};
-	Datum		value;
-
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	if (catalog_lookup(true) != NULL)
-	{
-		SPI_connect();
-		PushActiveSnapshot(GetTransactionSnapshot());
-		value = CStringGetTextDatum(event_snapshot_text(cursor));
-		own_execute(&update_cursor, &value, NULL, 0);
-		PopActiveSnapshot();
-		SPI_finish();
-	}
-	CommitTransactionCommand();
-	ahead_since = 0;
-}
-
 /*
  * Leave, and have the executors leave: the database is wanted, or not to be
  * served, or has no extension.
@@ -303,17 +198,9 @@ store_cursor(void)
 static void
 listener_leave(void)
 {
-	/* or our successor would count the same events again; but leave we must */
-	PG_TRY();
-	{
-		if (ahead_since != 0)
-			store_cursor();
-	}
-	PG_CATCH();
-	{
-		worker_recover(&my_slot->listener);
-	}
-	PG_END_TRY();
+	/* or our successor would announce and count the same events again */
+	if (relay_is_ahead(0))
+		(void) worker_perform(&my_slot->listener, &storing, relay_store);
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	shared_dismiss_executors(MyDatabaseId);
@@ -549,19 +436,7 @@ consider_owners(Relation log, Snapshot snapshot, const EventSnapshot *upto)
 	List	   *handlers;
 	List	   *wanted = NIL;
 	ListCell   *lc;
-	bool		all_served = owners_valid;
 	bool		news = false;
-
-	/* executors keep their own deadlines */
-	next_retry = DT_NOEND;
-
-	foreach(lc, owners)
-		all_served = all_served && owner_is_served(lfirst_oid(lc));
-	if (all_served)
-	{
-		forget_complaints(&logged_suspended);
-		return;
-	}
 
 	handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
 	foreach(lc, handlers)
@@ -593,30 +468,112 @@ consider_owners(Relation log, Snapshot snapshot, const EventSnapshot *upto)
 		doorbell_ring_launcher();
 }
 
+/*
+ * Whether every owner that may have work has an executor.
+ */
+static bool
+all_owners_are_served(void)
+{
+	ListCell   *lc;
+
+	if (!owners_valid)
+		return false;
+	foreach(lc, owners)
+	{
+		if (!owner_is_served(lfirst_oid(lc)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * See to it that owners who have work have executors.
+ */
+static void
+look_after_owners(void)
+{
+	Relation	log;
+	Snapshot	snapshot;
+
+	/* executors keep their own deadlines */
+	next_retry = DT_NOEND;
+	if (all_owners_are_served())
+	{
+		forget_complaints(&logged_suspended);
+		return;
+	}
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	log = catalog_open_log();
+	if (log != NULL)
+	{
+		SPI_connect();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		snapshot = GetActiveSnapshot();
+		consider_owners(log, snapshot, event_snapshot_build(snapshot));
+		PopActiveSnapshot();
+		SPI_finish();
+		table_close(log, NoLock);
+	}
+	CommitTransactionCommand();
+}
+
 /* ----------
  * The loop
  * ----------
  */
 
 /*
- * Look at the log and the handlers.
+ * Say once that direct announcements are left to us because the notification
+ * queue is filling up, and who is to blame; again only after it was better.
  */
 static void
-look(void)
+watch_queue(void)
 {
-	bool		found;
-	uint32		definitions = pg_atomic_read_u32(&my_slot->definitions);
-	uint32		installs = count_installs();
-	Relation	log;
-	Snapshot	snapshot;
-	EventSnapshot *upto;
+	static bool warned = false;
+	double		usage = notify_queue_usage();
+	int			pid;
 
-	if (definitions != definitions_seen)
-		forget_owners(definitions);
+	if (usage < pne_queue_usage_limit / 2)
+	{
+		/* the next one who finds it crowded says so again */
+		pg_atomic_write_u32(&my_slot->queue_crowded, 0);
+		warned = false;
+		return;
+	}
+	if (warned)
+		return;
+	warned = true;
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	next_look = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	pid = notify_queue_slowest();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	ereport(WARNING,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("notification queue is %.4g%% full, direct announcements are left to the listener",
+					usage * 100),
+			 pid != 0 ? errdetail("The server process with PID %d blocks the queue: it listens and has read least of it.", pid) :
+			 errdetail("Some session that listens does not read it."),
+			 errhint("The queue is emptied when that process ends its transaction, or its client reads what it was sent; pg_terminate_backend() ends it.")));
+}
+
+/*
+ * Look at the log: count and announce what has become visible.
+ */
+static void
+follow_log(void)
+{
+	bool		found;
+	int			announced;
+	uint32		installs = count_installs();
+	Relation	log;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
 	log = catalog_open_log();
 	if (log == NULL)
 	{
@@ -631,17 +588,16 @@ look(void)
 	}
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	snapshot = GetActiveSnapshot();
-	upto = event_snapshot_build(snapshot);
-
-	found = follow_log(log, snapshot, upto);
-	consider_owners(log, snapshot, upto);
-
+	found = relay_take_up(log, GetActiveSnapshot());
+	relay_announce(log, GetActiveSnapshot(), channel);
 	PopActiveSnapshot();
 	SPI_finish();
 	table_close(log, NoLock);
+	FAULT_POINT("before-announce");
 	CommitTransactionCommand();
-	FAULT_POINT("after-look");
+	FAULT_POINT("after-announce");
+	announced = relay_announced();
+	pg_atomic_fetch_add_u64(&my_slot->listener.events_announced, announced);
 
 	/*
 	 * Who committed has rung, and we may be the second.  But should there ever
@@ -649,6 +605,28 @@ look(void)
 	 */
 	if (found)
 		doorbell_ring_executors(my_slot);
+}
+
+/*
+ * Look at the log and the handlers.
+ */
+static void
+look(void)
+{
+	uint32		definitions = pg_atomic_read_u32(&my_slot->definitions);
+
+	if (definitions != definitions_seen)
+		forget_owners(definitions);
+	next_look = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
+
+	(void) worker_perform(&my_slot->listener, &following, follow_log);
+	if (!worker_perform(&my_slot->listener, &looking_after_owners, look_after_owners))
+		forget_owners(definitions);
+	if (relay_is_ahead(LAZY_STORE_MS))
+		(void) worker_perform(&my_slot->listener, &storing, relay_store);
+	if (pg_atomic_read_u32(&my_slot->queue_crowded) != 0)
+		(void) worker_perform(&my_slot->listener, &watching_queue, watch_queue);
+	FAULT_POINT("after-look");
 }
 
 /*
@@ -688,6 +666,49 @@ follow_channel(void)
 	channel = MemoryContextStrdup(listener_context, pne_channel);
 }
 
+/*
+ * Whether the next chunk can be announced at once.
+ */
+static bool
+has_more_to_announce(void)
+{
+	return relay_has_more() && following.backoff == 0;
+}
+
+/*
+ * When to look if nobody rings.
+ */
+static TimestampTz
+next_thing_due(void)
+{
+	TimestampTz due = Min(next_look, next_retry);
+
+	for (int i = 0; i < (int) lengthof(duties); i++)
+	{
+		if (duties[i]->backoff != 0)
+			due = Min(due, duties[i]->not_before);
+	}
+	return due;
+}
+
+/*
+ * Show whether we do all of our work.
+ */
+static void
+show_phase(void)
+{
+	WorkerPhase phase = WORKER_LISTENING;
+
+	for (int i = 0; i < (int) lengthof(duties); i++)
+	{
+		if (duties[i]->backoff != 0)
+			phase = WORKER_BACKING_OFF;
+	}
+	if (my_slot->listener.phase != phase)
+		worker_enter_phase(&my_slot->listener, phase,
+						   phase == WORKER_LISTENING ? "listening" : "listening, backing off in part after an error");
+}
+
 static void
 listener_cycle(MemoryContext cycle_context)
 {
@@ -719,18 +740,17 @@ listener_cycle(MemoryContext cycle_context)
 	}
 	if (my_slot->listener.not_before > now)
 		next_look = my_slot->listener.not_before;	/* backing off */
-	else if (rung || now >= next_look || now >= next_retry)
+	else if (rung || has_more_to_announce() || now >= next_thing_due())
 	{
 		look();
-		if (ahead_since != 0 && TimestampDifferenceExceeds(ahead_since, now, LAZY_STORE_MS))
-			store_cursor();
 		worker_recovered(&my_slot->listener);
+		show_phase();
 	}
 
-	until = Min(next_look, next_yield_check);
+	until = next_yield_check;
 	if (my_slot->listener.not_before <= now)
-		until = Min(until, next_retry);
-	if (!notifyInterruptPending && !doorbell_is_rung(bell))
+		until = Min(until, next_thing_due());
+	if (!notifyInterruptPending && !doorbell_is_rung(bell) && !has_more_to_announce())
 	{
 		pgstat_report_stat(true);
 		worker_sleep(bell, until);
@@ -764,6 +784,7 @@ pne_listener_main(Datum main_arg)
 		listener_leave();
 	doorbell_ring_launcher();	/* it may wait to look into further databases */
 
+	relay_init();
 	listener_context = AllocSetContextCreate(TopMemoryContext, "listener", ALLOCSET_DEFAULT_SIZES);
 	owners_context = AllocSetContextCreate(TopMemoryContext, "handler owners", ALLOCSET_DEFAULT_SIZES);
 	cycle_context = AllocSetContextCreate(TopMemoryContext, "listener cycle", ALLOCSET_DEFAULT_SIZES);
@@ -780,7 +801,7 @@ pne_listener_main(Datum main_arg)
 				my_slot->listener.not_before <= GetCurrentTimestamp())
 			{
 				follow_channel();
-				worker_enter_phase(&my_slot->listener, WORKER_LISTENING, "listening");
+				show_phase();
 			}
 			listener_cycle(cycle_context);
 		}
@@ -788,7 +809,6 @@ pne_listener_main(Datum main_arg)
 		{
 			MemoryContextSwitchTo(cycle_context);
 			worker_recover(&my_slot->listener);
-			stats_discard_emitted();
 			forget_owners(definitions_seen);
 		}
 		PG_END_TRY();

@@ -21,5 +21,8 @@ extern void notify_queue_listen(const char *channel, const char *previous);
 extern int	notify_queue_read(void);
 extern Notification *notify_queue_take(void);
 extern void notify_queue_free(Notification *notification);
+extern double notify_queue_usage(void);
+extern double notify_queue_share(uint64 bytes);
+extern int	notify_queue_slowest(void);
 
 #endif							/* PNE_NOTIFY_QUEUE_H */

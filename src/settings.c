@@ -112,8 +112,8 @@ settings_synchronous_commit_name(void)
 /*
  * Whether the setting "databases" names this database.
  */
-bool
-settings_serve_database(const char *datname)
+static bool
+is_named(const char *datname)
 {
 	char	   *raw;
 	List	   *names;
@@ -135,6 +135,17 @@ settings_serve_database(const char *datname)
 	list_free(names);
 	pfree(raw);
 	return found;
+}
+
+/*
+ * Whether a database is to have a listener, if it has the extension.
+ */
+bool
+settings_serve_database(Form_pg_database database)
+{
+	/* a negative limit below -1 marks one whose DROP was interrupted */
+	return pne_enabled && database->datallowconn && !database->datistemplate &&
+		database->datconnlimit >= -1 && is_named(NameStr(database->datname));
 }
 
 /*

@@ -8,6 +8,8 @@
 #ifndef PNE_SETTINGS_H
 #define PNE_SETTINGS_H
 
+#include "catalog/pg_database.h"
+
 /* how the emitting transaction and the listener share the announcing */
 typedef enum AnnounceMode
 {
@@ -43,6 +45,6 @@ extern bool pne_superuser_handlers;
 
 extern void settings_init(void);
 extern const char *settings_synchronous_commit_name(void);
-extern bool settings_serve_database(const char *datname);
+extern bool settings_serve_database(Form_pg_database database);
 
 #endif							/* PNE_SETTINGS_H */

@@ -91,6 +91,7 @@ shared_startup(void)
 			pg_atomic_init_u32(&slot->dboid, InvalidOid);
 			worker_init(&slot->listener);
 			pg_atomic_init_u32(&slot->leave, 0);
+			pg_atomic_init_u32(&slot->queue_crowded, 0);
 			pg_atomic_init_u32(&slot->definitions, 0);
 			pg_atomic_init_u32(&slot->persist_requests, 0);
 			ConditionVariableInit(&slot->progress);

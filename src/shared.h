@@ -98,6 +98,8 @@ typedef struct DatabaseSlot
 	Worker		listener;
 	pg_atomic_uint32 leave;		/* 1: the listener, and with it everybody, is to
 								 * leave */
+	pg_atomic_uint32 queue_crowded; /* 1: somebody has found the notification
+									 * queue too full to announce */
 	/* bumped by whatever changes definitions, at its commit; never reset */
 	pg_atomic_uint32 definitions;
 	/* bumped by who wants positions on disk now; never reset */

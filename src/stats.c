@@ -68,6 +68,7 @@ typedef struct EventEntry
 {
 	EventKey	key;
 	int64		emitted;
+	int64		announced;		/* by the listener */
 	int64		delivered;
 	int64		failed;
 	TimestampTz last_emitted_at;
@@ -95,18 +96,19 @@ typedef struct HandlerEntry
 	int64		probed_version; /* of the definition */
 } HandlerEntry;
 
-/* what the listener has counted since the last flush, for one name */
-typedef struct EmittedEntry
+/* what the listener has noted since the last flush, for one name */
+typedef struct NotedEntry
 {
 	char		name[EVENT_NAME_SIZE];
-	int64		count;
-	TimestampTz last;
-} EmittedEntry;
+	int64		emitted;
+	int64		announced;
+	TimestampTz last_emitted_at;
+} NotedEntry;
 
 static LWLock *stats_lock = NULL;
 static HTAB *event_entries = NULL;
 static HTAB *handler_entries = NULL;
-static HTAB *emitted_entries = NULL;
+static HTAB *noted_entries = NULL;
 
 /* handlers that this transaction drops; in TopTransactionContext */
 static List *handlers_to_forget = NIL;
@@ -177,7 +179,7 @@ event_entry(const char *name)
 	}
 	if (entry != NULL && !found)
 	{
-		entry->emitted = entry->delivered = entry->failed = 0;
+		entry->emitted = entry->announced = entry->delivered = entry->failed = 0;
 		entry->last_emitted_at = 0;
 	}
 	return entry;
@@ -369,77 +371,98 @@ stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at)
 }
 
 /*
- * The listener has seen a new event; counted at the next flush.
+ * What the listener notes of a name until the next flush.
  */
-void
-stats_event_emitted(const char *event_name, TimestampTz when)
+static NotedEntry *
+noted_entry(const char *event_name)
 {
 	char		name[EVENT_NAME_SIZE] = {0};
-	EmittedEntry *entry;
+	NotedEntry *entry;
 	bool		found;
 
-	if (emitted_entries == NULL)
+	if (noted_entries != NULL && hash_get_num_entries(noted_entries) >= MAX_EVENT_ENTRIES)
+		stats_flush_noted();
+	if (noted_entries == NULL)
 	{
 		HASHCTL		info;
 
 		memset(&info, 0, sizeof(info));
 		info.keysize = EVENT_NAME_SIZE;
-		info.entrysize = sizeof(EmittedEntry);
+		info.entrysize = sizeof(NotedEntry);
 		info.hcxt = TopMemoryContext;
-		emitted_entries = hash_create("emitted events", MAX_EVENT_ENTRIES, &info,
-									  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+		noted_entries = hash_create("noted events", MAX_EVENT_ENTRIES, &info,
+									HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	}
 
 	strlcpy(name, event_name, EVENT_NAME_SIZE);
-	entry = hash_search(emitted_entries, name, HASH_ENTER, &found);
+	entry = hash_search(noted_entries, name, HASH_ENTER, &found);
 	if (!found)
 	{
-		entry->count = 0;
-		entry->last = when;
+		entry->emitted = entry->announced = 0;
+		entry->last_emitted_at = 0;
 	}
-	entry->count++;
-	entry->last = Max(entry->last, when);
-	if (hash_get_num_entries(emitted_entries) >= MAX_EVENT_ENTRIES)
-		stats_flush_emitted();
+	return entry;
 }
 
 /*
- * Count what the listener has seen.
+ * The listener has seen a new event; counted at the next flush.
  */
 void
-stats_flush_emitted(void)
+stats_event_emitted(const char *event_name, TimestampTz when)
+{
+	NotedEntry *entry = noted_entry(event_name);
+
+	entry->emitted++;
+	entry->last_emitted_at = Max(entry->last_emitted_at, when);
+}
+
+/*
+ * The listener has announced an event; counted at the next flush.
+ */
+void
+stats_event_announced(const char *event_name)
+{
+	noted_entry(event_name)->announced++;
+}
+
+/*
+ * Count what the listener has noted.
+ */
+void
+stats_flush_noted(void)
 {
 	HASH_SEQ_STATUS status;
-	EmittedEntry *emitted;
+	NotedEntry *noted;
 
-	if (emitted_entries == NULL || hash_get_num_entries(emitted_entries) == 0)
+	if (noted_entries == NULL)
 		return;
 
 	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
-	hash_seq_init(&status, emitted_entries);
-	while ((emitted = hash_seq_search(&status)) != NULL)
+	hash_seq_init(&status, noted_entries);
+	while ((noted = hash_seq_search(&status)) != NULL)
 	{
-		EventEntry *event = event_entry(emitted->name);
+		EventEntry *event = event_entry(noted->name);
 
 		if (event != NULL)
 		{
-			event->emitted += emitted->count;
-			event->last_emitted_at = Max(event->last_emitted_at, emitted->last);
+			event->emitted += noted->emitted;
+			event->announced += noted->announced;
+			event->last_emitted_at = Max(event->last_emitted_at, noted->last_emitted_at);
 		}
 	}
 	LWLockRelease(stats_lock);
-	stats_discard_emitted();
+	stats_discard_noted();
 }
 
 /*
- * Forget what was seen since the last flush: it will be seen again.
+ * Forget what was noted since the last flush: it will be seen again.
  */
 void
-stats_discard_emitted(void)
+stats_discard_noted(void)
 {
-	if (emitted_entries != NULL)
-		hash_destroy(emitted_entries);
-	emitted_entries = NULL;
+	if (noted_entries != NULL)
+		hash_destroy(noted_entries);
+	noted_entries = NULL;
 }
 
 /* ----------
@@ -859,7 +882,7 @@ pne_event_figures(PG_FUNCTION_ARGS)
 
 		values[0] = CStringGetTextDatum(event->key.name);
 		values[1] = Int64GetDatum(event->emitted);
-		nulls[2] = true;		/* who emits announces: nobody counts that */
+		values[2] = Int64GetDatum(event->announced);
 		values[3] = Int64GetDatum(event->delivered);
 		values[4] = Int64GetDatum(event->failed);
 		values[5] = TimestampTzGetDatum(event->last_emitted_at);

@@ -36,8 +36,9 @@ extern void stats_event_failed(const char *event_name);
 extern void stats_note_outage(const Handler *handler, int probes, TimestampTz probe_at);
 extern void stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at);
 extern void stats_event_emitted(const char *event_name, TimestampTz when);
-extern void stats_flush_emitted(void);
-extern void stats_discard_emitted(void);
+extern void stats_event_announced(const char *event_name);
+extern void stats_flush_noted(void);
+extern void stats_discard_noted(void);
 extern void stats_forget_handler_at_commit(const Handler *handler);
 extern void stats_forget_database(Oid dboid, bool keep_outages);
 

@@ -42,6 +42,8 @@
 #include "access/tableam.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "executor/tuptable.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -350,6 +352,8 @@ typedef struct CollectState
 {
 	Window	   *window;
 	int64		room;
+	WindowCallback wanted;		/* or NULL: all are */
+	void	   *arg;
 } CollectState;
 
 static bool
@@ -358,6 +362,8 @@ collect_id(TupleTableSlot *slot, int64 id, void *arg)
 	CollectState *state = (CollectState *) arg;
 	Window	   *window = state->window;
 
+	if (state->wanted != NULL && !state->wanted(slot, id, state->arg))
+		return true;
 	if (window->nids == state->room)
 	{
 		state->room *= 2;
@@ -396,6 +402,18 @@ Window *
 window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 			const EventSnapshot *upto, MemoryContext parent)
 {
+	return window_read_wanted(log, position, snapshot, upto, parent, NULL, NULL);
+}
+
+/*
+ * The same of those events only for which a callback returns true; it is called
+ * for each event, in no particular order.
+ */
+Window *
+window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,
+				   const EventSnapshot *upto, MemoryContext parent,
+				   WindowCallback wanted, void *arg)
+{
 	Window	   *window;
 	CollectState state;
 
@@ -404,6 +422,8 @@ window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 	window = window_create(parent, position->cursor, upto);
 	state.window = window;
 	state.room = INITIAL_IDS;
+	state.wanted = wanted;
+	state.arg = arg;
 	window->ids = MemoryContextAlloc(window->context, state.room * sizeof(int64));
 
 	window_scan(log, position, snapshot, upto, collect_id, &state);
@@ -545,4 +565,28 @@ window_load_chunk(Window *window, Relation log, Snapshot snapshot, int64 start, 
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	index_close(index, AccessShareLock);
+}
+
+/*
+ * Have on disk whatever the snapshots that were taken so far see, before some
+ * of it leaves the server.
+ *
+ * A commit need not wait for its flush (synchronous_commit = off), and a crash
+ * then takes the transaction back.  An id that a client was shown would be
+ * given to another event.
+ */
+void
+window_flush_wal(void)
+{
+	XLogRecPtr	upto = GetXLogInsertRecPtr();
+	uint32		offset = upto % XLOG_BLCKSZ;
+
+	/*
+	 * At the beginning of a page the position is behind the page's header,
+	 * which nobody has written yet: all there is ends before that page.
+	 */
+	if (offset == (XLogSegmentOffset(upto, wal_segment_size) < XLOG_BLCKSZ ?
+				   SizeOfXLogLongPHD : SizeOfXLogShortPHD))
+		upto -= offset;
+	XLogFlush(upto);
 }

@@ -85,6 +85,10 @@ extern void window_scan(Relation log, const EventPosition *position, Snapshot sn
 						const EventSnapshot *upto, WindowCallback callback, void *arg);
 extern Window *window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 						   const EventSnapshot *upto, MemoryContext parent);
+extern Window *window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,
+								  const EventSnapshot *upto, MemoryContext parent,
+								  WindowCallback wanted, void *arg);
+extern void window_flush_wal(void);
 extern void window_load_chunk(Window *window, Relation log, Snapshot snapshot, int64 start, int limit);
 extern Window *window_split(Window *window, MemoryContext parent);
 extern void window_release(Window *window);

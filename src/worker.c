@@ -114,10 +114,16 @@ worker_came_alive(Worker *worker, WorkerPhase phase)
 	LWLockRelease(shared->lock);
 }
 
+static int
+next_backoff(int backoff)
+{
+	return Min(Max(backoff * 2, MIN_BACKOFF), MAX_BACKOFF);
+}
+
 static void
 lengthen_backoff(Worker *worker)
 {
-	worker->backoff = Min(Max(worker->backoff * 2, MIN_BACKOFF), MAX_BACKOFF);
+	worker->backoff = next_backoff(worker->backoff);
 	worker->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), worker->backoff);
 }
 
@@ -198,39 +204,82 @@ worker_reload_config(void)
 }
 
 /*
- * In a PG_CATCH block of a worker's main loop: report the error, abort, and
- * set not_before to the end of the back-off, which the loop waits for.
+ * In a PG_CATCH block: report the error, unless it is the one that was reported
+ * last and nothing went well since, and abort.  Interrupts are held off until
+ * the caller resumes them.
  */
-void
-worker_recover(Worker *worker)
+static void
+take_error(Worker *worker, const char *last_error, bool first)
 {
 	MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
 	ErrorData  *error;
-	bool		news;
 
 	HOLD_INTERRUPTS();
 	LWLockReleaseAll();
 	disable_all_timeouts(false);
 	QueryCancelPending = false;
 	error = CopyErrorData();
+	if (error->message == NULL)
+		error->message = pstrdup("");
 
-	news = worker->backoff == 0 ||
-		strncmp(worker->last_error, error->message ? error->message : "", WORKER_ERROR_SIZE - 1) != 0;
-	if (news)
+	if (first || strncmp(last_error, error->message, WORKER_ERROR_SIZE - 1) != 0)
 		EmitErrorReport();
 	AbortOutOfAnyTransaction();
 	FlushErrorState();
 	MemoryContextSwitchTo(context);
 
-	worker_report_error(worker, error->message ? error->message : "");
+	worker_report_error(worker, error->message);
 	FreeErrorData(error);
+}
 
+/*
+ * In a PG_CATCH block of a worker's main loop: report the error, abort, and
+ * set not_before to the end of the back-off, which the loop waits for.
+ */
+void
+worker_recover(Worker *worker)
+{
+	take_error(worker, worker->last_error, worker->backoff == 0);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	lengthen_backoff(worker);
 	LWLockRelease(shared->lock);
 	worker_enter_phase(worker, WORKER_BACKING_OFF, "backing off after an error");
 	worker_hold_cancels();
 	RESUME_INTERRUPTS();
+}
+
+/*
+ * Perform a duty, unless it has failed and is to be left alone for now.  False
+ * if it has failed just now.
+ */
+bool
+worker_perform(Worker *worker, Duty *duty, void (*work) (void))
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool failed = false;
+
+	if (duty->not_before > GetCurrentTimestamp())
+		return true;
+
+	PG_TRY();
+	{
+		work();
+		duty->backoff = 0;
+		duty->not_before = 0;
+	}
+	PG_CATCH();
+	{
+		failed = true;
+		MemoryContextSwitchTo(context);
+		take_error(worker, duty->last_error, duty->backoff == 0);
+		strlcpy(duty->last_error, worker->last_error, WORKER_ERROR_SIZE);
+		duty->backoff = next_backoff(duty->backoff);
+		duty->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), duty->backoff);
+		worker_hold_cancels();
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
+	return !failed;
 }
 
 /*

@@ -27,6 +27,17 @@ typedef struct WorkerStart
 
 StaticAssertDecl(sizeof(WorkerStart) <= BGW_EXTRALEN, "WorkerStart must fit into bgw_extra");
 
+/*
+ * A part of a worker's work that can fail without the rest: it is left alone for
+ * a while, longer after each failure in a row.  All zero at first.
+ */
+typedef struct Duty
+{
+	TimestampTz not_before;		/* no try before this */
+	int			backoff;		/* ms that the last failure has cost, or 0 */
+	char		last_error[WORKER_ERROR_SIZE];
+} Duty;
+
 extern void worker_signals(void);
 extern void worker_hold_cancels(void);
 extern void worker_connect(Oid dboid, Oid owner);
@@ -37,5 +48,6 @@ extern void worker_sleep(Bell *bell, TimestampTz until);
 extern bool worker_reload_config(void);
 extern void worker_recover(Worker *worker);
 extern void worker_recovered(Worker *worker);
+extern bool worker_perform(Worker *worker, Duty *duty, void (*work) (void));
 
 #endif							/* PNE_WORKER_H */

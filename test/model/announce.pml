@@ -2,8 +2,9 @@
  * announce.pml
  *		Every event is announced by one of two: who emits it, or the listener.
  *
- * mirrors: pne_notification_event_row() in src/emit.c
- * mirrors: look() follow_log() load_cursor() store_cursor() listener_leave() in src/listener.c
+ * mirrors: announce_emitted() in src/announce.c
+ * mirrors: relay_take_up() relay_announce() relay_announced() relay_store() load_cursor() in src/relay.c
+ * mirrors: look() follow_log() listener_leave() in src/listener.c
  *
  * A transaction emits an event.  At that moment it is decided who announces it:
  * the emitter, which then notifies in its own commit; or the relay, which is
@@ -69,7 +70,7 @@ inline flush()
 }
 
 /*
- * pne_notification_event_row(), and the commit.
+ * announce_emitted(), and the commit.
  */
 proctype emitter(byte me)
 {
@@ -170,7 +171,7 @@ end:
 	/* dies, even in the midst of an announcement */
 	:: d_step { alive && deaths -> deaths--; lose_memory() }
 
-	/* look(), follow_log() */
+	/* follow_log(): relay_take_up() */
 	:: d_step
 		{
 			alive && upto == NONE && cursor != done ->
@@ -183,7 +184,7 @@ end:
 #ifdef BROKEN_STORE_FIRST
 		stored = upto;
 #endif
-		/* the transaction that announces */
+		/* relay_announce(), the commit, relay_announced() */
 		if
 		:: d_step
 			{
@@ -204,7 +205,7 @@ end:
 		:: d_step { deaths -> deaths--; lose_memory() }
 		fi
 
-	/* store_cursor() */
+	/* relay_store() */
 	:: d_step { alive && upto == NONE && stored != cursor -> stored = cursor }
 
 	/* listener_leave(): it stores the cursor before, if it can */

@@ -14,8 +14,7 @@ use Test::More;
 
 my $node = new_server(
 	'prepared',
-	'max_prepared_transactions = 10',
-	'pg_notify_events.announce = off');
+	'max_prepared_transactions = 10');
 
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');

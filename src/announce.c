@@ -1,0 +1,180 @@
+/*-------------------------------------------------------------------------
+ *
+ * announce.c
+ *		Who announces an event to LISTEN clients, and what they get to read.
+ *
+ * NOTIFY takes one lock for the whole cluster at commit, and holds it while the
+ * WAL is flushed: transactions that notify commit one after the other.  So who
+ * emits leaves the announcement to the listener (relay.c), which notifies for
+ * many at once and need not flush.  Or it notifies itself, "directly", as the
+ * recipe does: where that is set, and where no listener is to be expected.  A
+ * listener that is only restarting announces late; nobody goes back to the lock
+ * for it.
+ *
+ * Which of the two it is, is decided once, when the event is emitted, and
+ * written on its row.  Settings may change before the commit and after it, the
+ * database may cease to be served: the listener announces what is marked and
+ * nothing else.  So no event is announced by both, and none by nobody
+ * (test/model/announce.pml).
+ *
+ * A full notification queue makes NOTIFY, and with it the transaction, fail.  No
+ * business transaction shall, so beyond queue_usage_limit a direct announcement
+ * is left to the listener, too, who can wait.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "commands/async.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/jsonb.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "announce.h"
+#include "catalog.h"
+#include "notify_queue.h"
+#include "settings.h"
+#include "shared.h"
+
+/* what pg_notify() takes, less the terminator (async.c keeps it to itself) */
+#define ANNOUNCEMENT_MAX_BYTES (BLCKSZ - NAMEDATALEN - 128 - 1)
+
+/*
+ * The binary form of a jsonb can be longer than its text, but never as many
+ * times: beyond this the text is not worth making.
+ */
+#define ANNOUNCEMENT_DATA_MAX_RAW ((Size) 16 * ANNOUNCEMENT_MAX_BYTES)
+
+/*
+ * What an announcement of the event carries; name, id or json by the setting.
+ */
+static char *
+announcement_payload(HeapTuple event, TupleDesc desc, const char *name)
+{
+	StringInfoData buf;
+	bool		isnull;
+	Datum		value;
+
+	if (pne_payload == PAYLOAD_NAME)
+		return pstrdup(name);
+
+	initStringInfo(&buf);
+	value = heap_getattr(event, Anum_event_id, desc, &isnull);
+	if (pne_payload == PAYLOAD_ID)
+	{
+		appendStringInfo(&buf, INT64_FORMAT, DatumGetInt64(value));
+		return buf.data;
+	}
+
+	appendStringInfo(&buf, "{\"id\": " INT64_FORMAT ", \"name\": ", DatumGetInt64(value));
+	escape_json(&buf, name);
+	value = heap_getattr(event, Anum_event_data, desc, &isnull);
+	if (!isnull && toast_raw_datum_size(value) <= ANNOUNCEMENT_DATA_MAX_RAW)
+	{
+		char	   *data = DatumGetCString(DirectFunctionCall1(jsonb_out, value));
+		static const char key[] = ", \"data\": ";
+
+		if (buf.len + strlen(key) + strlen(data) + 1 <= ANNOUNCEMENT_MAX_BYTES)
+			appendStringInfo(&buf, "%s%s", key, data);
+	}
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+/*
+ * Announce an event when the current transaction commits.
+ */
+void
+announce_event(const char *channel, HeapTuple event, TupleDesc desc, const char *name)
+{
+	Async_Notify(channel, announcement_payload(event, desc, name));
+}
+
+/*
+ * Whether the database has a listener, or is to get one.
+ */
+static bool
+listener_is_expected(void)
+{
+	HeapTuple	tuple;
+	bool		served;
+
+	if (shared == NULL)
+		return false;
+
+	tuple = SearchSysCache1(DATABASEOID, ObjectIdGetDatum(MyDatabaseId));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	served = settings_serve_database((Form_pg_database) GETSTRUCT(tuple));
+	ReleaseSysCache(tuple);
+
+	/* the launcher may not have come to it yet; but it can serve only so many */
+	return served && (shared_find_database(MyDatabaseId) != NULL ||
+					  shared_find_database(InvalidOid) != NULL);
+}
+
+/*
+ * Whether the notification queue has no room for a direct announcement of so
+ * many bytes.  What this transaction has announced already is not in the queue
+ * before it commits.  The queue is looked at once per statement.
+ */
+static bool
+queue_is_crowded(Size bytes)
+{
+	static TimestampTz looked_at = 0;
+	static double usage = 0;
+	static FullTransactionId announcer = {0};
+	static uint64 announced = 0;
+	FullTransactionId xid = GetTopFullTransactionId();
+
+	if (looked_at != GetCurrentStatementStartTimestamp())
+	{
+		usage = notify_queue_usage();
+		looked_at = GetCurrentStatementStartTimestamp();
+	}
+	if (!FullTransactionIdEquals(announcer, xid))
+	{
+		announcer = xid;
+		announced = 0;
+	}
+	if (usage + notify_queue_share(announced + bytes) > pne_queue_usage_limit)
+		return true;
+	announced += bytes;
+	return false;
+}
+
+/*
+ * An event is being emitted: announce it, or leave that to the listener; true
+ * if that is to do it.
+ */
+bool
+announce_emitted(HeapTuple event, TupleDesc desc, const char *name)
+{
+	char	   *payload;
+
+	if (pne_announce == ANNOUNCE_OFF)
+		return false;
+	if (pne_announce == ANNOUNCE_RELAY && listener_is_expected())
+		return true;
+
+	payload = announcement_payload(event, desc, name);
+	if (queue_is_crowded(strlen(pne_channel) + strlen(payload)) && listener_is_expected())
+	{
+		DatabaseSlot *slot = shared_find_database(MyDatabaseId);
+
+		/* it tells, for all who meet this */
+		if (slot != NULL)
+			pg_atomic_write_u32(&slot->queue_crowded, 1);
+		return true;
+	}
+	Async_Notify(pne_channel, payload);
+	return false;
+}

@@ -1,0 +1,283 @@
+/*-------------------------------------------------------------------------
+ *
+ * relay.c
+ *		The listener's way through the log: it counts events by name, and
+ *		announces those that are left to it (announce.c).
+ *
+ * The position is a snapshot, as everybody's (window.c): what has become visible
+ * since is taken up as a window, the ids of its marked events, by id.  They are
+ * announced in transactions of a chunk each, so that none gets long; equal
+ * announcements of a chunk become one, as NOTIFY does it.  When the window is
+ * through, the position moves to its end.
+ *
+ * The position is stored some seconds later (relay_store), so a listener that
+ * is lost, or a crash, has what was announced since then announced again, and
+ * nothing left out.  A chunk whose transaction fails, because the queue is full
+ * for example, is announced again from its beginning.
+ *
+ * Before a chunk is announced the WAL is flushed past all that it shows.  That
+ * is done before the transaction commits, which is when it takes NOTIFY's lock;
+ * the commit itself writes nothing that would have to be flushed.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "announce.h"
+#include "catalog.h"
+#include "relay.h"
+#include "shared.h"
+#include "stats.h"
+#include "window.h"
+
+/* events announced in one transaction, if batch_bytes does not end it before */
+#define ANNOUNCE_CHUNK 1000
+
+static MemoryContext relay_context = NULL;
+
+/* the log that all this is about: a new extension has another one */
+static Oid	followed = InvalidOid;
+
+/* the position: all that it sees is announced; ahead_since 0: it is stored */
+static EventSnapshot *cursor = NULL;
+static TimestampTz ahead_since = 0;
+
+/* what was taken up, or NULL; its events before index next are announced */
+static Window *window = NULL;
+static int64 next = 0;
+
+/*
+ * Once per listener.
+ */
+void
+relay_init(void)
+{
+	relay_context = AllocSetContextCreate(TopMemoryContext, "relay", ALLOCSET_DEFAULT_SIZES);
+}
+
+/*
+ * Read the stored cursor.
+ */
+static void
+load_cursor(void)
+{
+	static OwnStatement select_cursor = {
+		.sql = "SELECT r.cursor::pg_catalog.text FROM @s._event_relay AS r",
+		.target = OWN_NONE,
+	};
+	MemoryContext old;
+
+	if (own_execute(&select_cursor, NULL, NULL, 1) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"_event_relay\" is empty"),
+				 errhint("Drop the extension and create it again.")));
+	old = MemoryContextSwitchTo(relay_context);
+	cursor = event_snapshot_parse(own_text(0, 1));
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * An event has become visible: count it, and tell whether it is to be
+ * announced.
+ *
+ * Restored ones are no news, and what was there before the server started is
+ * only newly read.
+ */
+static bool
+see_event(TupleTableSlot *slot, int64 id, void *arg)
+{
+	bool	   *found = (bool *) arg;
+	bool		no_origin;
+	bool		isnull;
+	bool		marked;
+	Datum		created_at;
+
+	*found = true;
+	(void) slot_getattr(slot, Anum_event_origin_txid, &no_origin);
+	created_at = slot_getattr(slot, Anum_event_created_at, &isnull);
+	if (no_origin && event_slot_txid(slot) >= pg_atomic_read_u64(&shared->start_xid))
+	{
+		char	   *name;
+
+		if (isnull || TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(created_at)))
+			created_at = TimestampTzGetDatum(GetCurrentTimestamp());
+		name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
+		stats_event_emitted(name, DatumGetTimestampTz(created_at));
+		pfree(name);
+	}
+
+	marked = DatumGetBool(slot_getattr(slot, Anum_event_announce, &isnull));
+	return marked && !isnull;
+}
+
+/*
+ * The window is through; found: there were events in it, marked or not, so that
+ * the position is worth storing.
+ */
+static void
+finish_window(bool found)
+{
+	MemoryContext old = MemoryContextSwitchTo(relay_context);
+
+	pfree(cursor);
+	cursor = event_snapshot_copy(window->upto);
+	MemoryContextSwitchTo(old);
+	window_release(window);
+	window = NULL;
+	if (found && ahead_since == 0)
+		ahead_since = GetCurrentTimestamp();
+}
+
+/*
+ * Forget the position and all that was taken up.
+ */
+static void
+start_anew(Oid log)
+{
+	if (window != NULL)
+		window_release(window);
+	if (cursor != NULL)
+		pfree(cursor);
+	window = NULL;
+	cursor = NULL;
+	ahead_since = 0;
+	followed = log;
+}
+
+/*
+ * Take up what has become visible, unless there is still something to announce.
+ * Returns whether anything has.
+ */
+bool
+relay_take_up(Relation log, Snapshot snapshot)
+{
+	EventPosition position = {NULL, NULL, 0};
+	bool		found = false;
+
+	if (followed != RelationGetRelid(log))
+		start_anew(RelationGetRelid(log));
+	if (window != NULL)
+		return false;
+	if (cursor == NULL)
+		load_cursor();
+
+	/* of an earlier try, which failed */
+	stats_discard_noted();
+	position.cursor = cursor;
+	window = window_read_wanted(log, &position, snapshot, event_snapshot_build(snapshot),
+								CurrentMemoryContext, see_event, &found);
+	MemoryContextSetParent(window->context, relay_context);
+	next = 0;
+	stats_flush_noted();
+	if (window->nids == 0)
+		finish_window(found);
+	return found;
+}
+
+/*
+ * Announce the next chunk of what was taken up when the current transaction
+ * commits.
+ */
+void
+relay_announce(Relation log, Snapshot snapshot, const char *channel)
+{
+	TupleDesc	desc = RelationGetDescr(log);
+
+	if (window == NULL)
+		return;
+
+	window_load_chunk(window, log, snapshot, next, ANNOUNCE_CHUNK);
+	for (int i = 0; i < window->chunk_length; i++)
+	{
+		Event	   *event = &window->chunk[i];
+
+		/* deleted meanwhile: there is nothing to tell */
+		if (event->tuple != NULL)
+			announce_event(channel, event->tuple, desc, event->name);
+	}
+	window_flush_wal();
+}
+
+/*
+ * That transaction has committed.  Returns how many events it announced.
+ */
+int
+relay_announced(void)
+{
+	int			announced = 0;
+
+	if (window == NULL)
+		return 0;
+
+	for (int i = 0; i < window->chunk_length; i++)
+	{
+		Event	   *event = &window->chunk[i];
+
+		if (event->tuple == NULL)
+			continue;
+		stats_event_announced(event->name);
+		announced++;
+	}
+	stats_flush_noted();
+	next += window->chunk_length;
+	if (next >= window->nids)
+		finish_window(true);
+	return announced;
+}
+
+/*
+ * Whether something was taken up and is not announced yet.
+ */
+bool
+relay_has_more(void)
+{
+	return window != NULL;
+}
+
+/*
+ * Whether the position has been ahead of the stored one for so many ms.
+ */
+bool
+relay_is_ahead(int ms)
+{
+	return ahead_since != 0 && TimestampDifferenceExceeds(ahead_since, GetCurrentTimestamp(), ms);
+}
+
+/*
+ * Store the position.
+ */
+void
+relay_store(void)
+{
+	static OwnStatement update_cursor = {
+		.sql = "UPDATE @s._event_relay SET cursor = $1::pg_catalog.pg_snapshot",
+		.target = OWN_RELAY,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		value;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	if (catalog_lookup(true) != NULL)
+	{
+		SPI_connect();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		value = CStringGetTextDatum(event_snapshot_text(cursor));
+		own_execute(&update_cursor, &value, NULL, 0);
+		PopActiveSnapshot();
+		SPI_finish();
+	}
+	CommitTransactionCommand();
+	ahead_since = 0;
+}

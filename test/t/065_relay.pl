@@ -1,0 +1,247 @@
+
+# Announcements by the listener: what it announces, when, and that it and the
+# emitting transactions share the work exactly, whatever is switched meanwhile.
+#
+# The little sleeps in a loop here make a change of settings meet many
+# transactions; nothing is waited for with them.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use Announced;
+use IPC::Run;
+use NotifyEvents;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+plan skip_all => 'python3 with psycopg2 is needed'
+  if system('python3', '-c', 'import psycopg2') != 0;
+
+my $node = new_server(
+	'relay',
+	'log_statement = none',
+	'max_prepared_transactions = 10',
+	"pg_notify_events.naptime = '1min'");
+
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
+my $listener = wait_for_listener($node, 'postgres');
+
+sub configure
+{
+	my (%settings) = @_;
+
+	$node->safe_psql('postgres',
+		join('', map { "ALTER SYSTEM SET pg_notify_events.$_ = $settings{$_};\n" } sort keys %settings)
+		  . 'SELECT pg_reload_conf()');
+	return;
+}
+
+# Until every process has taken the configuration: who reads a queue later than
+# the postmaster's signal has it.
+sub listener_figure
+{
+	my ($figure) = @_;
+
+	return $node->safe_psql('postgres',
+		"SELECT $figure FROM event_worker_stats WHERE kind = 'listener' AND database = 'postgres'");
+}
+
+#
+# What is announced, by whom, and what is counted
+#
+my $client = start_listening($node, 'postgres');
+my $received = listener_figure('notifications_received');
+$node->safe_psql('postgres', q(SELECT notify_event('relayed', '{"a": 1}'::jsonb)));
+my @heard = heard_until($client, 'relayed');
+is_deeply(\@heard, [ [ $listener, 'relayed' ] ], 'the listener announces, long before its nap is over');
+is(listener_figure('events_announced'), '1', 'and counts it');
+is( $node->safe_psql('postgres', q(SELECT emitted, announced FROM event_stats WHERE event_name = 'relayed')),
+	'1|1', 'by name, too');
+is($node->safe_psql('postgres', 'SELECT announce FROM notification_events'), 't', 'the row is marked');
+
+$node->safe_psql('postgres', q(SET pg_notify_events.announce = off; SELECT notify_event('silent')));
+my $pid = $node->safe_psql('postgres',
+	q(SET pg_notify_events.announce = direct; SELECT notify_event('direct'); SELECT pg_backend_pid()));
+$pid =~ s/.*\n//s;
+$node->safe_psql('postgres', q(BEGIN; SELECT notify_event('undone'); ROLLBACK; SELECT notify_event('next')));
+@heard = heard_until($client, 'next');
+is_deeply(
+	[ @heard[ 1 .. $#heard ] ],
+	[ [ $pid, 'direct' ], [ $listener, 'next' ] ],
+	'off and a rollback are silent, direct is by the session itself');
+is( $node->safe_psql('postgres', 'SELECT string_agg(announce::text, $$,$$ ORDER BY id) FROM notification_events'),
+	'true,false,false,true', 'none of these is marked');
+is(listener_figure('notifications_received') - $received, 1, 'its own are no news to the listener');
+
+# Equal ones of a batch are one, a large transaction is announced in many.
+my $before = listener_figure('events_announced');
+$node->safe_psql(
+	'postgres', q(
+	BEGIN;
+	INSERT INTO notification_events (event_name) SELECT 'equal' FROM generate_series(1, 5000);
+	SELECT notify_event('last of them');
+	COMMIT));
+@heard = grep { $_->[1] eq 'equal' } heard_until($client, 'last of them');
+is(scalar @heard, 5, '5001 events of one transaction: one notification in each batch of 1000');
+is(listener_figure('events_announced') - $before, 5001, 'all are counted');
+stop_listening($client);
+
+# Payloads, and a channel of an odd name
+configure(payload => 'id', channel => q('Odd "channel"'));
+$node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'id') or die 'no reload';
+$client = start_listening($node, 'postgres', 'Odd "channel"');
+my $id = $node->safe_psql('postgres', q(SELECT notify_event('by id')));
+heard_until($client, $id);
+pass('payload = id, channel "Odd ""channel"""');
+configure(payload => 'json');
+$node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'json') or die 'no reload';
+$id = $node->safe_psql('postgres', q(SELECT notify_event('by "json"', '{"ü": [1, null]}'::jsonb)));
+heard_until($client, qq({"id": $id, "name": "by \\"json\\"", "data": {"ü": [1, null]}}));
+$id = $node->safe_psql('postgres', q(SELECT notify_event('too long', to_jsonb(repeat('x', 7990)))));
+heard_until($client, qq({"id": $id, "name": "too long"}));
+pass('payload = json, too long data is left out');
+stop_listening($client);
+
+# A transaction that was prepared, announced when that is committed
+configure(payload => 'name', channel => 'event_notification');
+$node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'name') or die 'no reload';
+$client = start_listening($node, 'postgres');
+$node->safe_psql('postgres', q(BEGIN; SELECT notify_event('prepared'); PREPARE TRANSACTION 'p'));
+$node->safe_psql('postgres', q(SELECT notify_event('meanwhile')));
+@heard = heard_until($client, 'meanwhile');
+is(scalar(grep { $_->[1] eq 'prepared' } @heard), 0, 'a prepared transaction announces nothing');
+my $began = time;
+$node->safe_psql('postgres', q(COMMIT PREPARED 'p'));
+heard_until($client, 'prepared');
+cmp_ok(time - $began, '<', 10, 'COMMIT PREPARED does, long before the nap is over');
+$node->safe_psql('postgres', q(BEGIN; SELECT notify_event('prepared 2'); PREPARE TRANSACTION 'p'));
+$node->safe_psql('postgres', q(ROLLBACK PREPARED 'p'));
+$node->safe_psql('postgres', q(SELECT notify_event('behind')));
+@heard = heard_until($client, 'behind');
+is(scalar(grep { $_->[1] eq 'prepared 2' } @heard), 0, 'ROLLBACK PREPARED: nothing');
+stop_listening($client);
+
+#
+# Nobody to relay: the emitting transaction announces.
+#
+$client = start_listening($node, 'postgres');
+my $n = 0;
+
+sub announced_directly
+{
+	my ($name) = @_;
+	my $event = 'direct ' . ++$n;
+	my $out = $node->safe_psql('postgres', "SELECT notify_event('$event'); SELECT pg_backend_pid()");
+
+	$out =~ s/.*\n//s;
+	is_deeply([ grep { $_->[1] eq $event } heard_until($client, $event) ],
+		[ [ $out, $event ] ], "direct: $name");
+	return;
+}
+
+configure(enabled => 'off');
+wait_for_no_workers($node, 'postgres');
+announced_directly('switched off');
+configure(enabled => 'on', databases => 'other');
+announced_directly('database not served');
+configure(databases => q('*'));
+$node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE true');
+wait_for_no_workers($node, 'postgres');
+announced_directly('a template');
+$node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE false');
+configure(enabled => 'on');
+wait_for_listener($node, 'postgres');
+stop_listening($client);
+
+#
+# Hand-overs: everything is switched to and fro under load.
+#
+configure(payload => 'id', naptime => q('1s'));
+my $script = "$PostgreSQL::Test::Utils::tmp_check/load.sql";
+append_to_file(
+	$script, q(
+	INSERT INTO notification_events (event_name, event_data)
+		VALUES ('single', jsonb_build_object('pid', pg_backend_pid()));
+	INSERT INTO notification_events (event_name, event_data)
+		SELECT 'many', jsonb_build_object('pid', pg_backend_pid()) FROM generate_series(1, 3);
+	BEGIN;
+	SELECT notify_event('part', jsonb_build_object('pid', pg_backend_pid()));
+	SAVEPOINT s;
+	SELECT notify_event('undone part', jsonb_build_object('pid', pg_backend_pid()));
+	ROLLBACK TO s;
+	SELECT notify_event('part', jsonb_build_object('pid', pg_backend_pid()));
+	COMMIT;
+	BEGIN;
+	SELECT notify_event('undone', jsonb_build_object('pid', pg_backend_pid()));
+	ROLLBACK;
+));
+
+sub under_load
+{
+	my ($name, $rounds, $twice_ok, @changes) = @_;
+	my $way;
+
+	$node->safe_psql('postgres', 'TRUNCATE notification_events');
+	my $client = start_listening($node, 'postgres');
+	my $load = IPC::Run::start(
+		[
+			'pgbench', '--no-vacuum', '--client', 4, '--time', 600, '--file', $script,
+			'-d', $node->connstr('postgres')
+		],
+		'>', '/dev/null', '2>', '/dev/null');
+	foreach my $round (1 .. $rounds)
+	{
+		foreach my $change (@changes)
+		{
+			my $count = $node->safe_psql('postgres', 'SELECT last_value FROM notification_events_id_seq');
+
+			$change->();
+			$node->poll_query_until('postgres',
+				"SELECT last_value > $count + 100 FROM notification_events_id_seq")
+			  or die "no load";
+		}
+	}
+	$load->kill_kill(grace => 5);
+	$node->poll_query_until('postgres',
+		q(SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'))
+	  or die "writers do not end";
+	# the last one, when everything is back in place
+	wait_for_listener($node, 'postgres');
+	my $last = $node->safe_psql('postgres', q(SET pg_notify_events.announce = relay; SELECT notify_event('last', jsonb_build_object('pid', pg_backend_pid()))));
+	heard_until($client, $last);
+	my @heard = stop_listening($client);
+	$way = is_announced_once_each($node, 'postgres', \@heard, $name, $twice_ok);
+	cmp_ok($way->{relayed}, '>', 100, "$name: some were relayed");
+	return $way;
+}
+
+my $way = under_load('settings', 4, 0,
+	sub { configure(announce => 'direct') },
+	sub { configure(announce => 'relay') },
+	sub { configure(announce => 'direct') },
+	sub { configure(announce => 'relay') });
+cmp_ok($way->{direct}, '>', 100, 'settings: some were not');
+
+$way = under_load('served or not', 3, 0,
+	sub { configure(enabled => 'off') },
+	sub { configure(enabled => 'on') },
+	sub { configure(databases => 'other') },
+	sub { configure(databases => q('*')) },
+	sub { $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE true') },
+	sub { $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE false'); configure(enabled => 'on') });
+cmp_ok($way->{direct}, '>', 100, 'served or not: some were not relayed');
+
+# A listener that is lost announces late, and nobody does it for it.
+$way = under_load('listener terminated', 4, 1,
+	sub {
+		$node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE backend_type = 'pg_notify_events listener'));
+	});
+is($way->{direct}, 0, 'listener terminated: writers did not go back to the commit lock');
+
+$node->stop;
+done_testing();

@@ -1,0 +1,133 @@
+
+# A notification queue that fills up, because a session listens and does not
+# read: direct announcements are left to the listener before it is full, no
+# transaction fails for it, and the log names the session, once.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use Announced;
+use NotifyEvents;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+plan skip_all => 'python3 with psycopg2 is needed'
+  if system('python3', '-c', 'import psycopg2') != 0;
+
+# 8 GB are too much to fill: some 170 kB are the limit here.
+my $node = new_server(
+	'queue',
+	'log_statement = none',
+	'pg_notify_events.announce = direct',
+	'pg_notify_events.payload = json',
+	'pg_notify_events.queue_usage_limit = 0.00002');
+my $usage = 'SELECT pg_notification_queue_usage() %s current_setting($$pg_notify_events.queue_usage_limit$$)::float';
+my $warning = qr/WARNING:  notification queue is [\d.e-]+% full, direct announcements are left to the listener\n/;
+
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
+my $listener = wait_for_listener($node, 'postgres');
+my $client = start_listening($node, 'postgres');
+my $offset = -s $node->logfile;
+
+# emits so many events of some 2 kB, a transaction each
+sub emit
+{
+	my ($name, $count) = @_;
+
+	$node->safe_psql('postgres',
+		qq(SELECT notify_event('$name ' || n, to_jsonb(repeat(n::text, 500))) FROM generate_series(1000, 999 + $count) n;\n));
+	return;
+}
+
+# ids of the events that are named so and were announced by the listener or not
+sub marked
+{
+	my ($name, $marked) = @_;
+
+	return $node->safe_psql('postgres',
+		"SELECT count(*) FROM notification_events WHERE event_name LIKE '$name %' AND announce = $marked");
+}
+
+emit('early', 20);
+is(marked('early', 'true'), '0', 'an empty queue: direct');
+
+# somebody who listens and does not read, in another database even
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+my $blocker = $node->background_psql('other', on_error_stop => 0);
+my $pid = $blocker->query_safe('SELECT pg_backend_pid()');
+$blocker->query_safe('LISTEN whatever');
+$blocker->query_safe('BEGIN');
+$blocker->query_safe('SELECT 1');
+emit('filling', 1) foreach 1 .. 200;
+is($node->safe_psql('postgres', sprintf($usage, '>')), 't', 'the queue is over the limit');
+cmp_ok(marked('filling', 'false'), '>', 20, 'the first ones were announced directly');
+cmp_ok(marked('filling', 'true'), '>', 20, 'the others were left to the listener');
+emit('full', 20);
+is(marked('full', 'false'), '0', 'nothing is announced directly any more');
+
+# one that is prepared with it is none the worse
+$node->wait_for_log($warning, $offset);
+like(
+	slurp_file($node->logfile, $offset),
+	qr/\[$listener\] [^\n]*${warning}[^\n]*DETAIL:  The server process with PID $pid blocks the queue[^\n]*\n[^\n]*HINT: /,
+	'the warning names who blocks it');
+emit('full', 20);
+
+# In one transaction, before any of it is in the queue: it is left to the
+# listener, too, as soon as it would come to more than the limit.
+$blocker->query_safe('COMMIT');
+$node->poll_query_until('postgres', sprintf($usage, '< 0.4 *')) or die 'the queue does not get shorter';
+emit('at once', 200);
+cmp_ok(marked('at once', 'false'), '>', 20, 'a large transaction: the first ones are announced directly');
+cmp_ok(marked('at once', 'true'), '>', 20, 'the others are left to the listener');
+is(scalar(() = slurp_file($node->logfile, $offset) =~ /$warning/g), 1, 'there was one warning');
+
+# And again after it was better: blocked, warned of.
+$node->poll_query_until('postgres', sprintf($usage, '< 0.4 *')) or die 'the queue does not get shorter';
+emit('better', 1);
+$node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM notification_events
+	WHERE announce AND id > (SELECT max(id) FROM notification_events WHERE event_name LIKE 'better %')))
+  or die 'not announced';
+my $second = -s $node->logfile;
+$blocker->query_safe('BEGIN');
+$blocker->query_safe('SELECT 1');
+my $attempts = 0;
+while (slurp_file($node->logfile, $second) !~ /$warning/ && $attempts++ < 3000)
+{
+	emit('again', 1);
+}
+cmp_ok($attempts, '<', 3000, 'it is warned of again after it was better');
+$blocker->query_safe('COMMIT');
+$blocker->quit;
+
+# Nothing was lost, and none came twice.
+$node->safe_psql('postgres', q(SELECT notify_event('the end')));
+my $id = $node->safe_psql('postgres', q(SELECT id FROM notification_events WHERE event_name = 'the end'));
+heard_until($client, qq({"id": $id, "name": "the end"}));
+my %heard;
+my @from = ([], []);
+foreach (stop_listening($client))
+{
+	my ($sender, $payload) = @$_;
+
+	$heard{$1}++ if $payload =~ /^\{"id": (\d+), /;
+	push @{ $from[ $sender == $listener ? 1 : 0 ] }, $1;
+}
+is( join(',', sort { $a <=> $b } grep { $heard{$_} == 1 } keys %heard),
+	$node->safe_psql('postgres', q(SELECT string_agg(id::text, ',' ORDER BY id) FROM notification_events)),
+	'every event was announced, once');
+is( join(',', sort { $a <=> $b } @{ $from[1] }),
+	$node->safe_psql('postgres', q(SELECT string_agg(id::text, ',' ORDER BY id) FROM notification_events WHERE announce)),
+	'by the listener those that are marked');
+
+# Where no listener is to be expected there is nobody to leave it to.
+$node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE true');
+wait_for_no_workers($node, 'postgres');
+$node->safe_psql('postgres', 'SET pg_notify_events.announce = direct; SELECT notify_event($$alone $$ || n) FROM generate_series(1, 3) n');
+is(marked('alone', 'true'), '0', 'no listener: direct, however full it is');
+
+$node->stop;
+done_testing();
