@@ -15,8 +15,8 @@
  *	- asks for an executor for each owner that has work and none: events in the
  *	  log behind the stored position of a handler, or a retry that is due.
  * When nobody rings it looks at the log once per naptime, and once a second it
- * asks whether somebody wants the database to himself (DROP, RENAME, a copy):
- * then it leaves, and so do the executors.
+ * asks whether somebody wants the database to himself (DROP, RENAME, a copy), or
+ * has changed its settings: then it leaves, and so do the executors.
  *
  *-------------------------------------------------------------------------
  */
@@ -76,6 +76,7 @@ typedef struct QuietHandler
 /* survives the cycles */
 static MemoryContext listener_context = NULL;
 static char *channel = NULL;
+static char *database_settings = NULL;	/* as they were when we came */
 
 /* what can fail without the rest */
 static Duty following = {0};
@@ -174,21 +175,32 @@ set_presence(ExtensionPresence presence, uint32 installs)
 }
 
 /*
- * Whether somebody waits for the database to be empty.  DDL on a database
- * holds a lock on it while it waits for its sessions to end, so a lock that we
- * cannot have tells.
+ * Whether there is a reason to leave the database for a moment.
+ *
+ * Somebody waits for it to be empty: DDL on a database holds a lock on it while
+ * it waits for its sessions to end, so a lock that we cannot have tells.  Or
+ * its settings were changed, which only a new session takes up.
  */
 static bool
-database_is_wanted(void)
+should_leave(void)
 {
 	LOCKTAG		tag;
-	bool		wanted;
+	bool		result;
+	char	   *settings;
 
+	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
-	wanted = (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL);
+	result = (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL);
+	if (!result)
+	{
+		settings = settings_of_database();
+		if (database_settings == NULL)
+			database_settings = MemoryContextStrdup(listener_context, settings);
+		result = strcmp(settings, database_settings) != 0;
+	}
 	CommitTransactionCommand();
-	return wanted;
+	return result;
 }
 
 /*
@@ -734,7 +746,7 @@ listener_cycle(MemoryContext cycle_context)
 	now = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WAKEUP_SLACK_MS);
 	if (now >= next_yield_check)
 	{
-		if (database_is_wanted())
+		if (should_leave())
 			listener_leave();
 		next_yield_check = TimestampTzPlusMilliseconds(now, YIELD_CHECK_MS);
 	}

@@ -13,10 +13,16 @@
 
 #include <limits.h>
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_db_role_setting.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
+#include "utils/rel.h"
 #include "utils/varlena.h"
 
 #include "settings.h"
@@ -149,6 +155,39 @@ settings_serve_database(Form_pg_database database)
 }
 
 /*
+ * What ALTER DATABASE ... SET has set here, as text, to be compared with what it
+ * was before.
+ */
+char *
+settings_of_database(void)
+{
+	Relation	rel = table_open(DbRoleSettingRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	char	   *result = NULL;
+
+	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(MyDatabaseId));
+	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(InvalidOid));
+	scan = systable_beginscan(rel, DbRoleSettingDatidRolidIndexId, true, NULL, lengthof(keys), keys);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		bool		isnull;
+		Datum		value = heap_getattr(tuple, Anum_pg_db_role_setting_setconfig,
+										 RelationGetDescr(rel), &isnull);
+
+		if (!isnull)
+			result = OidOutputFunctionCall(F_ARRAY_OUT, value);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return result != NULL ? result : pstrdup("");
+}
+
+/*
  * Define all settings.  Called once when the library is loaded.
  */
 void
@@ -189,7 +228,7 @@ settings_init(void)
 
 	DefineCustomStringVariable("pg_notify_events.channel",
 							   "Channel on which events are announced.",
-							   "A worker of the database takes a new value when it starts.",
+							   NULL,
 							   &pne_channel,
 							   "event_notification",
 							   PGC_SUSET,

@@ -46,5 +46,6 @@ extern bool pne_superuser_handlers;
 extern void settings_init(void);
 extern const char *settings_synchronous_commit_name(void);
 extern bool settings_serve_database(Form_pg_database database);
+extern char *settings_of_database(void);
 
 #endif							/* PNE_SETTINGS_H */

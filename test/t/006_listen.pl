@@ -74,10 +74,7 @@ $listener = make_database('utf_latin', '');
 $node->safe_psql('postgres',
 	'ALTER DATABASE utf_latin SET client_encoding = latin1');
 my $previous = $listener;
-$node->safe_psql('postgres', "SELECT pg_terminate_backend($listener)");
-$node->poll_query_until('postgres',
-	"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $listener");
-$listener = wait_for_listener($node, 'utf_latin');
+$listener = wait_for_other_listener($node, 'utf_latin', $previous);
 isnt($listener, $previous, 'a listener with the new setting');
 {
 	local $ENV{PGCLIENTENCODING} = 'UTF8';
@@ -120,6 +117,7 @@ $node->safe_psql(
 	ALTER SYSTEM SET log_min_messages = warning;
 	SELECT pg_reload_conf();
 ));
+$listener = wait_for_other_listener($node, 'utf', $listener);
 make_recorder($node, 'utf');
 make_owner($node, 'utf', 'ann');
 $node->safe_psql('utf',
@@ -172,7 +170,7 @@ $node->safe_psql(
 ));
 $before += $sent;
 $offset = -s $node->logfile;
-$listener = worker_pid($node, 'listener', 'utf');
+$listener = wait_for_other_listener($node, 'utf', $listener);
 $node->poll_query_until(
 	'utf', qq(
 	WITH sent AS MATERIALIZED (SELECT pg_notify('Other "channel"', 'probe'))

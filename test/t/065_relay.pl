@@ -106,6 +106,17 @@ heard_until($client, qq({"id": $id, "name": "too long"}));
 pass('payload = json, too long data is left out');
 stop_listening($client);
 
+# What is set for the database reaches a listener that is there already.
+$client = start_listening($node, 'postgres', 'of the database');
+$node->safe_psql('postgres', q(ALTER DATABASE postgres SET pg_notify_events.channel = 'of the database'));
+$listener = wait_for_other_listener($node, 'postgres', $listener);
+$id = $node->safe_psql('postgres', q(SELECT notify_event('there')));
+heard_until($client, qq({"id": $id, "name": "there"}));
+pass('ALTER DATABASE ... SET is taken up');
+stop_listening($client);
+$node->safe_psql('postgres', 'ALTER DATABASE postgres RESET pg_notify_events.channel');
+wait_for_other_listener($node, 'postgres', $listener);
+
 # A transaction that was prepared, announced when that is committed
 configure(payload => 'name', channel => 'event_notification');
 $node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'name') or die 'no reload';

@@ -21,6 +21,7 @@ our @EXPORT = qw(
   make_recorder
   wait_for_handlers
   wait_for_listener
+  wait_for_other_listener
   wait_for_no_workers
   worker_pid
   worker_pids
@@ -143,6 +144,19 @@ sub wait_for_listener
 		SELECT count(*) = 1 FROM event_worker_stats
 		WHERE kind = 'listener' AND database = current_database() AND state = 'listening'
 	)) or die "no listener in $database";
+	return worker_pid($node, 'listener', $database);
+}
+
+# wait_for_other_listener(NODE, DATABASE, PID): the same, of one that is not PID
+sub wait_for_other_listener
+{
+	my ($node, $database, $pid) = @_;
+
+	$node->poll_query_until(
+		$database, qq(
+		SELECT count(*) = 1 FROM event_worker_stats
+		WHERE kind = 'listener' AND database = current_database() AND state = 'listening' AND pid <> $pid
+	)) or die "no other listener in $database";
 	return worker_pid($node, 'listener', $database);
 }
 
