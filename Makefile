@@ -42,6 +42,7 @@ REGRESS = \
 	statement_triggers \
 	handlers \
 	delivery \
+	consumers \
 	privileges \
 	bad_input \
 	stats \
@@ -54,7 +55,8 @@ ISOLATION = \
 	cursor \
 	commit_order \
 	long_transaction \
-	emitting_handler
+	emitting_handler \
+	consumers
 ISOLATION_OPTS = \
 	--inputdir=$(srcdir)/test \
 	$(if $(filter 15,$(MAJORVERSION)),,--expecteddir=$(srcdir)/test) \

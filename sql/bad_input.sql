@@ -167,11 +167,52 @@ CALL wait_for_event_handlers('1000 years');
 CALL wait_for_event_handlers('0.1 ms');
 
 --
+-- Consumers
+--
+SELECT s, try(format('SELECT create_event_consumer(%s)', s)), '' FROM (VALUES
+	('NULL'), (''''''), ('repeat(''n'', 64)'),
+	('''c'', event_name => NULL'), ('''c'', event_name => '''''), ('''c'', event_name => repeat(''*'', 201)'),
+	('''c'', filter => ''$.'''), ('''c'', filter => ''$.a == $b'''),
+	('''c'', start_from => NULL'), ('''c'', start_from => ''yesterday'''),
+	('''c'', owner => '''''), ('''c'', owner => ''regress_missing'''), ('''c'', owner => ''regress_bad_input_nologin'''),
+	('''c'', or_replace => NULL'), ('''c'', nonsense => 1')
+) v (s);
+SELECT name FROM event_consumers;
+-- These are fine.
+SELECT s, try(format('SELECT create_event_consumer(%s, or_replace => true)', s)), '' FROM (VALUES
+	('repeat(''n'', 63)'), ('''c'', event_name => repeat(''ü'', 200)'), ('''c'', filter => NULL'), ('''c'', owner => NULL')
+) v (s);
+SELECT replace(f, '%s', s), try(format('SELECT ' || f, s)), '' FROM
+	(VALUES ('drop_event_consumer(%s)'), ('fetch_events(%s)'), ('ack_events(%s)'), ('retry_event(%s, 1)')) f (f),
+	(VALUES ('NULL'), (''''''), ('''nobody'''), ('''C'''), ('repeat(''n'', 64)')) v (s)
+	ORDER BY 1;
+SELECT s, try(format('SELECT fetch_events(''c'', %s)', s)), '' FROM (VALUES
+	('NULL'), ('0'), ('-1'), ('10001'), ('3000000000'), ('1'), ('10000'),
+	('lease => ''0'''), ('lease => ''-1 s'''), ('lease => ''0.1 ms'''), ('lease => ''1 month'''), ('lease => ''24 days'''), ('lease => NULL')
+) v (s);
+SELECT s, try(format('SELECT ack_events(''c'', %s)', s)), '' FROM (VALUES
+	('0'), ('-1'), ('9223372036854775807'), ('9223372036854775808'), ('''x''')
+) v (s);
+SELECT s, try(format('SELECT retry_event(''c'', %s)', s)), '' FROM (VALUES
+	('NULL'), ('1'), ('1, NULL'), ('1, ''-1 s'''), ('1, ''1 month'''), ('1, ''soon''')
+) v (s);
+CALL wait_for_events(NULL);
+CALL wait_for_events('nobody');
+CALL wait_for_events('c', NULL);
+CALL wait_for_events('c', '-1 s');
+CALL wait_for_events('c', '1 month');
+CALL wait_for_events('c', '0.1 ms');
+SELECT wait_for_events('c');
+SELECT try('CALL wait_for_events(''c'')');
+SELECT count(drop_event_consumer(name)) FROM event_consumers;
+
+--
 -- Functions that are not for anybody to call
 --
 SELECT s, try('SELECT ' || s), '' FROM (VALUES
 	('_guard()'), ('_notification_event_row()'), ('_extension_installing()'), ('_extension_installed()'),
-	('_handler_figures(NULL)'), ('_handler_figures('''')'), ('_handler_figures(''nobody'')'), ('count(*) FROM _worker_figures()'),
+	('_handler_figures(NULL)'), ('_handler_figures('''')'), ('_handler_figures(''nobody'')'),
+	('_consumer_figures(NULL)'), ('_consumer_figures('''')'), ('_consumer_figures(''nobody'')'), ('count(*) FROM _worker_figures()'),
 	('count(*) FROM _event_figures()'), ('activate_events()'), ('reset_event_stats()')
 ) v (s);
 

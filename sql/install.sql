@@ -107,14 +107,17 @@ DROP TABLE other;
 --
 -- The guard: the extension's own tables change by its functions only.
 --
--- So that each of them has a row: a handler with an event that failed.
+-- So that each of them has a row: a handler with an event that failed, a
+-- consumer that has handed one back.
 CREATE FUNCTION fails(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	RAISE EXCEPTION 'no way';
 END
 $$;
 SELECT create_event_handler('guarded', 'fails', retry_delay => '1 h');
+SELECT create_event_consumer('guarded');
 SELECT notify_event('guarded') > 0 AS emitted;
+SELECT retry_event('guarded', id, '1 h') FROM fetch_events('guarded');
 CALL wait_for_event_handlers();
 
 CREATE FUNCTION try_statement(statement text) RETURNS text LANGUAGE plpgsql AS $$
@@ -159,6 +162,23 @@ SELECT notify_event('guarded') > 0 AS emitted;
 CALL wait_for_event_handlers();
 SELECT handler, state = 'dormant' AS dormant, failed FROM event_handler_stats ORDER BY handler;
 SELECT drop_event_handler('restored');
+-- so are consumers
+CREATE TEMPORARY TABLE restored_consumer AS TABLE _event_consumers;
+UPDATE restored_consumer SET name = 'restored';
+INSERT INTO _event_consumers SELECT * FROM restored_consumer;
+CREATE TEMPORARY TABLE restored_consumer_progress AS TABLE _event_consumer_progress;
+UPDATE restored_consumer_progress SET consumer = 'restored', batch = ARRAY[(SELECT max(id) FROM notification_events)];
+INSERT INTO _event_consumer_progress SELECT * FROM restored_consumer_progress;
+SELECT consumer, state, batch FROM event_consumer_stats ORDER BY consumer;
+SELECT name, kind, status FROM event_delivery_status((SELECT max(id) FROM notification_events)) ORDER BY name, kind;
+SELECT fetch_events('restored');
+SELECT ack_events('restored');
+SELECT retry_event('restored', (SELECT max(id) FROM notification_events));
+CALL wait_for_events('restored');
+SELECT create_event_consumer('restored', or_replace => true);
+SELECT consumer, state FROM event_consumer_stats ORDER BY consumer;
+SELECT activate_events();
+SELECT drop_event_consumer('restored');
 DROP FUNCTION try_statement;
 
 --

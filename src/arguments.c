@@ -1,8 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * arguments.c
- *		Arguments of SQL functions, checked: what is wrong with one is said in
- *		the same words wherever it is given.
+ *		Arguments of SQL functions, and the transaction they are called in,
+ *		checked: what is wrong with one is said in the same words wherever it is
+ *		given.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,6 +11,7 @@
 
 #include <limits.h>
 
+#include "access/xact.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -92,22 +94,30 @@ integer_argument(FunctionCallInfo fcinfo, int argument, const char *name, int ma
 }
 
 /*
- * A length of time within what a timer can take.
+ * A length of time in ms, from min on, within what a timer can take.
  */
-int64
-interval_argument(FunctionCallInfo fcinfo, int argument, const char *name)
+static int64
+interval_from(FunctionCallInfo fcinfo, int argument, const char *name, int64 min, const char *hint)
 {
-	int64		ms;
+	int64		ms = interval_to_ms(PG_GETARG_DATUM(argument));
 
-	require_argument(fcinfo, argument, name);
-	ms = interval_to_ms(PG_GETARG_DATUM(argument));
-	if (ms < 1 || ms > INT_MAX)
+	if (ms < min || ms > INT_MAX)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s \"%s\" is out of range", name,
 						DatumGetCString(DirectFunctionCall1(interval_out, PG_GETARG_DATUM(argument)))),
-				 errhint("It must be between 1 millisecond and 24 days.")));
+				 errhint("%s", hint)));
 	return ms;
+}
+
+/*
+ * A length of time that is none if it is nothing.
+ */
+int64
+interval_argument(FunctionCallInfo fcinfo, int argument, const char *name)
+{
+	require_argument(fcinfo, argument, name);
+	return interval_from(fcinfo, argument, name, 1, "It must be between 1 millisecond and 24 days.");
 }
 
 /*
@@ -116,21 +126,24 @@ interval_argument(FunctionCallInfo fcinfo, int argument, const char *name)
 int64
 timeout_argument(FunctionCallInfo fcinfo, int argument)
 {
-	int64		timeout;
-
 	if (PG_ARGISNULL(argument))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("argument \"timeout\" must not be null"),
 				 errhint("Leave it out to wait for 10 seconds.")));
-	timeout = interval_to_ms(PG_GETARG_DATUM(argument));
-	if (timeout < 0 || timeout > INT_MAX)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("timeout \"%s\" is out of range",
-						DatumGetCString(DirectFunctionCall1(interval_out, PG_GETARG_DATUM(argument)))),
-				 errhint("It must be between 0, which only looks, and 24 days.")));
-	return timeout;
+	return interval_from(fcinfo, argument, "timeout", 0,
+						 "It must be between 0, which only looks, and 24 days.");
+}
+
+/*
+ * How long something is to be left alone, in ms; 0 is not at all.
+ */
+int64
+delay_argument(FunctionCallInfo fcinfo, int argument)
+{
+	require_argument(fcinfo, argument, "delay");
+	return interval_from(fcinfo, argument, "delay", 0,
+						 "It must be between 0, which means at once, and 24 days.");
 }
 
 /*
@@ -229,4 +242,30 @@ start_argument(FunctionCallInfo fcinfo, int argument)
 			 errmsg("start_from \"%s\" is neither \"now\" nor \"beginning\"", start),
 			 errhint("\"now\" leaves out what is visible already, \"beginning\" delivers the whole log.")));
 	return NULL;				/* keep compiler quiet */
+}
+
+/*
+ * Complain where a function (named with its parentheses) could not see what has
+ * happened since the transaction began.
+ */
+void
+require_read_committed(const char *function, const char *what)
+{
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s cannot see %s in isolation level %s", function, what,
+						XactIsoLevel == XACT_SERIALIZABLE ? "SERIALIZABLE" : "REPEATABLE READ"),
+				 errhint("Use READ COMMITTED.")));
+}
+
+/*
+ * Complain where nothing can be written.
+ */
+void
+require_writable(const char *function)
+{
+	PreventCommandDuringRecovery(function);
+	PreventCommandIfReadOnly(function);
+	PreventCommandIfParallelMode(function);
 }

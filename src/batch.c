@@ -279,15 +279,9 @@ position_at(HandlerRun *run, int64 next)
 	if (run->window == NULL)
 		return event_snapshot_equal(run->cursor, run->definition->position.cursor) ?
 			run->definition->position : position;
-	if (next >= run->window->nids)
-		position.cursor = run->window->upto;
-	else if (next > 0)
-	{
-		position.cursor = run->window->from;
-		position.window = run->window->upto;
-		position.last_id = run->window->ids[next - 1];
-	}
-	else if (event_snapshot_equal(run->definition->position.window, run->window->upto))
+	if (next > 0 || run->window->nids == 0)
+		return window_position(run->window, next);
+	if (event_snapshot_equal(run->definition->position.window, run->window->upto))
 		position = run->definition->position;	/* a continued window, untouched */
 	return position;
 }

@@ -45,6 +45,7 @@
 #include "replication/logicalworker.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -63,13 +64,24 @@
 #define EXTENSION_NAME "pg_notify_events"
 #define LOG_NAME "notification_events"
 
-static const char *const own_table_names[OWN_TABLES] = {
-	[OWN_INCARNATION] = "_event_incarnation",
-	[OWN_RELAY] = "_event_relay",
-	[OWN_HANDLERS] = "_event_handlers",
-	[OWN_PROGRESS] = "_event_handler_progress",
-	[OWN_FAILURES] = "_event_handler_failures",
-	[OWN_RETRIES] = "_event_retries",
+/* the own tables, and what a restore brings of them */
+static const struct
+{
+	const char *name;
+	bool		dumped;			/* rows come back with a restore */
+	bool		of_database;	/* they are definitions: column "database" says of
+								 * which database, 0 is none yet */
+}			own_tables[OWN_TABLES] =
+{
+	[OWN_INCARNATION] = {"_event_incarnation", false, false},
+	[OWN_RELAY] = {"_event_relay", false, false},
+	[OWN_HANDLERS] = {"_event_handlers", true, true},
+	[OWN_PROGRESS] = {"_event_handler_progress", true, false},
+	[OWN_FAILURES] = {"_event_handler_failures", true, false},
+	[OWN_RETRIES] = {"_event_retries", true, false},
+	[OWN_CONSUMERS] = {"_event_consumers", true, true},
+	[OWN_CONSUMER_PROGRESS] = {"_event_consumer_progress", true, false},
+	[OWN_CONSUMER_RETRIES] = {"_event_consumer_retries", true, false},
 };
 
 static EventCatalog catalog;
@@ -193,7 +205,7 @@ catalog_lookup(bool missing_ok)
 			IndexGetRelation(found.log_txid_index, true) == found.log;
 		for (int i = 0; i < OWN_TABLES; i++)
 		{
-			found.own_tables[i] = get_relname_relid(own_table_names[i], found.schema);
+			found.own_tables[i] = get_relname_relid(own_tables[i].name, found.schema);
 			complete = complete && OidIsValid(found.own_tables[i]);
 		}
 		found.retries_pkey = get_relname_relid("_event_retries_pkey", found.schema);
@@ -387,6 +399,34 @@ own_text(int row, int column)
 }
 
 /*
+ * Ids as an argument for own_execute(): an array, in the current memory context.
+ */
+Datum
+own_ids(const int64 *ids, int nids)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * nids);
+
+	for (int i = 0; i < nids; i++)
+		elements[i] = Int64GetDatum(ids[i]);
+	return PointerGetDatum(construct_array(elements, nids, INT8OID, sizeof(int64),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+/*
+ * Which of the own tables a relation is, by its name, or OWN_NONE.
+ */
+static OwnTable
+find_own_table(Relation rel)
+{
+	for (int i = 0; i < OWN_TABLES; i++)
+	{
+		if (strcmp(RelationGetRelationName(rel), own_tables[i].name) == 0)
+			return (OwnTable) i;
+	}
+	return OWN_NONE;
+}
+
+/*
  * Guard of the own tables: no change but by own_execute().
  *
  * INSERT is open to the tables' owner, because a restore comes that way; the
@@ -399,6 +439,7 @@ pne_guard(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	Relation	rel;
+	OwnTable	table;
 	HeapTuple	tuple;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
@@ -415,12 +456,12 @@ pne_guard(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && IsLogicalWorker())
 		return PointerGetDatum(NULL);
 
+	table = find_own_table(rel);
 	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) &&
-		strcmp(RelationGetRelationName(rel), own_table_names[OWN_INCARNATION]) != 0 &&
-		strcmp(RelationGetRelationName(rel), own_table_names[OWN_RELAY]) != 0 &&
+		table != OWN_NONE && own_tables[table].dumped &&
 		object_ownercheck(RelationRelationId, RelationGetRelid(rel), GetUserId()))
 	{
-		if (strcmp(RelationGetRelationName(rel), own_table_names[OWN_HANDLERS]) == 0)
+		if (own_tables[table].of_database)
 		{
 			int			column = SPI_fnumber(RelationGetDescr(rel), "database");
 			Datum		value = ObjectIdGetDatum(InvalidOid);
@@ -436,7 +477,7 @@ pne_guard(PG_FUNCTION_ARGS)
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("table \"%s\" is changed by the functions of pg_notify_events only",
 					RelationGetRelationName(rel)),
-			 errhint("See create_event_handler(), alter_event_handler() and drop_event_handler().")));
+			 errhint("See create_event_handler(), create_event_consumer() and their kin.")));
 	return (Datum) 0;			/* keep compiler quiet */
 }
 
@@ -575,49 +616,87 @@ catalog_incarnation(pg_uuid_t *incarnation)
 	if (own_execute(&select_incarnation, NULL, NULL, 1) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" is empty", own_table_names[OWN_INCARNATION]),
+				 errmsg("table \"%s\" is empty", own_tables[OWN_INCARNATION].name),
 				 errhint("Drop the extension and create it again.")));
 	*incarnation = *DatumGetUUIDP(own_value(0, 1, &isnull));
 }
+
+/*
+ * Adopt the definitions of a table that were made in the database this one is a
+ * copy of; returns how many.  A WARNING tells of restored ones, which stay
+ * dormant.  what is their name, and advice says what to do with them.
+ */
+static int64
+adopt_definitions(OwnStatement *adopt, OwnStatement *count_dormant, const char *what, const char *advice)
+{
+	Datum		database = ObjectIdGetDatum(MyDatabaseId);
+	int64		adopted = own_execute(adopt, &database, NULL, 0);
+	int64		dormant;
+	bool		isnull;
+
+	own_execute(count_dormant, &database, NULL, 0);
+	dormant = DatumGetInt64(own_value(0, 1, &isnull));
+	if (dormant > 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg_plural("%lld restored event %s stays dormant",
+							   "%lld restored event %ss stay dormant",
+							   (unsigned long) dormant, (long long) dormant, what),
+				 errhint("%s", advice)));
+	return adopted;
+}
+
+/* definitions of a database with this incarnation, and that is not this one */
+#define ADOPT_SQL(table) \
+	"UPDATE @s." table " AS d SET database = $1 FROM @s._event_incarnation AS i " \
+	"WHERE d.incarnation OPERATOR(pg_catalog.=) i.incarnation " \
+	"AND d.database OPERATOR(pg_catalog.=) i.database " \
+	"AND d.database OPERATOR(pg_catalog.<>) $1"
+#define COUNT_DORMANT_SQL(table) \
+	"SELECT pg_catalog.count(*) FROM @s." table " AS d " \
+	"WHERE d.database OPERATOR(pg_catalog.<>) $1"
 
 /*
  * activate_events(): take the definitions of a copied database for its own.
  *
  * A database made with TEMPLATE has the same incarnation and a database oid of
  * its own; transaction ids belong to the whole cluster, so the cursors stay
- * true.  Returns how many handlers woke up.  Errors: not a superuser.
+ * true.  Leases end: whoever holds one works with the original.  Returns how
+ * many handlers and consumers woke up.  Errors: not a superuser.
  */
 Datum
 pne_activate_events(PG_FUNCTION_ARGS)
 {
+	static OwnStatement end_leases = {
+		.sql = "UPDATE @s._event_consumer_progress AS p SET leased_until = NULL "
+		"FROM @s._event_consumers AS d "
+		"WHERE d.name OPERATOR(pg_catalog.=) p.consumer "
+		"AND d.database OPERATOR(pg_catalog.<>) $1",
+		.target = OWN_CONSUMER_PROGRESS, .nargs = 1, .argtypes = {OIDOID},
+	};
 	static OwnStatement adopt_handlers = {
-		.sql = "UPDATE @s._event_handlers AS h SET database = $1 "
-		"FROM @s._event_incarnation AS i "
-		"WHERE h.incarnation OPERATOR(pg_catalog.=) i.incarnation "
-		"AND h.database OPERATOR(pg_catalog.=) i.database "
-		"AND h.database OPERATOR(pg_catalog.<>) $1",
-		.target = OWN_HANDLERS,
-		.nargs = 1,
-		.argtypes = {OIDOID},
+		.sql = ADOPT_SQL("_event_handlers"),
+		.target = OWN_HANDLERS, .nargs = 1, .argtypes = {OIDOID},
+	};
+	static OwnStatement dormant_handlers = {
+		.sql = COUNT_DORMANT_SQL("_event_handlers"),
+		.target = OWN_NONE, .nargs = 1, .argtypes = {OIDOID},
+	};
+	static OwnStatement adopt_consumers = {
+		.sql = ADOPT_SQL("_event_consumers"),
+		.target = OWN_CONSUMERS, .nargs = 1, .argtypes = {OIDOID},
+	};
+	static OwnStatement dormant_consumers = {
+		.sql = COUNT_DORMANT_SQL("_event_consumers"),
+		.target = OWN_NONE, .nargs = 1, .argtypes = {OIDOID},
 	};
 	static OwnStatement adopt_incarnation = {
 		.sql = "UPDATE @s._event_incarnation SET database = $1 "
 		"WHERE database OPERATOR(pg_catalog.<>) $1",
-		.target = OWN_INCARNATION,
-		.nargs = 1,
-		.argtypes = {OIDOID},
-	};
-	static OwnStatement count_dormant = {
-		.sql = "SELECT pg_catalog.count(*) FROM @s._event_handlers AS h "
-		"WHERE h.database OPERATOR(pg_catalog.<>) $1",
-		.target = OWN_NONE,
-		.nargs = 1,
-		.argtypes = {OIDOID},
+		.target = OWN_INCARNATION, .nargs = 1, .argtypes = {OIDOID},
 	};
 	Datum		database = ObjectIdGetDatum(MyDatabaseId);
 	int64		activated;
-	int64		dormant;
-	bool		isnull;
 
 	if (!superuser())
 		ereport(ERROR,
@@ -628,21 +707,15 @@ pne_activate_events(PG_FUNCTION_ARGS)
 	LockRelationOid(catalog_lookup(false)->log, ExclusiveLock);
 
 	SPI_connect();
-	activated = own_execute(&adopt_handlers, &database, NULL, 0);
+	own_execute(&end_leases, &database, NULL, 0);
+	activated = adopt_definitions(&adopt_handlers, &dormant_handlers, "handler",
+								  "Drop and create them again with drop_event_handler() and create_event_handler().");
+	activated += adopt_definitions(&adopt_consumers, &dormant_consumers, "consumer",
+								   "Drop and create them again with drop_event_consumer() and create_event_consumer().");
 	own_execute(&adopt_incarnation, &database, NULL, 0);
-	own_execute(&count_dormant, &database, NULL, 0);
-	dormant = DatumGetInt64(own_value(0, 1, &isnull));
 	SPI_finish();
 
-	if (dormant > 0)
-		ereport(WARNING,
-				(errcode(ERRCODE_WARNING),
-				 errmsg_plural("%lld restored event handler stays dormant",
-							   "%lld restored event handlers stay dormant",
-							   (unsigned long) dormant, (long long) dormant),
-				 errhint("Drop and create them again with drop_event_handler() and create_event_handler().")));
-
-	doorbell_at_commit(RING_DEFINITIONS);
+	doorbell_at_commit(RING_DEFINITIONS | RING_CONSUMERS);
 	FAULT_POINT("activated");
 	PG_RETURN_INT64(activated);
 }

@@ -32,6 +32,9 @@ typedef enum OwnTable
 	OWN_PROGRESS,
 	OWN_FAILURES,
 	OWN_RETRIES,
+	OWN_CONSUMERS,
+	OWN_CONSUMER_PROGRESS,
+	OWN_CONSUMER_RETRIES,
 	OWN_TABLES,					/* how many there are */
 	OWN_NONE = OWN_TABLES		/* a statement that changes nothing */
 } OwnTable;
@@ -78,6 +81,7 @@ extern uint64 catalog_log_changes(void);
 extern int	own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limit);
 extern Datum own_value(int row, int column, bool *isnull);
 extern char *own_text(int row, int column);
+extern Datum own_ids(const int64 *ids, int nids);
 extern void catalog_incarnation(pg_uuid_t *incarnation);
 
 #endif							/* PNE_CATALOG_H */

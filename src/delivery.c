@@ -21,7 +21,6 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -32,6 +31,7 @@
 #include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
+#include "consumer.h"
 #include "definition.h"
 #include "doorbell.h"
 #include "handler.h"
@@ -150,7 +150,7 @@ schedule_replay(ReplayState *state)
 	};
 	const Handler *handler = state->handler;
 	MemoryContext old = MemoryContextSwitchTo(state->context);
-	Datum		ids[REPLAY_CHUNK];
+	int64		ids[REPLAY_CHUNK];
 	Datum		values[2];
 	int			nids = 0;
 
@@ -162,13 +162,12 @@ schedule_replay(ReplayState *state)
 
 		if (!event->hidden && match_name(&handler->pattern, event->name) &&
 			match_filter(&handler->pattern, event->tuple, RelationGetDescr(state->log)))
-			ids[nids++] = Int64GetDatum(event->id);
+			ids[nids++] = event->id;
 	}
 	if (nids > 0)
 	{
 		values[0] = CStringGetTextDatum(handler->name);
-		values[1] = PointerGetDatum(construct_array(ids, nids, INT8OID, sizeof(int64),
-													FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+		values[1] = own_ids(ids, nids);
 		state->scheduled += own_execute(&insert_retries, values, NULL, 0);
 	}
 	MemoryContextSwitchTo(old);
@@ -280,32 +279,78 @@ take_event(TupleTableSlot *slot, int64 id, void *arg)
 	return false;
 }
 
+/* a handler or a consumer, as event_delivery_status() sees it */
+typedef struct Receiver
+{
+	const char *kind;
+	const char *name;
+	Oid			owner;
+	const EventPattern *pattern;
+	const EventPosition *position;
+	const EventSnapshot *start;
+	bool		dormant;
+	bool		paused;
+	bool		holds_event;	/* a consumer has it in its open batch */
+	OwnStatement *select_retry; /* (name, event id): state, attempts, next attempt,
+								 * last error */
+} Receiver;
+
 /*
  * What became of an event that is on no list of retries.
  */
 static const char *
-delivery_status(const Handler *handler, const EventOfInterest *event)
+delivery_status(const Receiver *receiver, const EventOfInterest *event)
 {
-	if (handler->dormant)
+	if (receiver->dormant)
 		return "dormant";
-	if (!match_name(&handler->pattern, event->name) ||
-		!match_filter_or_error(&handler->pattern, event->tuple, event->desc))
+	if (receiver->holds_event)
+		return "pending";
+	if (!match_name(receiver->pattern, event->name) ||
+		!match_filter_or_error(receiver->pattern, event->tuple, event->desc))
 		return "not matched";
-	if (event_snapshot_sees(handler->start, event->txid))
+	if (event_snapshot_sees(receiver->start, event->txid))
 		return "before start";
-	if (event_position_passed(&handler->position, event->txid, event->id))
+	if (event_position_passed(receiver->position, event->txid, event->id))
 		return "delivered";
-	return handler->paused ? "paused" : "pending";
+	return receiver->paused ? "paused" : "pending";
 }
 
 #define STATUS_COLUMNS 6
 
 /*
- * Add the row of one handler.  False where there is nothing to tell: the event
- * is gone, and is on no list.
+ * Add the row of one handler or consumer.  False where there is nothing to tell:
+ * the caller may not see it, or the event is gone, and is on no list.
  */
 static bool
-put_status(const Handler *handler, const EventOfInterest *event, ReturnSetInfo *rsinfo)
+put_status(const Receiver *receiver, const EventOfInterest *event, ReturnSetInfo *rsinfo)
+{
+	Datum		keys[2] = {CStringGetTextDatum(receiver->name), Int64GetDatum(event->id)};
+	Datum		values[STATUS_COLUMNS] = {0};
+	bool		nulls[STATUS_COLUMNS] = {false, false, false, true, true, true};
+
+	if (!handler_owner_is_visible(receiver->owner))
+		return false;
+	values[0] = keys[0];
+	values[1] = CStringGetTextDatum(receiver->kind);
+	if (own_execute(receiver->select_retry, keys, NULL, 1) == 1)
+	{
+		values[2] = CStringGetTextDatum(own_text(0, 1));
+		for (int i = 3; i < STATUS_COLUMNS; i++)
+			values[i] = own_value(0, i - 1, &nulls[i]);
+	}
+	else if (event->tuple != NULL)
+		values[2] = CStringGetTextDatum(delivery_status(receiver, event));
+	else
+		return false;
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	return true;
+}
+
+/*
+ * Add the rows of the handlers.  True if there is any.
+ */
+static bool
+put_handlers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
 {
 	static OwnStatement select_retry = {
 		.sql = "SELECT t.state, t.attempts, t.next_attempt_at, t.last_error FROM @s._event_retries AS t "
@@ -314,24 +359,67 @@ put_status(const Handler *handler, const EventOfInterest *event, ReturnSetInfo *
 		.nargs = 2,
 		.argtypes = {TEXTOID, INT8OID},
 	};
-	Datum		keys[2] = {CStringGetTextDatum(handler->name), Int64GetDatum(event->id)};
-	Datum		values[STATUS_COLUMNS] = {0};
-	bool		nulls[STATUS_COLUMNS] = {false, false, false, true, true, true};
+	ListCell   *lc;
+	List	   *handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
+	bool		found = false;
 
-	values[0] = keys[0];
-	values[1] = CStringGetTextDatum("handler");
-	if (own_execute(&select_retry, keys, NULL, 1) == 1)
+	foreach(lc, handlers)
 	{
-		values[2] = CStringGetTextDatum(own_text(0, 1));
-		for (int i = 3; i < STATUS_COLUMNS; i++)
-			values[i] = own_value(0, i - 1, &nulls[i]);
+		Handler    *handler = lfirst(lc);
+		Receiver	receiver = {
+			.kind = "handler",
+			.name = handler->name,
+			.owner = handler->owner,
+			.pattern = &handler->pattern,
+			.position = &handler->position,
+			.start = handler->start,
+			.dormant = handler->dormant,
+			.paused = handler->paused,
+			.select_retry = &select_retry,
+		};
+
+		found = put_status(&receiver, event, rsinfo) || found;
 	}
-	else if (event->tuple != NULL)
-		values[2] = CStringGetTextDatum(delivery_status(handler, event));
-	else
-		return false;
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	return true;
+	return found;
+}
+
+/*
+ * The same for consumers.  What was handed back and is in the open batch again
+ * is not waiting any more, but its attempts count.
+ */
+static bool
+put_consumers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
+{
+	static OwnStatement select_retry = {
+		.sql = "SELECT CASE WHEN t.next_attempt_at IS NULL THEN 'pending' ELSE 'waiting' END, "
+		"t.attempts, t.next_attempt_at, NULL::pg_catalog.text FROM @s._event_consumer_retries AS t "
+		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2",
+		.target = OWN_NONE,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT8OID},
+	};
+	ListCell   *lc;
+	List	   *consumers = consumer_load_all();
+	bool		found = false;
+
+	foreach(lc, consumers)
+	{
+		Consumer   *consumer = lfirst(lc);
+		Receiver	receiver = {
+			.kind = "consumer",
+			.name = consumer->name,
+			.owner = consumer->owner,
+			.pattern = &consumer->pattern,
+			.position = &consumer->position,
+			.start = consumer->start,
+			.dormant = consumer->dormant,
+			.holds_event = consumer_batch_index(consumer, event->id) >= 0,
+			.select_retry = &select_retry,
+		};
+
+		found = put_status(&receiver, event, rsinfo) || found;
+	}
+	return found;
 }
 
 /*
@@ -356,8 +444,8 @@ read_event(EventOfInterest *event, Relation log)
  *		status text, attempts integer, next_attempt_at timestamptz, last_error
  *		text)
  *
- * A row for each handler that the caller may see.  Row security is not asked
- * on behalf of the handlers' owners.  Errors: event_id null; no such event; no
+ * A row for each handler and each consumer that the caller may see.  Row
+ * security is not asked on behalf of their owners.  Errors: event_id null; no such event; no
  * right to read the log.
  */
 Datum
@@ -366,8 +454,6 @@ pne_event_delivery_status(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	EventOfInterest event = {0};
 	Relation	log;
-	ListCell   *lc;
-	List	   *handlers;
 	bool		found;
 
 	require_argument(fcinfo, 0, "event_id");
@@ -379,14 +465,12 @@ pne_event_delivery_status(PG_FUNCTION_ARGS)
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	found = read_event(&event, log);
-	handlers = found ? handler_load(NULL, InvalidOid, CurrentMemoryContext) : NIL;
-	found = (found && event.tuple != NULL);
-	foreach(lc, handlers)
+	if (found)
 	{
-		Handler    *handler = lfirst(lc);
+		bool		by_handlers = put_handlers(&event, rsinfo);
+		bool		by_consumers = put_consumers(&event, rsinfo);
 
-		if (handler_owner_is_visible(handler->owner) && put_status(handler, &event, rsinfo))
-			found = true;
+		found = event.tuple != NULL || by_handlers || by_consumers;
 	}
 	if (!found)
 		ereport(ERROR,

@@ -106,6 +106,16 @@ doorbell_ring_launcher(void)
 }
 
 /*
+ * Wake those who wait for events of a consumer, if the database has a slot.
+ */
+void
+doorbell_ring_waiters(DatabaseSlot *slot)
+{
+	if (slot != NULL)
+		ConditionVariableBroadcast(&slot->news);
+}
+
+/*
  * Carry the wishes out.  After a commit nothing here may throw.
  */
 static void
@@ -133,6 +143,8 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			}
 			if (what & (RING_EVENTS | RING_DEFINITIONS | RING_DROPPED))
 				doorbell_ring_database(MyDatabaseId);
+			if (what & RING_CONSUMERS)
+				doorbell_ring_waiters(shared_find_database(MyDatabaseId));
 			if (what & (RING_EXTENSION | RING_LAUNCHER))
 				doorbell_ring_launcher();
 			break;
@@ -146,6 +158,11 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			break;
 
 		case XACT_EVENT_ABORT:
+			wishes = 0;
+			if (what & RING_CONSUMERS)
+				doorbell_ring_waiters(shared_find_database(MyDatabaseId));
+			break;
+
 		case XACT_EVENT_PREPARE:
 			wishes = 0;
 			break;
@@ -156,7 +173,8 @@ doorbell_xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * Have something rung if and when the current transaction commits.
+ * Have something rung if and when the current transaction commits;
+ * RING_CONSUMERS also when it aborts.
  */
 void
 doorbell_at_commit(int what)

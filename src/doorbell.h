@@ -17,6 +17,8 @@
 #define RING_LAUNCHER		0x08	/* launcher: look at pg_database again */
 #define RING_DROPPED		0x10	/* the same as RING_DEFINITIONS: the extension
 									 * was dropped here */
+#define RING_CONSUMERS		0x20	/* who waits for events of a consumer; at an
+									 * abort, too, which frees what it held */
 
 extern void doorbell_init(Bell *bell);
 extern void doorbell_at_commit(int what);
@@ -24,6 +26,7 @@ extern void doorbell_ring(Bell *bell);
 extern void doorbell_ring_database(Oid dboid);
 extern void doorbell_ring_executors(DatabaseSlot *slot);
 extern void doorbell_ring_launcher(void);
+extern void doorbell_ring_waiters(DatabaseSlot *slot);
 extern void doorbell_attach(Bell *bell);
 extern void doorbell_detach(Bell *bell);
 extern bool doorbell_answer(Bell *bell);

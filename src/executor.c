@@ -606,7 +606,8 @@ take_chunk(HandlerRun *run, Relation log, Snapshot snapshot)
 	/* others are elsewhere in it: from here on each goes at its own pace */
 	if (run->window->references > 1 && run->window->chunk_length > 0)
 		run->window = window_split(run->window, windows_context);
-	window_load_chunk(run->window, log, snapshot, run->next, run->definition->batch_size);
+	window_load_chunk(run->window, log, snapshot, run->next,
+					  Max(run->definition->batch_size, WINDOW_CHUNK_EVENTS));
 	match_row_security(log, run->window->chunk, run->window->chunk_length);
 }
 

@@ -187,7 +187,8 @@ handler_wait_for_batch(const char *name)
 }
 
 /*
- * Whether the current role may look at what belongs to an owner of handlers.
+ * Whether the current role may look at what belongs to an owner of handlers or
+ * consumers.
  */
 bool
 handler_owner_is_visible(Oid owner)

@@ -11,7 +11,8 @@
  * What it does, whenever it is woken:
  *	- reads the notification queue, counts, and has the executors look;
  *	- follows the log with a snapshot cursor of its own, counts the events that
- *	  have become visible, and announces those that are left to it (relay.c);
+ *	  have become visible, announces those that are left to it (relay.c), and
+ *	  wakes who waits for some (consumers);
  *	- asks for an executor for each owner that has work and none: events in the
  *	  log behind the stored position of a handler, or a retry that is due.
  * When nobody rings it looks at the log once per naptime, and once a second it
@@ -616,7 +617,10 @@ follow_log(void)
 	 * be an event that nobody rang for, nobody else would.
 	 */
 	if (found)
+	{
 		doorbell_ring_executors(my_slot);
+		doorbell_ring_waiters(my_slot);
+	}
 }
 
 /*

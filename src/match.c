@@ -16,7 +16,6 @@
 #include "catalog/pg_type.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
@@ -246,7 +245,7 @@ compare_ids(const void *a, const void *b)
 void
 match_row_security(Relation log, Event *events, int nevents)
 {
-	Datum	   *ids;
+	int64	   *ids;
 	Oid			argtype = INT8ARRAYOID;
 	Datum		value;
 	int64	   *seen;
@@ -255,11 +254,10 @@ match_row_security(Relation log, Event *events, int nevents)
 	if (check_enable_rls(RelationGetRelid(log), InvalidOid, true) != RLS_ENABLED)
 		return;
 
-	ids = palloc(sizeof(Datum) * nevents);
+	ids = palloc(sizeof(int64) * nevents);
 	for (int i = 0; i < nevents; i++)
-		ids[i] = Int64GetDatum(events[i].id);
-	value = PointerGetDatum(construct_array(ids, nevents, INT8OID, sizeof(int64),
-											FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+		ids[i] = events[i].id;
+	value = own_ids(ids, nevents);
 	if (SPI_execute_with_args(psprintf("SELECT e.id FROM %s AS e WHERE e.id OPERATOR(pg_catalog.=) ANY ($1)",
 									   quote_qualified_identifier(catalog_lookup(false)->schema_name,
 																  RelationGetRelationName(log))),

@@ -204,6 +204,62 @@ COMMENT ON COLUMN _event_retries.attempt_began_at IS
 COMMENT ON COLUMN _event_retries.in_outage IS
 	'the last attempt is not counted yet: it is once the handler succeeds with any event';
 
+----------------------------------------------------------------------------
+-- Consumers: tables
+----------------------------------------------------------------------------
+
+CREATE TABLE _event_consumers (
+	name			text PRIMARY KEY,
+	owner			oid NOT NULL,
+	owner_name		name NOT NULL,
+	event_name		text NOT NULL,
+	filter			jsonpath,
+	incarnation		uuid NOT NULL,
+	database		oid NOT NULL,
+	created_at		timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	altered_at		timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE _event_consumers IS
+	'internal: consumer definitions; look at the view event_consumers';
+
+-- One row per consumer, updated by each fetch and each acknowledgement.
+CREATE TABLE _event_consumer_progress (
+	consumer				text PRIMARY KEY,
+	cursor					pg_snapshot NOT NULL,
+	"window"				pg_snapshot,
+	last_id					bigint,
+	start					pg_snapshot NOT NULL,
+	batch					bigint[] NOT NULL DEFAULT '{}',
+	leased_until			timestamptz,
+	fetched					bigint NOT NULL DEFAULT 0,
+	acknowledged			bigint NOT NULL DEFAULT 0,
+	retried					bigint NOT NULL DEFAULT 0,
+	last_event_id			bigint,
+	last_fetched_at			timestamptz,
+	last_acknowledged_at	timestamptz
+) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 200);
+COMMENT ON TABLE _event_consumer_progress IS
+	'internal: what each consumer was given: every event visible in cursor, and those visible in window up to last_id';
+COMMENT ON COLUMN _event_consumer_progress.batch IS
+	'the open batch: ids that were fetched and not acknowledged, ascending; the position has passed them';
+
+CREATE TABLE _event_consumer_retries (
+	consumer		text NOT NULL,
+	event_id		bigint NOT NULL,
+	attempts		integer NOT NULL,
+	next_attempt_at timestamptz,
+	PRIMARY KEY (consumer, event_id)
+);
+CREATE INDEX _event_consumer_retries_due_idx ON _event_consumer_retries (consumer, next_attempt_at);
+COMMENT ON TABLE _event_consumer_retries IS
+	'internal: events that consumers have handed back';
+COMMENT ON COLUMN _event_consumer_retries.next_attempt_at IS
+	'null while the event is in the open batch again';
+
+----------------------------------------------------------------------------
+-- Own tables: only the extension's functions change them, and dumps have them
+----------------------------------------------------------------------------
+
 CREATE FUNCTION _guard() RETURNS trigger
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_guard';
@@ -253,12 +309,36 @@ CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_retries
 ALTER TABLE _event_retries ENABLE ALWAYS TRIGGER guard_rows;
 ALTER TABLE _event_retries ENABLE ALWAYS TRIGGER guard_truncate;
 
+CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_consumers
+	FOR EACH ROW EXECUTE FUNCTION _guard();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_consumers
+	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
+ALTER TABLE _event_consumers ENABLE ALWAYS TRIGGER guard_rows;
+ALTER TABLE _event_consumers ENABLE ALWAYS TRIGGER guard_truncate;
+
+CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_consumer_progress
+	FOR EACH ROW EXECUTE FUNCTION _guard();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_consumer_progress
+	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
+ALTER TABLE _event_consumer_progress ENABLE ALWAYS TRIGGER guard_rows;
+ALTER TABLE _event_consumer_progress ENABLE ALWAYS TRIGGER guard_truncate;
+
+CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_consumer_retries
+	FOR EACH ROW EXECUTE FUNCTION _guard();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_consumer_retries
+	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
+ALTER TABLE _event_consumer_retries ENABLE ALWAYS TRIGGER guard_rows;
+ALTER TABLE _event_consumer_retries ENABLE ALWAYS TRIGGER guard_truncate;
+
 SELECT pg_catalog.pg_extension_config_dump('notification_events', '');
 SELECT pg_catalog.pg_extension_config_dump('notification_events_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('_event_handlers', '');
 SELECT pg_catalog.pg_extension_config_dump('_event_handler_progress', '');
 SELECT pg_catalog.pg_extension_config_dump('_event_handler_failures', '');
 SELECT pg_catalog.pg_extension_config_dump('_event_retries', '');
+SELECT pg_catalog.pg_extension_config_dump('_event_consumers', '');
+SELECT pg_catalog.pg_extension_config_dump('_event_consumer_progress', '');
+SELECT pg_catalog.pg_extension_config_dump('_event_consumer_retries', '');
 
 ----------------------------------------------------------------------------
 -- Handlers: functions
@@ -358,7 +438,7 @@ CREATE FUNCTION event_delivery_status(
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_event_delivery_status';
 COMMENT ON FUNCTION event_delivery_status(bigint) IS
-	'what became of an event, one row for each handler that one may see';
+	'what became of an event, one row for each handler and consumer that one may see';
 
 CREATE PROCEDURE wait_for_event_handlers(timeout interval DEFAULT '10 s')
 	LANGUAGE C
@@ -370,8 +450,57 @@ CREATE FUNCTION activate_events() RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_activate_events';
 COMMENT ON FUNCTION activate_events() IS
-	'wakes the dormant handlers of a copied database, superusers only; returns how many';
+	'wakes the dormant handlers and consumers of a copied database, superusers only; returns how many';
 REVOKE ALL ON FUNCTION activate_events() FROM PUBLIC;
+
+----------------------------------------------------------------------------
+-- Consumers: functions
+----------------------------------------------------------------------------
+
+CREATE FUNCTION create_event_consumer(
+	name text,
+	event_name text DEFAULT '*',
+	filter jsonpath DEFAULT NULL,
+	start_from text DEFAULT 'now',
+	owner text DEFAULT NULL,
+	or_replace boolean DEFAULT false
+) RETURNS void
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_create_event_consumer';
+COMMENT ON FUNCTION create_event_consumer(text, text, jsonpath, text, text, boolean) IS
+	'lets clients fetch each event whose name and data match, as the owner or a member of it';
+REVOKE ALL ON FUNCTION create_event_consumer(text, text, jsonpath, text, text, boolean) FROM PUBLIC;
+
+CREATE FUNCTION drop_event_consumer(name text) RETURNS void
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_drop_event_consumer';
+COMMENT ON FUNCTION drop_event_consumer(text) IS
+	'drops a consumer, its open batch, and what it has handed back';
+
+CREATE FUNCTION fetch_events(consumer text, max_events integer DEFAULT 100, lease interval DEFAULT NULL)
+	RETURNS SETOF notification_events
+	LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100
+	AS 'MODULE_PATHNAME', 'pne_fetch_events';
+COMMENT ON FUNCTION fetch_events(text, integer, interval) IS
+	'the next batch of events for a consumer; the same batch again until it is acknowledged';
+
+CREATE FUNCTION ack_events(consumer text, up_to_id bigint DEFAULT NULL) RETURNS bigint
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_ack_events';
+COMMENT ON FUNCTION ack_events(text, bigint) IS
+	'acknowledges the open batch of a consumer, or its events up to one of them; returns how many';
+
+CREATE FUNCTION retry_event(consumer text, event_id bigint, delay interval DEFAULT '0') RETURNS void
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_retry_event';
+COMMENT ON FUNCTION retry_event(text, bigint, interval) IS
+	'hands one event of a consumer''s open batch back, to be fetched again after a while';
+
+CREATE PROCEDURE wait_for_events(consumer text, timeout interval DEFAULT '10 s')
+	LANGUAGE C
+	AS 'MODULE_PATHNAME', 'pne_wait_for_events';
+COMMENT ON PROCEDURE wait_for_events(text, interval) IS
+	'returns when a consumer has events that could be fetched, or at the timeout';
 
 ----------------------------------------------------------------------------
 -- Look
@@ -477,6 +606,56 @@ CREATE VIEW event_handler_stats WITH (security_barrier) AS
 COMMENT ON VIEW event_handler_stats IS
 	'what each handler did and what waits for it; times in milliseconds';
 
+CREATE VIEW event_consumers WITH (security_barrier) AS
+	SELECT c.name,
+		   COALESCE(r.rolname, c.owner_name) AS owner,
+		   c.event_name,
+		   c.filter,
+		   c.created_at,
+		   c.altered_at
+	FROM _event_consumers c
+	LEFT JOIN pg_catalog.pg_roles r ON r.oid = c.owner
+	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
+	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+COMMENT ON VIEW event_consumers IS
+	'consumer definitions: those of the roles one is a member of, all for pg_monitor';
+
+CREATE FUNCTION _consumer_figures(
+	IN consumer text,
+	OUT state text,
+	OUT pending bigint,
+	OUT oldest_pending_at timestamptz
+)
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_consumer_figures';
+COMMENT ON FUNCTION _consumer_figures(text) IS
+	'internal: the figures of one consumer that no table holds';
+
+CREATE VIEW event_consumer_stats WITH (security_barrier) AS
+	SELECT c.name AS consumer,
+		   COALESCE(r.rolname, c.owner_name) AS owner,
+		   f.state,
+		   p.fetched,
+		   p.acknowledged,
+		   p.retried,
+		   (SELECT pg_catalog.count(*) FROM _event_consumer_retries t
+			WHERE t.consumer = c.name AND t.next_attempt_at IS NOT NULL) AS waiting,
+		   pg_catalog.cardinality(p.batch) AS batch,
+		   CASE WHEN f.state = 'leased' THEN p.leased_until END AS leased_until,
+		   f.pending,
+		   f.oldest_pending_at,
+		   p.last_event_id,
+		   p.last_fetched_at,
+		   p.last_acknowledged_at
+	FROM _event_consumers c
+	JOIN _event_consumer_progress p ON p.consumer = c.name
+	LEFT JOIN pg_catalog.pg_roles r ON r.oid = c.owner
+	CROSS JOIN LATERAL _consumer_figures(c.name) f
+	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
+	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+COMMENT ON VIEW event_consumer_stats IS
+	'what each consumer was given and what waits for it';
+
 CREATE FUNCTION _worker_figures(
 	OUT database name,
 	OUT kind text,
@@ -530,7 +709,8 @@ COMMENT ON FUNCTION reset_event_stats() IS
 	'sets the figures in shared memory (event_stats, and times and latencies of event_handler_stats) of this database to zero';
 REVOKE ALL ON FUNCTION reset_event_stats() FROM PUBLIC;
 
-GRANT SELECT ON event_handlers, event_retries, event_handler_stats, event_worker_stats, event_stats TO PUBLIC;
+GRANT SELECT ON event_handlers, event_retries, event_handler_stats, event_consumers, event_consumer_stats,
+	event_worker_stats, event_stats TO PUBLIC;
 
 ----------------------------------------------------------------------------
 -- Installed: draw the incarnation, start the workers at commit

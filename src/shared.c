@@ -95,6 +95,7 @@ shared_startup(void)
 			pg_atomic_init_u32(&slot->definitions, 0);
 			pg_atomic_init_u32(&slot->persist_requests, 0);
 			ConditionVariableInit(&slot->progress);
+			ConditionVariableInit(&slot->news);
 			pg_atomic_init_u32(&slot->bells_used, 0);
 			for (int j = 0; j < DATABASE_BELLS; j++)
 				doorbell_init(&slot->bells[j]);

@@ -106,6 +106,8 @@ typedef struct DatabaseSlot
 	pg_atomic_uint32 persist_requests;
 	/* signalled when a handler's progress was committed */
 	ConditionVariable progress;
+	/* signalled when consumers may have got something to fetch */
+	ConditionVariable news;
 	pg_atomic_uint32 bells_used;	/* bells beyond are unused; written under
 									 * the lock */
 	Bell		bells[DATABASE_BELLS];

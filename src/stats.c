@@ -40,6 +40,7 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "consumer.h"
 #include "shared.h"
 #include "stats.h"
 
@@ -114,6 +115,7 @@ static HTAB *noted_entries = NULL;
 static List *handlers_to_forget = NIL;
 
 PG_FUNCTION_INFO_V1(pne_handler_figures);
+PG_FUNCTION_INFO_V1(pne_consumer_figures);
 PG_FUNCTION_INFO_V1(pne_worker_figures);
 PG_FUNCTION_INFO_V1(pne_event_figures);
 PG_FUNCTION_INFO_V1(pne_reset_event_stats);
@@ -572,7 +574,7 @@ percentile(const HandlerEntry *entry, double share, bool *isnull)
 
 typedef struct PendingState
 {
-	const Handler *handler;
+	const EventPattern *pattern;
 	int64		count;
 	TimestampTz oldest;
 } PendingState;
@@ -585,7 +587,7 @@ count_pending(TupleTableSlot *slot, int64 id, void *arg)
 	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
 	Datum		created_at;
 
-	if (match_name(&state->handler->pattern, name))
+	if (match_name(state->pattern, name))
 	{
 		state->count++;
 		created_at = slot_getattr(slot, Anum_event_created_at, &isnull);
@@ -594,6 +596,29 @@ count_pending(TupleTableSlot *slot, int64 id, void *arg)
 	}
 	pfree(name);
 	return state->count < MAX_COUNTED_PENDING;
+}
+
+/*
+ * What is pending behind a position, as two columns: how many events of fitting
+ * names, and since when the oldest of them is there.
+ */
+static void
+put_pending(const EventPattern *pattern, const EventPosition *position, Datum *values, bool *nulls)
+{
+	PendingState pending = {pattern, 0, DT_NOEND};
+	Snapshot	snapshot = GetActiveSnapshot();
+	Relation	log;
+
+	/* snapshots of a standby know of no cursor */
+	if (RecoveryInProgress())
+		return;
+	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	window_scan(log, position, snapshot, event_snapshot_build(snapshot), count_pending, &pending);
+	table_close(log, AccessShareLock);
+	values[0] = Int64GetDatum(pending.count);
+	nulls[0] = false;
+	values[1] = TimestampTzGetDatum(pending.oldest);
+	nulls[1] = (pending.oldest == DT_NOEND);
 }
 
 /*
@@ -634,6 +659,18 @@ handler_state(const Handler *handler, char **reason)
 }
 
 /*
+ * A row as a function's result; it must outlive SPI's memory.
+ */
+static Datum
+finish_with_row(TupleDesc desc, Datum *values, bool *nulls)
+{
+	Datum		result = PointerGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));
+
+	SPI_finish();
+	return result;
+}
+
+/*
  * _handler_figures(handler) returns one row, all null for a handler that the
  * caller may not see.
  */
@@ -659,7 +696,6 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 
 		if (handler_owner_is_visible(handler->owner))
 		{
-			PendingState pending = {handler, 0, DT_NOEND};
 			HandlerEntry *entry = NULL;
 			HandlerEntry copy;
 			char	   *reason;
@@ -672,20 +708,7 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 				nulls[1] = false;
 			}
 
-			/* snapshots of a standby know of no cursor */
-			if (!RecoveryInProgress())
-			{
-				Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
-				Snapshot	snapshot = GetActiveSnapshot();
-
-				window_scan(log, &handler->position, snapshot, event_snapshot_build(snapshot),
-							count_pending, &pending);
-				table_close(log, AccessShareLock);
-				values[2] = Int64GetDatum(pending.count);
-				nulls[2] = false;
-				values[3] = TimestampTzGetDatum(pending.oldest);
-				nulls[3] = (pending.oldest == DT_NOEND);
-			}
+			put_pending(&handler->pattern, &handler->position, &values[2], &nulls[2]);
 
 			if (stats_lock != NULL)
 			{
@@ -712,14 +735,46 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 			values[11] = percentile(&copy, 0.99, &nulls[11]);
 		}
 	}
-	/* the row must outlive SPI's memory */
-	{
-		HeapTuple	tuple = heap_form_tuple(desc, values, nulls);
-		Datum		result = PointerGetDatum(SPI_returntuple(tuple, desc));
+	PG_RETURN_DATUM(finish_with_row(desc, values, nulls));
+}
 
-		SPI_finish();
-		PG_RETURN_DATUM(result);
+static const char *
+consumer_state(const Consumer *consumer)
+{
+	if (consumer->dormant)
+		return "dormant";
+	if (consumer_is_leased(consumer))
+		return "leased";
+	return consumer->nbatch > 0 ? "fetched" : "ready";
+}
+
+/*
+ * _consumer_figures(consumer) returns one row, all null for a consumer that the
+ * caller may not see.
+ */
+Datum
+pne_consumer_figures(PG_FUNCTION_ARGS)
+{
+#define CONSUMER_FIGURES 3
+	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	Datum		values[CONSUMER_FIGURES] = {0};
+	bool		nulls[CONSUMER_FIGURES];
+	TupleDesc	desc;
+	Consumer   *consumer;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	memset(nulls, true, sizeof(nulls));
+
+	SPI_connect();
+	consumer = consumer_find(name);
+	if (consumer != NULL && handler_owner_is_visible(consumer->owner))
+	{
+		values[0] = CStringGetTextDatum(consumer_state(consumer));
+		nulls[0] = false;
+		put_pending(&consumer->pattern, &consumer->position, &values[1], &nulls[1]);
 	}
+	PG_RETURN_DATUM(finish_with_row(desc, values, nulls));
 }
 
 static const char *

@@ -2,13 +2,19 @@
  *
  * wait.c
  *		CALL wait_for_event_handlers(): until everything committed before is
- *		handled.
+ *		handled.  CALL wait_for_events(): until a consumer has events to fetch.
  *
- * It takes a snapshot and waits until the stored position of each handler that
+ * Neither holds a snapshot or a lock while it sleeps.
+ *
+ * wait_for_event_handlers() takes a snapshot and waits until the stored position of each handler that
  * runs has passed every event which that snapshot sees.  Positions that passed
  * only events of others are stored lazily; so executors are asked to store what
- * they have, and signal after each commit of progress.  While it sleeps it
- * holds no snapshot and no lock.
+ * they have, and signal after each commit of progress.
+ *
+ * wait_for_events() looks for events as fetch_events() does, each time from
+ * where it has come to before.  It is signalled when the listener finds events
+ * in the log, and when a transaction ends that had a consumer; for all else it
+ * knows until when to sleep.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,12 +36,14 @@
 #include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
+#include "consumer.h"
 #include "doorbell.h"
 #include "executor.h"
 #include "handler.h"
 #include "shared.h"
 
 PG_FUNCTION_INFO_V1(pne_wait_for_event_handlers);
+PG_FUNCTION_INFO_V1(pne_wait_for_events);
 
 /*
  * Ask again at least this often, in ms: a worker that was not there to be rung
@@ -139,47 +147,44 @@ executors_have_counted(uint32 request)
 }
 
 /*
- * Refuse where waiting could not work.
+ * Refuse where waiting could not work.  function is who waits, with its
+ * parentheses, for what; the hints say why not in a handler, and in a
+ * transaction block.
  */
 static void
-check_context(FunctionCallInfo fcinfo)
+check_context(FunctionCallInfo fcinfo, const char *function, const char *what, const char *in_handler,
+			  const char *in_block)
 {
 	CallContext *call = castNode(CallContext, fcinfo->context);
 
 	if (executor_is_me())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a handler cannot wait for event handlers"),
-				 errhint("It would wait for itself.")));
+				 errmsg("a handler cannot wait for %s", what),
+				 errhint("%s", in_handler)));
 	if (call->atomic || IsTransactionBlock())
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("wait_for_event_handlers() cannot run inside a transaction block"),
-				 errhint("Events are handled when they are committed: COMMIT first, then CALL it on its own.")));
-	if (IsolationUsesXactSnapshot())
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("wait_for_event_handlers() cannot see progress in isolation level %s",
-						XactIsoLevel == XACT_SERIALIZABLE ? "SERIALIZABLE" : "REPEATABLE READ"),
-				 errhint("Use READ COMMITTED.")));
-	shared_require_preload("wait_for_event_handlers()");
+				 errmsg("%s cannot run inside a transaction block", function),
+				 errhint("%s", in_block)));
+	require_read_committed(function, "progress");
+	shared_require_preload(function);
 }
 
 /*
- * Sleep until progress is signalled, at most timeout ms.
+ * Sleep until the condition variable, if there is one, is signalled, at most
+ * timeout ms.  Returns whether it was.
  */
-static void
-sleep_for_progress(DatabaseSlot *slot, long timeout)
+static bool
+sleep_for(ConditionVariable *cv, long timeout)
 {
 	uint32		wait_event = pne_wait_event("PgNotifyEventsWait");
 
-	if (slot != NULL)
-		(void) ConditionVariableTimedSleep(&slot->progress, timeout, wait_event);
-	else
-	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout, wait_event);
-		ResetLatch(MyLatch);
-	}
+	if (cv != NULL)
+		return !ConditionVariableTimedSleep(cv, timeout, wait_event);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout, wait_event);
+	ResetLatch(MyLatch);
+	return false;
 }
 
 /*
@@ -203,7 +208,8 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 	TimestampTz done_at = 0;
 	TimestampTz asked_at = 0;
 
-	check_context(fcinfo);
+	check_context(fcinfo, "wait_for_event_handlers()", "event handlers", "It would wait for itself.",
+				  "Events are handled when they are committed: COMMIT first, then CALL it on its own.");
 	timeout = timeout_argument(fcinfo, 0);
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 
@@ -244,7 +250,7 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 							   TimestampDifferenceExceeds(done_at, now, COUNT_GRACE_MS))))
 			break;
 
-		sleep_for_progress(slot, Min(MAX_WAIT_MS, TimestampDifferenceMilliseconds(now, deadline)));
+		(void) sleep_for(slot ? &slot->progress : NULL, Min(MAX_WAIT_MS, TimestampDifferenceMilliseconds(now, deadline)));
 		if (names != NULL)
 			pfree(names);
 	}
@@ -254,6 +260,59 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("timeout while waiting for event handlers: %s", names),
 				 errhint("Look at event_handler_stats and event_worker_stats.")));
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/*
+ * wait_for_events(consumer text, timeout interval)
+ *
+ * Returns when events could be fetched, or at the timeout.  Errors: bad
+ * arguments; no such consumer; not the owner or a member of it; the owner may
+ * not read the log; a dormant consumer; a transaction block; REPEATABLE READ;
+ * inside a handler; a standby; not preloaded.
+ */
+Datum
+pne_wait_for_events(PG_FUNCTION_ARGS)
+{
+	char	   *name = name_argument(fcinfo, 0, "consumer", "event consumer");
+	int64		timeout = timeout_argument(fcinfo, 1);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
+	ConsumerMemory memory = {.context = CurrentMemoryContext};
+	MemoryContext look_context;
+
+	check_context(fcinfo, "wait_for_events()", "events", "It would keep its executor from all other work.",
+				  "It holds no transaction while it waits: COMMIT first, then CALL it on its own.");
+	PreventCommandDuringRecovery("wait_for_events()");
+
+	look_context = AllocSetContextCreate(CurrentMemoryContext, "look for events", ALLOCSET_DEFAULT_SIZES);
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	for (;;)
+	{
+		DatabaseSlot *slot = shared_find_database(MyDatabaseId);
+		TimestampTz look_again;
+		TimestampTz now;
+		bool		ready;
+
+		CHECK_FOR_INTERRUPTS();
+
+		/* before looking, or the signal could come in between */
+		if (slot != NULL)
+			ConditionVariablePrepareToSleep(&slot->news);
+		MemoryContextReset(look_context);
+		MemoryContextSwitchTo(look_context);
+		ready = consumer_is_ready(name, &memory, &look_again);
+		SPI_commit();
+
+		now = GetCurrentTimestamp();
+		if (ready || now >= deadline)
+			break;
+		look_again = Min(Min(look_again, deadline), TimestampTzPlusMilliseconds(now, MAX_WAIT_MS));
+		if (look_again > now &&
+			sleep_for(slot ? &slot->news : NULL, TimestampDifferenceMilliseconds(now, look_again)))
+			memory.lock_wait = 0;	/* whoever had it may be just letting go */
+	}
+	ConditionVariableCancelSleep();
 	SPI_finish();
 	PG_RETURN_VOID();
 }

@@ -58,8 +58,8 @@
 #include "settings.h"
 #include "window.h"
 
-/* events in memory at once, if no batch is larger */
-#define CHUNK_EVENTS 1000
+/* rows that window_read_on() looks at, at most */
+#define READ_ON_ROWS 10000
 
 /* first room for the ids of a window */
 #define INITIAL_IDS 128
@@ -387,6 +387,7 @@ window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapsh
 	window->references = 1;
 	window->from = event_snapshot_copy(from);
 	window->upto = event_snapshot_copy(upto);
+	window->through = PG_INT64_MAX;
 	window->chunk_context = AllocSetContextCreate(context, "event window chunk", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(old);
 	return window;
@@ -429,6 +430,86 @@ window_read_wanted(Relation log, const EventPosition *position, Snapshot snapsho
 	window_scan(log, position, snapshot, upto, collect_id, &state);
 	qsort(window->ids, window->nids, sizeof(int64), compare_int64);
 	return window;
+}
+
+typedef struct ReadOnState
+{
+	Window	   *window;
+	int			limit;
+	int			looked_at;
+} ReadOnState;
+
+static bool
+read_on(TupleTableSlot *slot, int64 id, void *arg)
+{
+	ReadOnState *state = (ReadOnState *) arg;
+	Window	   *window = state->window;
+	uint64		xid = event_slot_txid(slot);
+
+	if (event_snapshot_sees(window->upto, xid) && !event_snapshot_sees(window->from, xid))
+		window->ids[window->nids++] = id;
+	if (window->nids < state->limit && ++state->looked_at < READ_ON_ROWS)
+		return true;
+	window->through = id;
+	return false;
+}
+
+/*
+ * Read on from a position inside a window: the next ids of that window, limit
+ * at most.
+ *
+ * For who keeps nothing in memory between two visits: window_read() would read
+ * the ids of a large window again each time, only to come to the next few.
+ * They are looked for by id from the position on, which is as good as it gets
+ * where a backlog is worked off.  Where they are far away (a late commit of low
+ * ids, before the ids of today) the search gives up, and what it returns ends
+ * at the id that it has come to (through).
+ */
+Window *
+window_read_on(Relation log, const EventPosition *position, Snapshot snapshot, int limit,
+			   MemoryContext parent)
+{
+	Window	   *window = window_create(parent, position->cursor, position->window);
+	ReadOnState state = {window, limit, 0};
+
+	window->ids = MemoryContextAlloc(window->context, limit * sizeof(int64));
+	if (position->last_id < PG_INT64_MAX)
+		window_scan_ids(log, snapshot, position->last_id + 1, PG_INT64_MAX, read_on, &state);
+	return window;
+}
+
+/*
+ * A window of events that somebody names by their ids, in ascending order.
+ */
+Window *
+window_from_ids(const int64 *ids, int nids, MemoryContext parent)
+{
+	EventSnapshot *nothing = event_snapshot_nothing();
+	Window	   *window = window_create(parent, nothing, nothing);
+
+	window->nids = nids;
+	window->ids = MemoryContextAlloc(window->context, nids * sizeof(int64));
+	memcpy(window->ids, ids, nids * sizeof(int64));
+	return window;
+}
+
+/*
+ * The position of who has come to index next, which is not the first one unless
+ * the window is empty.  It points into the window.
+ */
+EventPosition
+window_position(const Window *window, int64 next)
+{
+	EventPosition position = {window->upto, NULL, 0};
+
+	Assert(next > 0 || window->nids == 0);
+	if (next < window->nids || window->through != PG_INT64_MAX)
+	{
+		position.cursor = window->from;
+		position.window = window->upto;
+		position.last_id = (next < window->nids) ? window->ids[next - 1] : window->through;
+	}
+	return position;
 }
 
 /*
@@ -531,11 +612,11 @@ window_load_chunk(Window *window, Relation log, Snapshot snapshot, int64 start, 
 	Relation	index = index_open(catalog_lookup(false)->log_pkey, AccessShareLock);
 	IndexScanDesc scan = pne_index_beginscan(log, index, snapshot, 1);
 	TupleTableSlot *slot = table_slot_create(log, NULL);
-	int64		count = Min(window->nids - start, Max(limit, CHUNK_EVENTS));
+	int64		count = Min(window->nids - start, limit);
 	Size		bytes = 0;
 	MemoryContext old;
 
-	Assert(start < window->nids);
+	Assert(start < window->nids && limit > 0);
 
 	MemoryContextReset(window->chunk_context);
 	window->chunk_changes = catalog_log_changes();

@@ -59,12 +59,17 @@ typedef struct Window
 	EventSnapshot *upto;
 	int64		nids;
 	int64	   *ids;
+	int64		through;		/* no event of the window up to this id is missing
+								 * in ids; PG_INT64_MAX: none at all */
 	MemoryContext chunk_context;
 	uint64		chunk_changes;	/* catalog_log_changes() when it was loaded */
 	int64		chunk_start;	/* index of its first event in ids */
 	int			chunk_length;
 	Event	   *chunk;
 } Window;
+
+/* events in memory at once, if no batch is larger */
+#define WINDOW_CHUNK_EVENTS 1000
 
 /* called for each event of a scan; false ends it */
 typedef bool (*WindowCallback) (TupleTableSlot *slot, int64 id, void *arg);
@@ -88,7 +93,10 @@ extern Window *window_read(Relation log, const EventPosition *position, Snapshot
 extern Window *window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,
 								  const EventSnapshot *upto, MemoryContext parent,
 								  WindowCallback wanted, void *arg);
-extern void window_flush_wal(void);
+extern Window *window_read_on(Relation log, const EventPosition *position, Snapshot snapshot,
+							  int limit, MemoryContext parent);
+extern Window *window_from_ids(const int64 *ids, int nids, MemoryContext parent);
+extern EventPosition window_position(const Window *window, int64 next);
 extern void window_load_chunk(Window *window, Relation log, Snapshot snapshot, int64 start, int limit);
 extern Window *window_split(Window *window, MemoryContext parent);
 extern void window_release(Window *window);
@@ -96,5 +104,6 @@ extern void window_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 t
 							WindowCallback callback, void *arg);
 extern HeapTuple window_fetch_event(Relation log, Snapshot snapshot, int64 id);
 extern void event_from_tuple(Event *event, Relation log, HeapTuple tuple);
+extern void window_flush_wal(void);
 
 #endif							/* PNE_WINDOW_H */

@@ -37,7 +37,8 @@ SELECT set_eq($$
 	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
 	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
 	WHERE c.relkind = 'v'
-$$, ARRAY['event_handlers', 'event_retries', 'event_handler_stats', 'event_worker_stats', 'event_stats']);
+$$, ARRAY['event_handlers', 'event_retries', 'event_handler_stats', 'event_consumers', 'event_consumer_stats',
+	'event_worker_stats', 'event_stats']);
 
 SELECT is_empty($$
 	SELECT d.classid::regclass, d.objid
@@ -68,6 +69,16 @@ SELECT function_returns('discard_dead_events', ARRAY['text'], 'bigint');
 SELECT function_returns('replay_events', ARRAY['text', 'bigint', 'bigint'], 'bigint');
 SELECT function_returns('event_delivery_status', ARRAY['bigint'], 'setof record');
 SELECT is_procedure('wait_for_event_handlers', ARRAY['interval']);
+SELECT has_function('create_event_consumer', ARRAY['text', 'text', 'jsonpath', 'text', 'text', 'boolean']);
+SELECT has_function('drop_event_consumer', ARRAY['text']);
+SELECT function_returns('fetch_events', ARRAY['text', 'integer', 'interval'], 'setof notification_events');
+SELECT function_returns('ack_events', ARRAY['text', 'bigint'], 'bigint');
+SELECT function_returns('retry_event', ARRAY['text', 'bigint', 'interval'], 'void');
+SELECT is_procedure('wait_for_events', ARRAY['text', 'interval']);
+SELECT columns_are('event_consumers', ARRAY['name', 'owner', 'event_name', 'filter', 'created_at', 'altered_at']);
+SELECT columns_are('event_consumer_stats', ARRAY['consumer', 'owner', 'state', 'fetched', 'acknowledged', 'retried',
+	'waiting', 'batch', 'leased_until', 'pending', 'oldest_pending_at', 'last_event_id', 'last_fetched_at',
+	'last_acknowledged_at']);
 SELECT function_returns('activate_events', ARRAY[]::text[], 'bigint');
 SELECT has_function('reset_event_stats', ARRAY[]::text[]);
 
@@ -86,7 +97,8 @@ SELECT set_eq($$
 	WHERE p.proacl IS NULL
 $$, ARRAY['alter_event_handler', 'drop_event_handler', 'pause_event_handler', 'resume_event_handler',
 	'call_event_handler', 'retry_dead_events', 'discard_dead_events', 'replay_events', 'event_delivery_status',
-	'wait_for_event_handlers', '_handler_figures', '_worker_figures', '_event_figures'],
+	'wait_for_event_handlers', 'drop_event_consumer', 'fetch_events', 'ack_events', 'retry_event', 'wait_for_events',
+	'_handler_figures', '_consumer_figures', '_worker_figures', '_event_figures'],
 	'only functions that check rights themselves are granted to PUBLIC');
 
 SELECT set_eq($$
@@ -95,13 +107,15 @@ SELECT set_eq($$
 	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events',
 	aclexplode(c.relacl) a
 	WHERE a.grantee = 0
-$$, ARRAY['event_handlers', 'event_retries', 'event_handler_stats', 'event_worker_stats', 'event_stats'],
+$$, ARRAY['event_handlers', 'event_retries', 'event_handler_stats', 'event_consumers', 'event_consumer_stats',
+	'event_worker_stats', 'event_stats'],
 	'only the views are granted to PUBLIC');
 
 SELECT set_eq($$
 	SELECT r.privilege_type FROM information_schema.role_table_grants r
 	WHERE r.grantee = 'PUBLIC' AND r.table_name IN
-	('event_handlers', 'event_retries', 'event_handler_stats', 'event_worker_stats', 'event_stats')
+	('event_handlers', 'event_retries', 'event_handler_stats', 'event_consumers', 'event_consumer_stats',
+	'event_worker_stats', 'event_stats')
 $$, ARRAY['SELECT'], 'and only for reading');
 
 -- settings

@@ -1,0 +1,609 @@
+/*-------------------------------------------------------------------------
+ *
+ * consumer.c
+ *		Consumers: where one stands, who has it, and what is there for it.
+ *
+ * A consumer is the pull side for clients outside of the server.  Its progress
+ * row holds a position in the log (window.c), and the open batch: the ids that
+ * were fetched and are not acknowledged yet.  The position is behind them as
+ * soon as they are fetched, so to acknowledge events means to take their ids
+ * off the batch, and nothing else.  What was handed back is in
+ * _event_consumer_retries until it is acknowledged.
+ *
+ * WHO HAS IT: whoever moves a consumer holds its lock, a heavyweight one by the
+ * hash of the name, until the end of the transaction.  It is taken before its
+ * row is read, with a new snapshot, and so nobody else's changes can come in
+ * between.  No row is locked, and nothing of it is seen by VACUUM; who finds it
+ * taken can tell without waiting.
+ *
+ * WHAT IS THERE: a search goes from a position on by window, and inside of it
+ * by id, and looks at each event once: its name, whether row security lets the
+ * consumer's owner see it, the filter.  An event for which the filter fails is
+ * given to the client, who may judge it: it must neither block the consumer nor
+ * be lost.
+ *
+ * A session that waits looks the same way as one that fetches, only that it
+ * takes no lock, writes nothing, and remembers how far it has come.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "catalog.h"
+#include "consumer.h"
+#include "settings.h"
+
+/*
+ * A search ends after this time, in ms, with what it has found by then.  So who
+ * polls with a statement_timeout gets on, too, where little matches.
+ */
+#define SEARCH_MS 1000
+
+/*
+ * Who finds the lock taken looks again soon, then later and later, up to this
+ * time, in ms: whoever lets go of it rings before that.
+ */
+#define LOOK_AT_LOCK_MS 100
+
+/* ----------
+ * Reading
+ * ----------
+ */
+
+#define SELECT_CONSUMERS \
+	"SELECT c.name, c.owner, c.event_name, c.filter, " \
+	"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation " \
+	" OR c.database OPERATOR(pg_catalog.<>) $1), " \
+	"c.altered_at, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, " \
+	"p.start::pg_catalog.text, p.batch, p.leased_until " \
+	"FROM @s._event_consumers AS c " \
+	"JOIN @s._event_consumer_progress AS p ON p.consumer OPERATOR(pg_catalog.=) c.name " \
+	"CROSS JOIN @s._event_incarnation AS i "
+
+/*
+ * Copy one row of those that the statements with this have selected.
+ */
+static Consumer *
+consumer_from_row(int row)
+{
+	Consumer   *consumer = palloc0(sizeof(Consumer));
+	int			column = 0;
+	bool		isnull;
+	Datum		value;
+	Datum	   *ids;
+	char	   *text;
+
+	strlcpy(consumer->name, own_text(row, ++column), HANDLER_NAME_SIZE);
+	consumer->owner = DatumGetObjectId(own_value(row, ++column, &isnull));
+	text = own_text(row, ++column);
+	value = own_value(row, ++column, &isnull);
+	match_set_pattern(&consumer->pattern, text, isnull ? (Datum) 0 : value);
+	consumer->dormant = DatumGetBool(own_value(row, ++column, &isnull));
+	consumer->altered_at = DatumGetTimestampTz(own_value(row, ++column, &isnull));
+	consumer->position.cursor = event_snapshot_parse(own_text(row, ++column));
+	text = own_text(row, ++column);
+	if (text != NULL)
+		consumer->position.window = event_snapshot_parse(text);
+	value = own_value(row, ++column, &isnull);
+	consumer->position.last_id = isnull ? 0 : DatumGetInt64(value);
+	consumer->start = event_snapshot_parse(own_text(row, ++column));
+	deconstruct_array(DatumGetArrayTypeP(own_value(row, ++column, &isnull)), INT8OID, sizeof(int64),
+					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &ids, NULL, &consumer->nbatch);
+	consumer->batch = palloc(sizeof(int64) * consumer->nbatch);
+	for (int i = 0; i < consumer->nbatch; i++)
+		consumer->batch[i] = DatumGetInt64(ids[i]);
+	value = own_value(row, ++column, &isnull);
+	consumer->leased_until = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+	return consumer;
+}
+
+/*
+ * All consumers, by name.  The caller, here and below, is connected to SPI and
+ * has an active snapshot; results are in the current memory context.
+ */
+List *
+consumer_load_all(void)
+{
+	static OwnStatement select_all = {
+		.sql = SELECT_CONSUMERS "ORDER BY c.name",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {OIDOID},
+	};
+	Datum		database = ObjectIdGetDatum(MyDatabaseId);
+	int			count = own_execute(&select_all, &database, NULL, 0);
+	List	   *result = NIL;
+
+	for (int row = 0; row < count; row++)
+		result = lappend(result, consumer_from_row(row));
+	return result;
+}
+
+/*
+ * One consumer, or NULL.
+ */
+Consumer *
+consumer_find(const char *name)
+{
+	static OwnStatement select_one = {
+		.sql = SELECT_CONSUMERS "WHERE c.name OPERATOR(pg_catalog.=) $2",
+		.target = OWN_NONE,
+		.nargs = 2,
+		.argtypes = {OIDOID, TEXTOID},
+	};
+	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), CStringGetTextDatum(name)};
+	Consumer   *result = NULL;
+
+	if (own_execute(&select_one, values, NULL, 1) == 1)
+		result = consumer_from_row(0);
+	/* who waits does this again and again */
+	SPI_freetuptable(SPI_tuptable);
+	return result;
+}
+
+/*
+ * One consumer, for a caller who may have its events.  Errors: there is none of
+ * that name; the caller is neither its owner nor a member of it.
+ */
+Consumer *
+consumer_find_own(const char *name)
+{
+	Consumer   *consumer = consumer_find(name);
+
+	if (consumer == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event consumer \"%s\" does not exist", name),
+				 errhint("The view event_consumers shows those that you may see.")));
+	else if (!has_privs_of_role(GetUserId(), consumer->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of event consumer \"%s\"", name),
+				 errhint("Members of the owner may do this, too.")));
+	return consumer;
+}
+
+/*
+ * Refuse an owner who may not read the log, or is gone.
+ */
+void
+consumer_check_owner(const char *name, Oid owner)
+{
+	char	   *role = GetUserNameFromId(owner, true);
+
+	if (role == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the role that owned event consumer \"%s\", oid %u, was dropped", name, owner),
+				 errhint("Drop the consumer, or give it another owner with create_event_consumer(..., or_replace => true).")));
+	if (pg_class_aclcheck(catalog_lookup(false)->log, owner, ACL_SELECT) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the owner of event consumer \"%s\", role \"%s\", may not read notification_events", name, role),
+				 errhint("GRANT SELECT ON notification_events TO %s.", quote_identifier(role))));
+}
+
+/*
+ * Refuse a consumer whose position means nothing in this database.
+ */
+void
+consumer_check_awake(const Consumer *consumer)
+{
+	if (consumer->dormant)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("event consumer \"%s\" is dormant", consumer->name),
+				 errdetail("It was made in another database, or restored."),
+				 errhint("A superuser wakes it with activate_events().")));
+}
+
+/*
+ * Whether the open batch is promised to the one who fetched it.
+ */
+bool
+consumer_is_leased(const Consumer *consumer)
+{
+	return consumer->nbatch > 0 && consumer->leased_until > GetCurrentTimestamp();
+}
+
+/*
+ * The index of an event in the open batch, or -1.
+ */
+int
+consumer_batch_index(const Consumer *consumer, int64 id)
+{
+	int			low = 0;
+	int			high = consumer->nbatch;
+
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+
+		if (consumer->batch[middle] < id)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return (low < consumer->nbatch && consumer->batch[low] == id) ? low : -1;
+}
+
+/* ----------
+ * The lock
+ * ----------
+ */
+
+/*
+ * The lock of a consumer, by 48 bits of the hash of its name; two that share
+ * one would only keep each other waiting.
+ */
+static void
+consumer_locktag(LOCKTAG *tag, const char *name)
+{
+	uint64		hash = hash_bytes_extended((const unsigned char *) name, (int) strlen(name), 0);
+
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, catalog_lookup(false)->own_tables[OWN_CONSUMERS],
+					   (uint32) hash, (uint16) (hash >> 32));
+}
+
+/*
+ * The caller's consumer, which he has to himself until the end of the
+ * transaction, once those who have it now are through.  Errors: as for
+ * consumer_find_own().
+ */
+Consumer *
+consumer_lock_own(const char *name)
+{
+	LOCKTAG		tag;
+
+	/* first of all, or others would wait for who has no right to it */
+	(void) consumer_find_own(name);
+	consumer_locktag(&tag, name);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	return consumer_find_own(name);
+}
+
+/*
+ * Have a consumer to oneself, if nobody else does.  Read its row afterwards.
+ */
+bool
+consumer_try_lock(const char *name)
+{
+	LOCKTAG		tag;
+
+	consumer_locktag(&tag, name);
+	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/*
+ * Let go of it again, for who has found nothing and changed nothing.
+ */
+void
+consumer_unlock(const char *name)
+{
+	LOCKTAG		tag;
+
+	consumer_locktag(&tag, name);
+	LockRelease(&tag, ExclusiveLock, false);
+}
+
+/*
+ * Whether another session has it.  To find that out by taking the lock would
+ * keep one from fetching who comes at that moment.
+ */
+static bool
+consumer_is_locked(const char *name)
+{
+	LOCKTAG		tag;
+	int			count;
+
+	consumer_locktag(&tag, name);
+	(void) GetLockConflicts(&tag, ExclusiveLock, &count);
+	return count > 0;
+}
+
+/* ----------
+ * Searching
+ * ----------
+ */
+
+static void
+copy_position(EventPosition *into, const EventPosition *position)
+{
+	into->cursor = event_snapshot_copy(position->cursor);
+	into->window = position->window ? event_snapshot_copy(position->window) : NULL;
+	into->last_id = position->last_id;
+}
+
+static void
+free_position(EventPosition *position)
+{
+	if (position->cursor != NULL)
+		pfree(position->cursor);
+	if (position->window != NULL)
+		pfree(position->window);
+}
+
+static bool
+positions_equal(const EventPosition *a, const EventPosition *b)
+{
+	return event_snapshot_equal(a->cursor, b->cursor) && event_snapshot_equal(a->window, b->window) &&
+		a->last_id == b->last_id;
+}
+
+/*
+ * Prepare a search from where a consumer stands, for limit events at most.  The
+ * log was locked before the snapshot was taken.  What is found lies in the
+ * current memory context.
+ */
+void
+search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot, int limit)
+{
+	memset(search, 0, sizeof(*search));
+	search->consumer = consumer;
+	search->log = log;
+	search->snapshot = snapshot;
+	search->upto = event_snapshot_build(snapshot);
+	copy_position(&search->position, &consumer->position);
+	search->limit = limit;
+	search->chunk = limit;
+	search->max_bytes = (Size) pne_batch_bytes * 1024;
+	search->found = palloc(sizeof(Event) * limit);
+}
+
+static bool
+search_is_full(const EventSearch *search)
+{
+	return search->nfound == search->limit || search->bytes >= search->max_bytes;
+}
+
+/*
+ * Mark the events that row security hides from the consumer's owner: his are
+ * the policies that hold, whoever fetches.
+ */
+static void
+hide_events(EventSearch *search, Event *events, int nevents)
+{
+	Oid			save_user;
+	int			save_context;
+
+	GetUserIdAndSecContext(&save_user, &save_context);
+	PG_TRY();
+	{
+		SetUserIdAndSecContext(search->consumer->owner,
+							   save_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
+		match_row_security(search->log, events, nevents);
+	}
+	PG_FINALLY();
+	{
+		SetUserIdAndSecContext(save_user, save_context);
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Look at an event; take it if it is one of those that are wanted.  All that
+ * are there and may be seen are where they were named by id (match is false).
+ */
+static void
+look_at_event(EventSearch *search, const Event *event, bool match)
+{
+	const EventPattern *pattern = &search->consumer->pattern;
+	Event	   *found = &search->found[search->nfound];
+
+	search->passed++;
+	if (event->tuple == NULL || event->hidden)
+		return;
+	if (match && !(match_name(pattern, event->name) &&
+				   match_filter_or_error(pattern, event->tuple, RelationGetDescr(search->log))))
+		return;
+	*found = *event;
+	found->tuple = heap_copytuple(event->tuple);
+	found->name = NULL;
+	search->bytes += event->size;
+	search->nfound++;
+}
+
+/*
+ * Look through the events of a window, until enough are found or the time is
+ * up.  Returns how many were looked at.
+ */
+static int64
+search_window(EventSearch *search, Window *window, bool match, TimestampTz deadline)
+{
+	int64		next = 0;
+
+	while (next < window->nids && !search_is_full(search))
+	{
+		window_load_chunk(window, search->log, search->snapshot, next, search->chunk);
+		hide_events(search, window->chunk, window->chunk_length);
+		for (int i = 0; i < window->chunk_length && !search_is_full(search); i++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			look_at_event(search, &window->chunk[i], match);
+			next++;
+		}
+		/* where few match, in larger steps */
+		search->chunk = Max(search->chunk, Min(search->chunk * 2, WINDOW_CHUNK_EVENTS));
+		if (GetCurrentTimestamp() >= deadline)
+			break;
+	}
+	return next;
+}
+
+/*
+ * Find events by their ids, which are in ascending order.  Returns how many of
+ * the ids were looked at.
+ */
+int
+search_ids(EventSearch *search, const int64 *ids, int nids)
+{
+	Window	   *window = window_from_ids(ids, nids, CurrentMemoryContext);
+	int			next = (int) search_window(search, window, false, DT_NOEND);
+
+	window_release(window);
+	return next;
+}
+
+/*
+ * Find further events from the position on, and move that.
+ *
+ * A window that was begun is gone through before the next one is opened.  It is
+ * read on from the position by id; where that leads nowhere, its rest is read
+ * as a whole.
+ */
+void
+search_log(EventSearch *search)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEARCH_MS);
+	bool		read_on = true;
+
+	for (;;)
+	{
+		EventPosition *position = &search->position;
+		Window	   *window;
+		int64		next;
+
+		search->finished = (position->window == NULL && event_snapshot_equal(position->cursor, search->upto));
+		if (search->finished || search_is_full(search) || GetCurrentTimestamp() >= deadline)
+			break;
+
+		if (position->window != NULL && read_on)
+			window = window_read_on(search->log, position, search->snapshot, search->chunk, CurrentMemoryContext);
+		else
+			window = window_read(search->log, position, search->snapshot, search->upto, CurrentMemoryContext);
+		read_on = (window->nids > 0);
+
+		next = search_window(search, window, true, deadline);
+		{
+			EventPosition come_to = window_position(window, next);
+
+			copy_position(position, &come_to);
+		}
+		window_release(window);
+	}
+}
+
+/* ----------
+ * Waiting
+ * ----------
+ */
+
+/*
+ * When the next of the events that were handed back is due, or DT_NOEND.
+ */
+static TimestampTz
+next_retry(const Consumer *consumer)
+{
+	static OwnStatement select_next = {
+		.sql = "SELECT t.next_attempt_at FROM @s._event_consumer_retries AS t "
+		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 AND t.next_attempt_at IS NOT NULL "
+		"ORDER BY t.next_attempt_at LIMIT 1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		value = CStringGetTextDatum(consumer->name);
+	TimestampTz result = DT_NOEND;
+	bool		isnull;
+
+	if (own_execute(&select_next, &value, NULL, 1) == 1)
+		result = DatumGetTimestampTz(own_value(0, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return result;
+}
+
+/*
+ * Whether there is an event behind what was seen before.  If not, remember how
+ * far that is true.  finished is false where there is more to be looked at now.
+ */
+static bool
+find_news(const Consumer *consumer, ConsumerMemory *memory, Relation log, bool *finished)
+{
+	ConsumerMemory before = *memory;
+	EventSearch search;
+	MemoryContext old;
+
+	search_begin(&search, consumer, log, GetActiveSnapshot(), 1);
+	if (before.seen.cursor != NULL && before.altered_at == consumer->altered_at &&
+		positions_equal(&before.stored, &consumer->position))
+		copy_position(&search.position, &before.seen);
+	search_log(&search);
+	*finished = search.finished;
+	if (search.nfound > 0)
+		return true;
+
+	memory->altered_at = consumer->altered_at;
+	old = MemoryContextSwitchTo(memory->context);
+	copy_position(&memory->stored, &consumer->position);
+	copy_position(&memory->seen, &search.position);
+	MemoryContextSwitchTo(old);
+	free_position(&before.stored);
+	free_position(&before.seen);
+	return false;
+}
+
+/*
+ * When to look at a lock again that was found taken.
+ */
+static TimestampTz
+after_lock(ConsumerMemory *memory)
+{
+	memory->lock_wait = Max(1, Min(2 * memory->lock_wait, LOOK_AT_LOCK_MS));
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), memory->lock_wait);
+}
+
+/*
+ * Whether the caller's consumer has events that could be fetched now.  If not,
+ * look_again is when there may be some without anybody committing anything.
+ *
+ * memory begins as zeros, with a context that lives on.  Errors: as for
+ * consumer_find_own(); dormant; the owner may not read the log.
+ */
+bool
+consumer_is_ready(const char *name, ConsumerMemory *memory, TimestampTz *look_again)
+{
+	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	bool		locked = consumer_is_locked(name);	/* before its row is read */
+	Consumer   *consumer;
+	bool		ready = false;
+	bool		finished = true;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	consumer = consumer_find_own(name);
+	consumer_check_awake(consumer);
+	consumer_check_owner(name, consumer->owner);
+
+	if (!locked)
+		memory->lock_wait = 0;
+	if (locked)
+		*look_again = after_lock(memory);
+	else if (consumer_is_leased(consumer))
+		*look_again = consumer->leased_until;
+	else if (consumer->nbatch > 0)
+		ready = true;
+	else
+	{
+		*look_again = next_retry(consumer);
+		ready = *look_again <= GetCurrentTimestamp() || find_news(consumer, memory, log, &finished);
+		if (!finished)
+			*look_again = DT_NOBEGIN;
+	}
+
+	PopActiveSnapshot();
+	table_close(log, AccessShareLock);
+	return ready;
+}

@@ -1,0 +1,82 @@
+/*-------------------------------------------------------------------------
+ *
+ * consumer.h
+ *		Consumers: where one stands, and what is there for it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_CONSUMER_H
+#define PNE_CONSUMER_H
+
+#include "nodes/pg_list.h"
+#include "utils/timestamp.h"
+
+#include "match.h"
+#include "shared.h"
+#include "window.h"
+
+typedef struct Consumer
+{
+	char		name[HANDLER_NAME_SIZE];
+	Oid			owner;
+	EventPattern pattern;
+	bool		dormant;
+	TimestampTz altered_at;
+	EventPosition position;		/* as it was stored when this was read */
+	EventSnapshot *start;		/* where it began */
+	int			nbatch;			/* the open batch; the position has passed it */
+	int64	   *batch;			/* ids, ascending */
+	TimestampTz leased_until;	/* DT_NOBEGIN: no lease */
+} Consumer;
+
+/* a search for events of a consumer: what it is to find, and has found */
+typedef struct EventSearch
+{
+	const Consumer *consumer;
+	Relation	log;
+	Snapshot	snapshot;
+	EventSnapshot *upto;		/* what the snapshot sees */
+	EventPosition position;		/* what is before it was looked at */
+	int64		passed;			/* events that were looked at */
+	bool		finished;		/* the position has come to upto */
+	int			chunk;			/* so many are read at a time */
+	int			limit;			/* so many are wanted at most, */
+	Size		max_bytes;		/* and about so much data */
+	Size		bytes;
+	int			nfound;
+	Event	   *found;			/* room for limit events; with their rows */
+} EventSearch;
+
+/*
+ * What a session that waits remembers of its last look: there was nothing
+ * between the stored position and this one.
+ */
+typedef struct ConsumerMemory
+{
+	MemoryContext context;
+	TimestampTz altered_at;		/* of the definition */
+	EventPosition stored;
+	EventPosition seen;
+	int			lock_wait;		/* ms until another look at a lock; 0: the first */
+} ConsumerMemory;
+
+extern List *consumer_load_all(void);
+extern Consumer *consumer_find(const char *name);
+extern Consumer *consumer_find_own(const char *name);
+extern void consumer_check_owner(const char *name, Oid owner);
+extern void consumer_check_awake(const Consumer *consumer);
+extern bool consumer_is_leased(const Consumer *consumer);
+extern int	consumer_batch_index(const Consumer *consumer, int64 id);
+
+extern Consumer *consumer_lock_own(const char *name);
+extern bool consumer_try_lock(const char *name);
+extern void consumer_unlock(const char *name);
+
+extern void search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot,
+						 int limit);
+extern int	search_ids(EventSearch *search, const int64 *ids, int nids);
+extern void search_log(EventSearch *search);
+
+extern bool consumer_is_ready(const char *name, ConsumerMemory *memory, TimestampTz *look_again);
+
+#endif							/* PNE_CONSUMER_H */

@@ -1,0 +1,476 @@
+/*-------------------------------------------------------------------------
+ *
+ * consumer_fetch.c
+ *		fetch_events(), ack_events(), retry_event(): what clients do with a
+ *		consumer.
+ *
+ * Fetch, effects and acknowledgement in one transaction are exactly once; each
+ * in its own, at least once, and without a transaction that is held open: then
+ * the open batch stays in the consumer's row between them.  As its ids stand
+ * there, whoever fetches gets the same batch until it is acknowledged, and an
+ * acknowledgement can tell whether it is of this batch: that is the fence
+ * against a client that was slow.
+ *
+ * What is fetched again was matched before, and so is not matched again, even
+ * though the definition may have changed.  It is left out where the event was
+ * deleted, or where row security hides it by now.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "arguments.h"
+#include "catalog.h"
+#include "consumer.h"
+#include "doorbell.h"
+#include "window.h"
+
+#define MAX_EVENTS 10000
+
+/*
+ * A position that has passed so many events and found nothing is stored.  Fewer
+ * are looked at again by the next fetch: who polls an idle consumer writes
+ * nothing.
+ */
+#define MANY_PASSED 1000
+
+PG_FUNCTION_INFO_V1(pne_fetch_events);
+PG_FUNCTION_INFO_V1(pne_ack_events);
+PG_FUNCTION_INFO_V1(pne_retry_event);
+
+/* ----------
+ * Fetch
+ * ----------
+ */
+
+/* what fetch_events() is about */
+typedef struct Fetch
+{
+	Consumer   *consumer;
+	int			max_events;
+	int64		lease;			/* ms; 0: none */
+	EventSearch search;			/* what it finds is returned */
+	bool		is_new;			/* as a new batch, not as the open one again */
+	int64	   *listed;			/* ids that were looked at because they were in */
+	int			nlisted;		/* the open batch, or handed back and are due */
+} Fetch;
+
+/*
+ * Find events whose ids are on a list.
+ */
+static void
+find_listed(Fetch *fetch, const int64 *ids, int nids)
+{
+	memcpy(fetch->listed + fetch->nlisted, ids, sizeof(int64) * nids);
+	fetch->nlisted += search_ids(&fetch->search, ids, nids);
+}
+
+/*
+ * Find what was handed back and is due.
+ */
+static void
+find_due(Fetch *fetch)
+{
+	static OwnStatement select_due = {
+		.sql = "SELECT t.event_id FROM @s._event_consumer_retries AS t "
+		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 "
+		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
+		"ORDER BY t.event_id LIMIT $2",
+		.target = OWN_NONE,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT8OID},
+	};
+	Datum		values[2] = {CStringGetTextDatum(fetch->consumer->name), Int64GetDatum(fetch->max_events)};
+	int			ndue = own_execute(&select_due, values, NULL, 0);
+	int64	   *due = palloc(sizeof(int64) * ndue);
+	bool		isnull;
+
+	for (int i = 0; i < ndue; i++)
+		due[i] = DatumGetInt64(own_value(i, 1, &isnull));
+	find_listed(fetch, due, ndue);
+}
+
+static int
+compare_events(const void *a, const void *b)
+{
+	int64		left = ((const Event *) a)->id;
+	int64		right = ((const Event *) b)->id;
+
+	return (left > right) - (left < right);
+}
+
+/*
+ * Find what is to be returned: the open batch; without one, or where all of it
+ * is gone, what is due, then what is new.
+ */
+static void
+find_events(Fetch *fetch, Relation log, Snapshot snapshot)
+{
+	Consumer   *consumer = fetch->consumer;
+	EventSearch *search = &fetch->search;
+
+	fetch->listed = palloc(sizeof(int64) * (consumer->nbatch + fetch->max_events));
+	fetch->nlisted = 0;
+	fetch->is_new = false;
+	if (consumer->nbatch > 0)
+	{
+		search_begin(search, consumer, log, snapshot, consumer->nbatch);
+		search->max_bytes = SIZE_MAX;	/* no less than it was */
+		find_listed(fetch, consumer->batch, consumer->nbatch);
+		if (search->nfound > 0)
+			return;
+	}
+
+	fetch->is_new = true;
+	search_begin(search, consumer, log, snapshot, fetch->max_events);
+	find_due(fetch);
+	search->passed = 0;
+	search_log(search);
+	qsort(search->found, search->nfound, sizeof(Event), compare_events);
+}
+
+/*
+ * Whether what was found has to be written down.
+ */
+static bool
+has_changed(const Fetch *fetch)
+{
+	const EventSearch *search = &fetch->search;
+
+	if (!fetch->is_new)
+		return search->nfound < fetch->consumer->nbatch || fetch->lease > 0;
+	return search->nfound > 0 || fetch->nlisted > 0 || search->passed >= MANY_PASSED || !search->finished;
+}
+
+/*
+ * Of what was handed back, note what is in the open batch now, and forget what
+ * is gone.
+ */
+static void
+store_retries(const Fetch *fetch, Datum batch)
+{
+	static OwnStatement delete_gone = {
+		.sql = "DELETE FROM @s._event_consumer_retries WHERE consumer OPERATOR(pg_catalog.=) $1 "
+		"AND event_id OPERATOR(pg_catalog.=) ANY ($2) AND event_id OPERATOR(pg_catalog.<>) ALL ($3)",
+		.target = OWN_CONSUMER_RETRIES,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8ARRAYOID, INT8ARRAYOID},
+	};
+	static OwnStatement update_taken = {
+		.sql = "UPDATE @s._event_consumer_retries SET next_attempt_at = NULL "
+		"WHERE consumer OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) ANY ($2)",
+		.target = OWN_CONSUMER_RETRIES,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT8ARRAYOID},
+	};
+	Datum		name = CStringGetTextDatum(fetch->consumer->name);
+	Datum		gone[3] = {name, own_ids(fetch->listed, fetch->nlisted), batch};
+	Datum		taken[2] = {name, batch};
+
+	own_execute(&delete_gone, gone, NULL, 0);
+	own_execute(&update_taken, taken, NULL, 0);
+}
+
+/*
+ * Write down what was found as the open batch, and the position behind it.
+ */
+static void
+store_fetch(const Fetch *fetch)
+{
+	static OwnStatement update_progress = {
+		.sql = "UPDATE @s._event_consumer_progress SET "
+		"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, "
+		"batch = $5, leased_until = $6, fetched = fetched OPERATOR(pg_catalog.+) $7, "
+		"last_fetched_at = CASE WHEN pg_catalog.cardinality($5) OPERATOR(pg_catalog.=) 0 "
+		"THEN last_fetched_at ELSE pg_catalog.clock_timestamp() END "
+		"WHERE consumer OPERATOR(pg_catalog.=) $1",
+		.target = OWN_CONSUMER_PROGRESS,
+		.nargs = 7,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8ARRAYOID, TIMESTAMPTZOID, INT8OID},
+	};
+	const EventSearch *search = &fetch->search;
+	const EventPosition *position = &search->position;
+	Datum		values[7] = {0};
+	char		nulls[7] = {' ', ' ', 'n', 'n', ' ', 'n', ' '};
+	int64	   *ids = palloc(sizeof(int64) * search->nfound);
+
+	for (int i = 0; i < search->nfound; i++)
+		ids[i] = search->found[i].id;
+	values[0] = CStringGetTextDatum(fetch->consumer->name);
+	values[1] = CStringGetTextDatum(event_snapshot_text(position->cursor));
+	if (position->window != NULL)
+	{
+		values[2] = CStringGetTextDatum(event_snapshot_text(position->window));
+		values[3] = Int64GetDatum(position->last_id);
+		nulls[2] = nulls[3] = ' ';
+	}
+	values[4] = own_ids(ids, search->nfound);
+	if (fetch->lease > 0 && search->nfound > 0)
+	{
+		values[5] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), fetch->lease));
+		nulls[5] = ' ';
+
+		/* the others keep away from it after a crash, too */
+		ForceSyncCommit();
+	}
+	values[6] = Int64GetDatum(fetch->is_new ? search->nfound : 0);
+
+	if (fetch->nlisted > 0)
+		store_retries(fetch, values[4]);
+	own_execute(&update_progress, values, nulls, 0);
+}
+
+/*
+ * Return what was found.
+ */
+static void
+put_events(const EventSearch *search, ReturnSetInfo *rsinfo)
+{
+	TupleDesc	desc = RelationGetDescr(search->log);
+	Datum	   *values = palloc(sizeof(Datum) * desc->natts);
+	bool	   *nulls = palloc(sizeof(bool) * desc->natts);
+
+	for (int i = 0; i < search->nfound; i++)
+	{
+		/* with columns that were added since the row was written */
+		heap_deform_tuple(search->found[i].tuple, desc, values, nulls);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+}
+
+/*
+ * Fetch for a consumer that the caller has to himself.
+ */
+static void
+fetch_locked(Fetch *fetch, Relation log, ReturnSetInfo *rsinfo)
+{
+	bool		changed;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	find_events(fetch, log, GetActiveSnapshot());
+	if (fetch->search.nfound > 0)
+	{
+		/* before we write anything: for that the commit is early enough */
+		window_flush_wal();
+		put_events(&fetch->search, rsinfo);
+	}
+	changed = has_changed(fetch);
+	if (changed)
+		store_fetch(fetch);
+	PopActiveSnapshot();
+
+	if (changed || fetch->search.nfound > 0)
+		doorbell_at_commit(RING_CONSUMERS);
+	else
+		consumer_unlock(fetch->consumer->name);
+}
+
+/*
+ * The caller's consumer as it is now, if events may be fetched for it.
+ */
+static Consumer *
+find_fetchable(const char *name)
+{
+	Consumer   *consumer = consumer_find_own(name);
+
+	consumer_check_awake(consumer);
+	consumer_check_owner(name, consumer->owner);
+	return consumer;
+}
+
+/*
+ * fetch_events(consumer text, max_events int, lease interval) returns setof
+ *		notification_events
+ *
+ * The open batch, whatever max_events says; without one the next batch: what
+ * was handed back and is due, then new events, by id.  No rows where a lease is
+ * running, or another session has the consumer.  Errors: bad arguments; no such
+ * consumer; not the owner or a member of it; the owner may not read the log; a
+ * dormant consumer; REPEATABLE READ; a read-only transaction, a standby.
+ */
+Datum
+pne_fetch_events(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	char	   *name = name_argument(fcinfo, 0, "consumer", "event consumer");
+	Fetch		fetch = {0};
+	Relation	log;
+
+	fetch.max_events = integer_argument(fcinfo, 1, "max_events", MAX_EVENTS);
+	fetch.lease = PG_ARGISNULL(2) ? 0 : interval_argument(fcinfo, 2, "lease");
+	require_writable("fetch_events()");
+	require_read_committed("fetch_events()", "new events");
+
+	InitMaterializedSRF(fcinfo, 0);
+	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	SPI_connect();
+	if (!consumer_is_leased(find_fetchable(name)) && consumer_try_lock(name))
+	{
+		/* once more: as it is now that nobody else moves it */
+		fetch.consumer = find_fetchable(name);
+		if (consumer_is_leased(fetch.consumer))
+			consumer_unlock(name);
+		else
+			fetch_locked(&fetch, log, rsinfo);
+	}
+	SPI_finish();
+	table_close(log, NoLock);
+	return (Datum) 0;
+}
+
+/* ----------
+ * Acknowledge, hand back
+ * ----------
+ */
+
+/*
+ * The index of an event in the open batch, where it has to be.
+ */
+static int
+find_in_batch(const Consumer *consumer, int64 id)
+{
+	int			index = consumer_batch_index(consumer, id);
+
+	if (index < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("event %lld is not in the open batch of event consumer \"%s\"",
+						(long long) id, consumer->name),
+				 errhint("It was acknowledged or handed back already, perhaps by another session, or was not fetched. fetch_events() returns the open batch.")));
+	return index;
+}
+
+/*
+ * Write down a batch without nout events of it from index first on, which were
+ * acknowledged, after being handed back retried of them; or were not.
+ */
+static void
+store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 retried)
+{
+	static OwnStatement update_batch = {
+		.sql = "UPDATE @s._event_consumer_progress SET batch = $2, "
+		"leased_until = CASE WHEN pg_catalog.cardinality($2) OPERATOR(pg_catalog.=) 0 "
+		"THEN NULL ELSE leased_until END, "
+		"acknowledged = acknowledged OPERATOR(pg_catalog.+) $3, "
+		"retried = retried OPERATOR(pg_catalog.+) $4, "
+		"last_event_id = COALESCE($5, last_event_id), "
+		"last_acknowledged_at = CASE WHEN $5 IS NULL THEN last_acknowledged_at "
+		"ELSE pg_catalog.clock_timestamp() END "
+		"WHERE consumer OPERATOR(pg_catalog.=) $1",
+		.target = OWN_CONSUMER_PROGRESS,
+		.nargs = 5,
+		.argtypes = {TEXTOID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID},
+	};
+	Datum		values[5];
+	char		nulls[5] = {' ', ' ', ' ', ' ', acknowledged ? ' ' : 'n'};
+
+	values[4] = Int64GetDatum(consumer->batch[first + nout - 1]);
+	consumer->nbatch -= nout;
+	memmove(consumer->batch + first, consumer->batch + first + nout,
+			sizeof(int64) * (consumer->nbatch - first));
+	values[0] = CStringGetTextDatum(consumer->name);
+	values[1] = own_ids(consumer->batch, consumer->nbatch);
+	values[2] = Int64GetDatum(acknowledged ? nout : 0);
+	values[3] = Int64GetDatum(retried);
+	own_execute(&update_batch, values, nulls, 0);
+	doorbell_at_commit(RING_CONSUMERS);
+}
+
+/*
+ * Lock the consumer that the first argument names, for a function that changes
+ * its open batch.
+ */
+static Consumer *
+lock_consumer(FunctionCallInfo fcinfo, const char *function)
+{
+	char	   *name = name_argument(fcinfo, 0, "consumer", "event consumer");
+	Consumer   *consumer;
+
+	require_writable(function);
+	consumer = consumer_lock_own(name);
+	consumer_check_awake(consumer);
+	return consumer;
+}
+
+/*
+ * ack_events(consumer text, up_to_id bigint) returns bigint
+ *
+ * Acknowledges the events of the open batch up to the one with that id, or all
+ * of them (null), and returns how many.  Waits for a session that has the
+ * consumer.  Errors: up_to_id is not in the open batch; no such consumer; not
+ * the owner or a member of it; a dormant consumer; a read-only transaction.
+ */
+Datum
+pne_ack_events(PG_FUNCTION_ARGS)
+{
+	static OwnStatement delete_retries = {
+		.sql = "DELETE FROM @s._event_consumer_retries "
+		"WHERE consumer OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) ANY ($2)",
+		.target = OWN_CONSUMER_RETRIES,
+		.nargs = 2,
+		.argtypes = {TEXTOID, INT8ARRAYOID},
+	};
+	Consumer   *consumer;
+	int			count;
+
+	SPI_connect();
+	consumer = lock_consumer(fcinfo, "ack_events()");
+	count = PG_ARGISNULL(1) ? consumer->nbatch : find_in_batch(consumer, PG_GETARG_INT64(1)) + 1;
+	if (count > 0)
+	{
+		Datum		values[2] = {CStringGetTextDatum(consumer->name), own_ids(consumer->batch, count)};
+
+		store_batch(consumer, 0, count, true, own_execute(&delete_retries, values, NULL, 0));
+	}
+	else
+		consumer_unlock(consumer->name);
+	SPI_finish();
+	PG_RETURN_INT64(count);
+}
+
+/*
+ * retry_event(consumer text, event_id bigint, delay interval) returns void
+ *
+ * Hands an event of the open batch back: it is fetched again after the delay,
+ * with a later batch.  Waits for a session that has the consumer.  Errors: as
+ * for ack_events(); a bad delay.
+ */
+Datum
+pne_retry_event(PG_FUNCTION_ARGS)
+{
+	static OwnStatement insert_retry = {
+		.sql = "INSERT INTO @s._event_consumer_retries AS t (consumer, event_id, attempts, next_attempt_at) "
+		"VALUES ($1, $2, 1, $3) ON CONFLICT (consumer, event_id) DO UPDATE "
+		"SET attempts = t.attempts OPERATOR(pg_catalog.+) 1, next_attempt_at = excluded.next_attempt_at",
+		.target = OWN_CONSUMER_RETRIES,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, TIMESTAMPTZOID},
+	};
+	Consumer   *consumer;
+	int64		delay;
+	Datum		values[3];
+
+	require_argument(fcinfo, 1, "event_id");
+	delay = delay_argument(fcinfo, 2);
+
+	SPI_connect();
+	consumer = lock_consumer(fcinfo, "retry_event()");
+	store_batch(consumer, find_in_batch(consumer, PG_GETARG_INT64(1)), 1, false, 0);
+	values[0] = CStringGetTextDatum(consumer->name);
+	values[1] = Int64GetDatum(PG_GETARG_INT64(1));
+	values[2] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay));
+	own_execute(&insert_retry, values, NULL, 0);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
