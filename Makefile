@@ -43,6 +43,7 @@ REGRESS = \
 	handlers \
 	delivery \
 	consumers \
+	channels \
 	privileges \
 	bad_input \
 	stats \

@@ -107,8 +107,9 @@ DROP TABLE other;
 --
 -- The guard: the extension's own tables change by its functions only.
 --
--- So that each of them has a row: a handler with an event that failed, a
--- consumer that has handed one back.
+-- So that each of them has a row: a channel, a handler with an event that
+-- failed, a consumer that has handed one back.
+SELECT listen_event_channel('guarded');
 CREATE FUNCTION fails(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	RAISE EXCEPTION 'no way';
@@ -179,6 +180,7 @@ SELECT create_event_consumer('restored', or_replace => true);
 SELECT consumer, state FROM event_consumer_stats ORDER BY consumer;
 SELECT activate_events();
 SELECT drop_event_consumer('restored');
+SELECT unlisten_event_channel('guarded');
 DROP FUNCTION try_statement;
 
 --

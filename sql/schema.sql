@@ -48,6 +48,10 @@ SELECT "odd Schema ü".alter_event_handler('t', clear_filter => true);
 SELECT "odd Schema ü".pause_event_handler('r');
 SELECT "odd Schema ü".resume_event_handler('r');
 SELECT "odd Schema ü".drop_event_handler('a');
+SELECT "odd Schema ü".listen_event_channel('a channel');
+SELECT channel, event_name FROM "odd Schema ü".event_channels;
+SELECT channel, notifications FROM "odd Schema ü".event_channel_stats;
+SELECT "odd Schema ü".unlisten_event_channel('a channel');
 SELECT "odd Schema ü".reset_event_stats();
 SELECT "odd Schema ü".activate_events();
 SELECT max(id) AS id FROM "odd Schema ü".notification_events \gset
@@ -130,6 +134,26 @@ SELECT max_attempts, batch_size, filter, created_at IS NOT NULL AS created, alte
 SELECT event_name, created_at IS NOT NULL AS created, event_data FROM notification_events ORDER BY id;
 SELECT pause_event_handler('t');
 SELECT drop_event_handler('t');
+SELECT listen_event_channel('a channel', 'bridged');
+DO $$
+BEGIN
+	FOR i IN 1 .. 6000 LOOP
+		EXIT WHEN (SELECT state = 'listening' FROM event_channel_stats);
+		PERFORM pg_sleep(0.01);
+	END LOOP;
+END
+$$;
+NOTIFY "a channel", '{"b": 1}';
+NOTIFY "a channel", 'text';
+DO $$
+BEGIN
+	FOR i IN 1 .. 6000 LOOP
+		EXIT WHEN (SELECT count(*) = 2 FROM notification_events WHERE event_name = 'bridged');
+		PERFORM pg_sleep(0.01);
+	END LOOP;
+END
+$$;
+SELECT event_name, event_data FROM notification_events WHERE event_name = 'bridged' ORDER BY id;
 SELECT what FROM regress_shadow.caught;
 
 ALTER DATABASE :"DBNAME" RESET search_path;

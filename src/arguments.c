@@ -174,6 +174,28 @@ owner_argument(FunctionCallInfo fcinfo, int argument, const char *what)
 }
 
 /*
+ * An event's name has 1 to 100 characters.
+ */
+void
+check_event_name(const char *name, int length)
+{
+	int			chars = pg_mbstrlen_with_len(name, length);
+
+	if (chars == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("event name must not be empty"),
+				 errhint("An event name has 1 to %d characters.", EVENT_NAME_MAX_CHARS)));
+	if (chars > EVENT_NAME_MAX_CHARS)
+		ereport(ERROR,
+				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("event name \"%.*s...\" is too long",
+						pg_mbcharcliplen(name, length, EVENT_NAME_MAX_CHARS), name),
+				 errdetail("It has %d characters.", chars),
+				 errhint("An event name has 1 to %d characters.", EVENT_NAME_MAX_CHARS)));
+}
+
+/*
  * A pattern for event names.
  */
 char *

@@ -20,6 +20,7 @@ extern int64 interval_argument(FunctionCallInfo fcinfo, int argument, const char
 extern int64 timeout_argument(FunctionCallInfo fcinfo, int argument);
 extern int64 delay_argument(FunctionCallInfo fcinfo, int argument);
 extern Oid	owner_argument(FunctionCallInfo fcinfo, int argument, const char *what);
+extern void check_event_name(const char *name, int length);
 extern char *event_name_argument(FunctionCallInfo fcinfo, int argument);
 extern Datum filter_argument(FunctionCallInfo fcinfo, int argument);
 extern EventSnapshot *start_argument(FunctionCallInfo fcinfo, int argument);

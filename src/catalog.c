@@ -14,9 +14,9 @@
  *	  no search_path can slip anything in;
  *	- it runs under SECURITY_RESTRICTED_OPERATION, so that nothing is left
  *	  behind for later;
- *	- it is refused where the table has a trigger that is not ours: whoever has
- *	  the TRIGGER privilege, which GRANT ALL gives, could else have own code
- *	  run as the owner.  The table's lock, held until the end of the
+ *	- it is refused where the table has a trigger that is not ours, on the log
+ *	  one that an INSERT fires: whoever has the TRIGGER privilege, which GRANT
+ *	  ALL gives, could else have own code run as the owner.  The table's lock, held until the end of the
  *	  transaction, keeps such a trigger from coming in between.
  *
  * GUARD: while such a statement runs, and only then, the guard triggers let
@@ -37,6 +37,7 @@
 #include "catalog/pg_extension.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
@@ -64,24 +65,32 @@
 #define EXTENSION_NAME "pg_notify_events"
 #define LOG_NAME "notification_events"
 
-/* the own tables, and what a restore brings of them */
-static const struct
+/* what is special about each of the tables that own_execute() changes */
+typedef struct OwnTableProperties
 {
 	const char *name;
-	bool		dumped;			/* rows come back with a restore */
-	bool		of_database;	/* they are definitions: column "database" says of
-								 * which database, 0 is none yet */
-}			own_tables[OWN_TABLES] =
-{
-	[OWN_INCARNATION] = {"_event_incarnation", false, false},
-	[OWN_RELAY] = {"_event_relay", false, false},
-	[OWN_HANDLERS] = {"_event_handlers", true, true},
-	[OWN_PROGRESS] = {"_event_handler_progress", true, false},
-	[OWN_FAILURES] = {"_event_handler_failures", true, false},
-	[OWN_RETRIES] = {"_event_retries", true, false},
-	[OWN_CONSUMERS] = {"_event_consumers", true, true},
-	[OWN_CONSUMER_PROGRESS] = {"_event_consumer_progress", true, false},
-	[OWN_CONSUMER_RETRIES] = {"_event_consumer_retries", true, false},
+	bool		restorable;		/* a restore may insert rows ... */
+	bool		definitions;	/* ... and those belong to no database: they
+								 * have a column of that name */
+	const char *functions;		/* what to change it with */
+} OwnTableProperties;
+
+#define HANDLER_FUNCTIONS "create_event_handler(), alter_event_handler() and drop_event_handler()"
+#define CONSUMER_FUNCTIONS "create_event_consumer() and drop_event_consumer()"
+#define CHANNEL_FUNCTIONS "listen_event_channel() and unlisten_event_channel()"
+
+static const OwnTableProperties own_table_properties[OWN_TABLES] = {
+	[OWN_LOG] = {LOG_NAME, true, false, "notify_event()"},
+	[OWN_INCARNATION] = {"_event_incarnation", false, false, HANDLER_FUNCTIONS},
+	[OWN_RELAY] = {"_event_relay", false, false, HANDLER_FUNCTIONS},
+	[OWN_HANDLERS] = {"_event_handlers", true, true, HANDLER_FUNCTIONS},
+	[OWN_PROGRESS] = {"_event_handler_progress", true, false, HANDLER_FUNCTIONS},
+	[OWN_FAILURES] = {"_event_handler_failures", true, false, HANDLER_FUNCTIONS},
+	[OWN_RETRIES] = {"_event_retries", true, false, HANDLER_FUNCTIONS},
+	[OWN_CONSUMERS] = {"_event_consumers", true, true, CONSUMER_FUNCTIONS},
+	[OWN_CONSUMER_PROGRESS] = {"_event_consumer_progress", true, false, CONSUMER_FUNCTIONS},
+	[OWN_CONSUMER_RETRIES] = {"_event_consumer_retries", true, false, CONSUMER_FUNCTIONS},
+	[OWN_CHANNELS] = {"_event_channels", true, true, CHANNEL_FUNCTIONS},
 };
 
 static EventCatalog catalog;
@@ -159,6 +168,18 @@ lookup_extension(EventCatalog *into)
 }
 
 /*
+ * A trigger function of the extension, or InvalidOid.
+ */
+static Oid
+trigger_function(const char *name, Oid schema)
+{
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+						   CStringGetDatum(name),
+						   PointerGetDatum(buildoidvector(NULL, 0)),
+						   ObjectIdGetDatum(schema));
+}
+
+/*
  * Where the extension lives: looked up once, and again after something
  * happened to the log or to a schema.
  *
@@ -196,16 +217,15 @@ catalog_lookup(bool missing_ok)
 		found.log_txid_index = get_relname_relid(LOG_NAME "_txid_idx", found.schema);
 		found.log_type = get_rel_type_id(found.log);
 		found.log_array_type = get_array_type(found.log_type);
-		found.guard_function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
-											   CStringGetDatum("_guard"),
-											   PointerGetDatum(buildoidvector(NULL, 0)),
-											   ObjectIdGetDatum(found.schema));
-		complete = OidIsValid(found.log) && OidIsValid(found.guard_function) &&
+		found.guard_function = trigger_function("_guard", found.schema);
+		found.row_function = trigger_function("_notification_event_row", found.schema);
+		complete = OidIsValid(found.log) &&
+			OidIsValid(found.guard_function) && OidIsValid(found.row_function) &&
 			IndexGetRelation(found.log_pkey, true) == found.log &&
 			IndexGetRelation(found.log_txid_index, true) == found.log;
 		for (int i = 0; i < OWN_TABLES; i++)
 		{
-			found.own_tables[i] = get_relname_relid(own_tables[i].name, found.schema);
+			found.own_tables[i] = get_relname_relid(own_table_properties[i].name, found.schema);
 			complete = complete && OidIsValid(found.own_tables[i]);
 		}
 		found.retries_pkey = get_relname_relid("_event_retries_pkey", found.schema);
@@ -275,26 +295,46 @@ catalog_open_log(void)
 }
 
 /*
- * Refuse to change a table that has a trigger which is not ours.
+ * Whether a table has a trigger that is not ours; if so, name (of NAMEDATALEN
+ * bytes) is set to its name.  On the log, to which others may put triggers,
+ * those count that fire for an INSERT, enabled or not.  Locks the table until
+ * the end of the transaction, so that none comes in between.
  */
-static void
-check_triggers(const EventCatalog *where, OwnTable table)
+bool
+catalog_foreign_trigger(OwnTable table, char *name)
 {
+	const EventCatalog *where = catalog_lookup(false);
+	Oid			ours = (table == OWN_LOG) ? where->row_function : where->guard_function;
 	Relation	rel = table_open(where->own_tables[table], RowExclusiveLock);
+	bool		found = false;
 
-	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers; i++)
+	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers && !found; i++)
 	{
 		Trigger    *trigger = &rel->trigdesc->triggers[i];
 
-		if (trigger->tgfoid != where->guard_function)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("table \"%s\" has a trigger \"%s\" that is not the extension's",
-							RelationGetRelationName(rel), trigger->tgname),
-					 errdetail("It would run as the owner of pg_notify_events."),
-					 errhint("Drop it, and revoke the TRIGGER privilege that let it be created.")));
+		found = trigger->tgfoid != ours && (table != OWN_LOG || TRIGGER_FOR_INSERT(trigger->tgtype));
+		if (found)
+			strlcpy(name, trigger->tgname, NAMEDATALEN);
 	}
 	table_close(rel, NoLock);
+	return found;
+}
+
+/*
+ * Refuse to change a table that has a trigger which is not ours.
+ */
+static void
+check_triggers(OwnTable table)
+{
+	char		name[NAMEDATALEN];
+
+	if (catalog_foreign_trigger(table, name))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has a trigger \"%s\" that is not the extension's",
+						own_table_properties[table].name, name),
+				 errdetail("It would run as the owner of pg_notify_events."),
+				 errhint("Drop it, and revoke the TRIGGER privilege that let it be created.")));
 }
 
 /*
@@ -363,7 +403,7 @@ own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limi
 		own_depth++;
 
 		if (statement->target != OWN_NONE)
-			check_triggers(where, statement->target);
+			check_triggers(statement->target);
 		prepare_statement(statement, where);
 		result = SPI_execute_plan(statement->plan, values, nulls, false, limit);
 	}
@@ -413,17 +453,20 @@ own_ids(const int64 *ids, int nids)
 }
 
 /*
- * Which of the own tables a relation is, by its name, or OWN_NONE.
+ * What is special about a table that has the guard.
  */
-static OwnTable
-find_own_table(Relation rel)
+static const OwnTableProperties *
+guarded_table(Relation rel)
 {
 	for (int i = 0; i < OWN_TABLES; i++)
 	{
-		if (strcmp(RelationGetRelationName(rel), own_tables[i].name) == 0)
-			return (OwnTable) i;
+		if (strcmp(RelationGetRelationName(rel), own_table_properties[i].name) == 0)
+			return &own_table_properties[i];
 	}
-	return OWN_NONE;
+	ereport(ERROR,
+			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+			 errmsg("_guard() is a trigger of the tables of pg_notify_events only")));
+	return NULL;				/* keep compiler quiet */
 }
 
 /*
@@ -438,8 +481,8 @@ Datum
 pne_guard(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	const OwnTableProperties *table;
 	Relation	rel;
-	OwnTable	table;
 	HeapTuple	tuple;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
@@ -456,12 +499,11 @@ pne_guard(PG_FUNCTION_ARGS)
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && IsLogicalWorker())
 		return PointerGetDatum(NULL);
 
-	table = find_own_table(rel);
-	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) &&
-		table != OWN_NONE && own_tables[table].dumped &&
+	table = guarded_table(rel);
+	if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event) && table->restorable &&
 		object_ownercheck(RelationRelationId, RelationGetRelid(rel), GetUserId()))
 	{
-		if (own_tables[table].of_database)
+		if (table->definitions)
 		{
 			int			column = SPI_fnumber(RelationGetDescr(rel), "database");
 			Datum		value = ObjectIdGetDatum(InvalidOid);
@@ -477,7 +519,7 @@ pne_guard(PG_FUNCTION_ARGS)
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("table \"%s\" is changed by the functions of pg_notify_events only",
 					RelationGetRelationName(rel)),
-			 errhint("See create_event_handler(), create_event_consumer() and their kin.")));
+			 errhint("See %s.", table->functions)));
 	return (Datum) 0;			/* keep compiler quiet */
 }
 
@@ -616,18 +658,29 @@ catalog_incarnation(pg_uuid_t *incarnation)
 	if (own_execute(&select_incarnation, NULL, NULL, 1) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" is empty", own_tables[OWN_INCARNATION].name),
+				 errmsg("table \"%s\" is empty", own_table_properties[OWN_INCARNATION].name),
 				 errhint("Drop the extension and create it again.")));
 	*incarnation = *DatumGetUUIDP(own_value(0, 1, &isnull));
 }
 
+/* definitions of this installation that were made in another database */
+#define ADOPT_DEFINITIONS(table) \
+	"UPDATE @s." table " AS d SET database = $1 " \
+	"FROM @s._event_incarnation AS i " \
+	"WHERE d.incarnation OPERATOR(pg_catalog.=) i.incarnation " \
+	"AND d.database OPERATOR(pg_catalog.=) i.database " \
+	"AND d.database OPERATOR(pg_catalog.<>) $1"
+
+#define COUNT_DORMANT(table) \
+	"SELECT pg_catalog.count(*) FROM @s." table " AS d " \
+	"WHERE d.database OPERATOR(pg_catalog.<>) $1"
+
 /*
- * Adopt the definitions of a table that were made in the database this one is a
- * copy of; returns how many.  A WARNING tells of restored ones, which stay
- * dormant.  what is their name, and advice says what to do with them.
+ * Adopt the definitions of one table.  Returns how many, and complains about
+ * those that stay as they are.
  */
 static int64
-adopt_definitions(OwnStatement *adopt, OwnStatement *count_dormant, const char *what, const char *advice)
+adopt_definitions(OwnStatement *adopt, OwnStatement *count_dormant, const char *what)
 {
 	Datum		database = ObjectIdGetDatum(MyDatabaseId);
 	int64		adopted = own_execute(adopt, &database, NULL, 0);
@@ -639,22 +692,13 @@ adopt_definitions(OwnStatement *adopt, OwnStatement *count_dormant, const char *
 	if (dormant > 0)
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),
-				 errmsg_plural("%lld restored event %s stays dormant",
-							   "%lld restored event %ss stay dormant",
+				 errmsg_plural("%lld restored %s stays dormant",
+							   "%lld restored %ss stay dormant",
 							   (unsigned long) dormant, (long long) dormant, what),
-				 errhint("%s", advice)));
+				 errhint("End them and make them again with %s.",
+						 own_table_properties[adopt->target].functions)));
 	return adopted;
 }
-
-/* definitions of a database with this incarnation, and that is not this one */
-#define ADOPT_SQL(table) \
-	"UPDATE @s." table " AS d SET database = $1 FROM @s._event_incarnation AS i " \
-	"WHERE d.incarnation OPERATOR(pg_catalog.=) i.incarnation " \
-	"AND d.database OPERATOR(pg_catalog.=) i.database " \
-	"AND d.database OPERATOR(pg_catalog.<>) $1"
-#define COUNT_DORMANT_SQL(table) \
-	"SELECT pg_catalog.count(*) FROM @s." table " AS d " \
-	"WHERE d.database OPERATOR(pg_catalog.<>) $1"
 
 /*
  * activate_events(): take the definitions of a copied database for its own.
@@ -662,39 +706,26 @@ adopt_definitions(OwnStatement *adopt, OwnStatement *count_dormant, const char *
  * A database made with TEMPLATE has the same incarnation and a database oid of
  * its own; transaction ids belong to the whole cluster, so the cursors stay
  * true.  Leases end: whoever holds one works with the original.  Returns how
- * many handlers and consumers woke up.  Errors: not a superuser.
+ * many handlers, consumers and channels woke up.  Errors: not a superuser.
  */
 Datum
 pne_activate_events(PG_FUNCTION_ARGS)
 {
-	static OwnStatement end_leases = {
-		.sql = "UPDATE @s._event_consumer_progress AS p SET leased_until = NULL "
-		"FROM @s._event_consumers AS d "
-		"WHERE d.name OPERATOR(pg_catalog.=) p.consumer "
-		"AND d.database OPERATOR(pg_catalog.<>) $1",
-		.target = OWN_CONSUMER_PROGRESS, .nargs = 1, .argtypes = {OIDOID},
-	};
-	static OwnStatement adopt_handlers = {
-		.sql = ADOPT_SQL("_event_handlers"),
-		.target = OWN_HANDLERS, .nargs = 1, .argtypes = {OIDOID},
-	};
-	static OwnStatement dormant_handlers = {
-		.sql = COUNT_DORMANT_SQL("_event_handlers"),
-		.target = OWN_NONE, .nargs = 1, .argtypes = {OIDOID},
-	};
-	static OwnStatement adopt_consumers = {
-		.sql = ADOPT_SQL("_event_consumers"),
-		.target = OWN_CONSUMERS, .nargs = 1, .argtypes = {OIDOID},
-	};
-	static OwnStatement dormant_consumers = {
-		.sql = COUNT_DORMANT_SQL("_event_consumers"),
-		.target = OWN_NONE, .nargs = 1, .argtypes = {OIDOID},
-	};
-	static OwnStatement adopt_incarnation = {
-		.sql = "UPDATE @s._event_incarnation SET database = $1 "
-		"WHERE database OPERATOR(pg_catalog.<>) $1",
-		.target = OWN_INCARNATION, .nargs = 1, .argtypes = {OIDOID},
-	};
+#define OF_DATABASE(text, table) {.sql = (text), .target = (table), .nargs = 1, .argtypes = {OIDOID}}
+	static OwnStatement adopt_handlers = OF_DATABASE(ADOPT_DEFINITIONS("_event_handlers"), OWN_HANDLERS);
+	static OwnStatement adopt_consumers = OF_DATABASE(ADOPT_DEFINITIONS("_event_consumers"), OWN_CONSUMERS);
+	static OwnStatement adopt_channels = OF_DATABASE(ADOPT_DEFINITIONS("_event_channels"), OWN_CHANNELS);
+	static OwnStatement dormant_handlers = OF_DATABASE(COUNT_DORMANT("_event_handlers"), OWN_NONE);
+	static OwnStatement dormant_consumers = OF_DATABASE(COUNT_DORMANT("_event_consumers"), OWN_NONE);
+	static OwnStatement dormant_channels = OF_DATABASE(COUNT_DORMANT("_event_channels"), OWN_NONE);
+	static OwnStatement end_leases =
+		OF_DATABASE("UPDATE @s._event_consumer_progress AS p SET leased_until = NULL "
+					"FROM @s._event_consumers AS d "
+					"WHERE d.name OPERATOR(pg_catalog.=) p.consumer "
+					"AND d.database OPERATOR(pg_catalog.<>) $1", OWN_CONSUMER_PROGRESS);
+	static OwnStatement adopt_incarnation =
+		OF_DATABASE("UPDATE @s._event_incarnation SET database = $1 "
+					"WHERE database OPERATOR(pg_catalog.<>) $1", OWN_INCARNATION);
 	Datum		database = ObjectIdGetDatum(MyDatabaseId);
 	int64		activated;
 
@@ -708,10 +739,9 @@ pne_activate_events(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	own_execute(&end_leases, &database, NULL, 0);
-	activated = adopt_definitions(&adopt_handlers, &dormant_handlers, "handler",
-								  "Drop and create them again with drop_event_handler() and create_event_handler().");
-	activated += adopt_definitions(&adopt_consumers, &dormant_consumers, "consumer",
-								   "Drop and create them again with drop_event_consumer() and create_event_consumer().");
+	activated = adopt_definitions(&adopt_handlers, &dormant_handlers, "event handler");
+	activated += adopt_definitions(&adopt_consumers, &dormant_consumers, "event consumer");
+	activated += adopt_definitions(&adopt_channels, &dormant_channels, "event channel");
 	own_execute(&adopt_incarnation, &database, NULL, 0);
 	SPI_finish();
 

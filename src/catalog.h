@@ -26,6 +26,7 @@
 
 typedef enum OwnTable
 {
+	OWN_LOG,					/* notification_events, only to insert into */
 	OWN_INCARNATION,
 	OWN_RELAY,
 	OWN_HANDLERS,
@@ -35,6 +36,7 @@ typedef enum OwnTable
 	OWN_CONSUMERS,
 	OWN_CONSUMER_PROGRESS,
 	OWN_CONSUMER_RETRIES,
+	OWN_CHANNELS,
 	OWN_TABLES,					/* how many there are */
 	OWN_NONE = OWN_TABLES		/* a statement that changes nothing */
 } OwnTable;
@@ -54,6 +56,7 @@ typedef struct EventCatalog
 	Oid			retries_pkey;	/* (handler, event_id) */
 	Oid			retries_due_index;	/* (handler, next_attempt_at, event_id), waiting ones */
 	Oid			guard_function;
+	Oid			row_function;	/* of the log's row trigger */
 } EventCatalog;
 
 #define OWN_STATEMENT_MAX_ARGS 20
@@ -78,6 +81,7 @@ extern const EventCatalog *catalog_lookup(bool missing_ok);
 extern bool catalog_extension_exists(void);
 extern Relation catalog_open_log(void);
 extern uint64 catalog_log_changes(void);
+extern bool catalog_foreign_trigger(OwnTable table, char *name);
 extern int	own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limit);
 extern Datum own_value(int row, int column, bool *isnull);
 extern char *own_text(int row, int column);

@@ -153,7 +153,7 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			if (what & (RING_DEFINITIONS | RING_EXTENSION | RING_DROPPED))
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has changed event handlers or extension pg_notify_events"),
+						 errmsg("cannot PREPARE a transaction that has changed event handlers, event channels or extension pg_notify_events"),
 						 errhint("COMMIT it instead.")));
 			break;
 

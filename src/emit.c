@@ -49,6 +49,7 @@
 #include "utils/xid8.h"
 
 #include "announce.h"
+#include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
 #include "doorbell.h"
@@ -102,28 +103,6 @@ PG_FUNCTION_INFO_V1(pne_notify_event_text);
  * Checks
  * ----------
  */
-
-/*
- * An event's name has 1 to 100 characters.
- */
-static void
-check_event_name(const char *name, int length)
-{
-	int			chars = pg_mbstrlen_with_len(name, length);
-
-	if (chars == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("event name must not be empty"),
-				 errhint("An event name has 1 to %d characters.", EVENT_NAME_MAX_CHARS)));
-	if (chars > EVENT_NAME_MAX_CHARS)
-		ereport(ERROR,
-				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
-				 errmsg("event name \"%.*s...\" is too long",
-						pg_mbcharcliplen(name, length, EVENT_NAME_MAX_CHARS), name),
-				 errdetail("It has %d characters.", chars),
-				 errhint("An event name has 1 to %d characters.", EVENT_NAME_MAX_CHARS)));
-}
 
 /*
  * JSON text to jsonb.  hint says how to do better.

@@ -9,7 +9,8 @@
  * queue grow for the whole cluster.  Handlers run elsewhere, in executors.
  *
  * What it does, whenever it is woken:
- *	- reads the notification queue, counts, and has the executors look;
+ *	- reads the notification queue, counts, and has the executors look; what
+ *	  came on event channels becomes events (bridge.c);
  *	- follows the log with a snapshot cursor of its own, counts the events that
  *	  have become visible, announces those that are left to it (relay.c), and
  *	  wakes who waits for some (consumers);
@@ -34,11 +35,13 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "bridge.h"
 #include "catalog.h"
 #include "compat.h"
 #include "fault.h"
@@ -211,6 +214,8 @@ should_leave(void)
 static void
 listener_leave(void)
 {
+	bridge_leave(my_slot);
+
 	/* or our successor would announce and count the same events again */
 	if (relay_is_ahead(0))
 		(void) worker_perform(&my_slot->listener, &storing, relay_store);
@@ -652,15 +657,7 @@ static void
 read_queue(void)
 {
 	int			received = notify_queue_read();
-	Notification *notification;
 
-	while ((notification = notify_queue_take()) != NULL)
-	{
-		ereport(DEBUG1,
-				(errmsg("notification on channel \"%s\" from process %d: \"%s\"",
-						notification->channel, notification->sender, notification->payload)));
-		notify_queue_free(notification);
-	}
 	if (received > 0)
 	{
 		pg_atomic_fetch_add_u64(&my_slot->listener.notifications_received, received);
@@ -676,7 +673,7 @@ follow_channel(void)
 {
 	if (channel != NULL && strcmp(channel, pne_channel) == 0)
 		return;
-	notify_queue_listen(pne_channel, channel);
+	notify_queue_listen(pne_channel);
 	if (channel != NULL)
 		pfree(channel);
 	channel = MemoryContextStrdup(listener_context, pne_channel);
@@ -745,6 +742,7 @@ listener_cycle(MemoryContext cycle_context)
 		listener_leave();
 
 	read_queue();
+	bridge_work(my_slot);
 
 	/* what is due in a moment is done now, to wake up once for both */
 	now = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WAKEUP_SLACK_MS);
@@ -763,7 +761,7 @@ listener_cycle(MemoryContext cycle_context)
 		show_phase();
 	}
 
-	until = next_yield_check;
+	until = Min(next_yield_check, bridge_due());
 	if (my_slot->listener.not_before <= now)
 		until = Min(until, next_thing_due());
 	if (!notifyInterruptPending && !doorbell_is_rung(bell) && !has_more_to_announce())
@@ -790,6 +788,9 @@ pne_listener_main(Datum main_arg)
 	worker_signals();
 	listener_attach(&start);
 	worker_connect(start.dboid, InvalidOid);
+
+	/* who waits for a standby reads no queue, and that fills for the whole cluster */
+	SetConfigOption("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE);
 
 	installs = count_installs();
 	StartTransactionCommand();

@@ -8,19 +8,38 @@
 #ifndef PNE_NOTIFY_QUEUE_H
 #define PNE_NOTIFY_QUEUE_H
 
+#include "datatype/timestamp.h"
+
+/* what was received on a channel */
+typedef struct QueueFigures
+{
+	int64		notifications;
+	int64		bytes;			/* of their payloads */
+	int64		dropped;		/* of them, for want of room */
+	TimestampTz last_received_at;
+} QueueFigures;
+
+/* a channel whose notifications are kept */
+typedef struct QueueChannel
+{
+	char		name[NAMEDATALEN];
+	QueueFigures counted;		/* added to by notify_queue_read() */
+} QueueChannel;
+
 /* a notification as it was read from the queue */
 typedef struct Notification
 {
 	struct Notification *next;
+	QueueChannel *channel;		/* NULL: the channel of the announcements */
 	int			sender;			/* pid */
-	const char *channel;
-	const char *payload;		/* both terminated, in the same allocation */
+	char		payload[FLEXIBLE_ARRAY_MEMBER]; /* terminated */
 } Notification;
 
-extern void notify_queue_listen(const char *channel, const char *previous);
+extern void notify_queue_listen(const char *channel);
+extern void notify_queue_keep(QueueChannel **wanted, int count);
 extern int	notify_queue_read(void);
-extern Notification *notify_queue_take(void);
-extern void notify_queue_free(Notification *notification);
+extern Notification *notify_queue_kept(void);
+extern void notify_queue_forget(int count);
 extern double notify_queue_usage(void);
 extern double notify_queue_share(uint64 bytes);
 extern int	notify_queue_slowest(void);

@@ -450,7 +450,7 @@ CREATE FUNCTION activate_events() RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_activate_events';
 COMMENT ON FUNCTION activate_events() IS
-	'wakes the dormant handlers and consumers of a copied database, superusers only; returns how many';
+	'wakes the dormant handlers, consumers and channels of a copied database, superusers only; returns how many';
 REVOKE ALL ON FUNCTION activate_events() FROM PUBLIC;
 
 ----------------------------------------------------------------------------
@@ -706,11 +706,85 @@ CREATE FUNCTION reset_event_stats() RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_reset_event_stats';
 COMMENT ON FUNCTION reset_event_stats() IS
-	'sets the figures in shared memory (event_stats, and times and latencies of event_handler_stats) of this database to zero';
+	'sets the figures in shared memory (event_stats, event_channel_stats, and times and latencies of event_handler_stats) of this database to zero';
 REVOKE ALL ON FUNCTION reset_event_stats() FROM PUBLIC;
 
 GRANT SELECT ON event_handlers, event_retries, event_handler_stats, event_consumers, event_consumer_stats,
 	event_worker_stats, event_stats TO PUBLIC;
+
+----------------------------------------------------------------------------
+-- Channels
+----------------------------------------------------------------------------
+
+CREATE TABLE _event_channels (
+	channel		text PRIMARY KEY,
+	event_name	text NOT NULL,
+	owner		oid NOT NULL,
+	owner_name	name NOT NULL,
+	incarnation uuid NOT NULL,
+	database	oid NOT NULL,
+	created_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE _event_channels IS
+	'internal: channels whose notifications become events; look at the view event_channels';
+
+CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_channels
+	FOR EACH ROW EXECUTE FUNCTION _guard();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_channels
+	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
+ALTER TABLE _event_channels ENABLE ALWAYS TRIGGER guard_rows;
+ALTER TABLE _event_channels ENABLE ALWAYS TRIGGER guard_truncate;
+
+SELECT pg_catalog.pg_extension_config_dump('_event_channels', '');
+
+CREATE FUNCTION listen_event_channel(channel text, event_name text DEFAULT NULL) RETURNS void
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_listen_event_channel';
+COMMENT ON FUNCTION listen_event_channel(text, text) IS
+	'has notifications on a channel, whoever sends them, become events of that name, by default the channel''s';
+REVOKE ALL ON FUNCTION listen_event_channel(text, text) FROM PUBLIC;
+
+CREATE FUNCTION unlisten_event_channel(channel text) RETURNS void
+	LANGUAGE C VOLATILE PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_unlisten_event_channel';
+COMMENT ON FUNCTION unlisten_event_channel(text) IS
+	'ends that notifications on a channel become events';
+
+CREATE VIEW event_channels WITH (security_barrier) AS
+	SELECT c.channel,
+		   COALESCE(r.rolname, c.owner_name) AS owner,
+		   c.event_name,
+		   c.created_at
+	FROM _event_channels c
+	LEFT JOIN pg_catalog.pg_roles r ON r.oid = c.owner
+	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
+	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+COMMENT ON VIEW event_channels IS
+	'channels whose notifications become events: those of the roles one is a member of, all for pg_monitor';
+
+CREATE FUNCTION _channel_figures(
+	IN channel text,
+	OUT notifications bigint,
+	OUT bytes bigint,
+	OUT dropped bigint,
+	OUT last_received_at timestamptz,
+	OUT state text
+)
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	AS 'MODULE_PATHNAME', 'pne_channel_figures';
+COMMENT ON FUNCTION _channel_figures(text) IS
+	'internal: what was received on one event channel, from shared memory';
+
+CREATE VIEW event_channel_stats WITH (security_barrier) AS
+	SELECT c.channel, f.notifications, f.bytes, f.dropped, f.last_received_at, f.state
+	FROM _event_channels c
+	CROSS JOIN LATERAL _channel_figures(c.channel) f
+	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
+	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+COMMENT ON VIEW event_channel_stats IS
+	'what was received on each event channel since the server started or reset_event_stats(), and whether it is listened on';
+
+GRANT SELECT ON event_channels, event_channel_stats TO PUBLIC;
 
 ----------------------------------------------------------------------------
 -- Installed: draw the incarnation, start the workers at commit

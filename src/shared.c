@@ -4,8 +4,8 @@
  *		Shared memory of pg_notify_events: slots for databases and executors.
  *
  * Everything has a fixed size and lives in one segment that the postmaster
- * makes while it preloads the library; the figures (stats.c) have a second
- * one.  A crash of the server makes both anew, so whatever has to outlast one
+ * makes while it preloads the library; the figures of handlers and events
+ * (stats.c) and of channels (channel.c) have segments of their own.  A crash of the server makes all of them anew, so whatever has to outlast one
  * is in a table.
  *
  * Who writes what, always under shared->lock:
@@ -26,6 +26,7 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
+#include "channel.h"
 #include "doorbell.h"
 #include "shared.h"
 #include "stats.h"
@@ -45,7 +46,8 @@ shared_request(void)
 
 	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)));
 	RequestAddinShmemSpace(stats_shmem_size());
-	RequestNamedLWLockTranche(TRANCHE_NAME, 2);
+	RequestAddinShmemSpace(channel_shmem_size());
+	RequestNamedLWLockTranche(TRANCHE_NAME, 3);
 }
 
 static void
@@ -108,6 +110,7 @@ shared_startup(void)
 		}
 	}
 	stats_shmem_startup(&locks[1].lock);
+	channel_shmem_startup(&locks[2].lock);
 
 	LWLockRelease(AddinShmemInitLock);
 }

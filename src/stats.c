@@ -39,6 +39,7 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
+#include "channel.h"
 #include "compat.h"
 #include "consumer.h"
 #include "shared.h"
@@ -474,10 +475,10 @@ stats_discard_noted(void)
 
 /*
  * Remove all figures of a database; or only the figures, and keep what is known
- * of outages.
+ * of outages and channels.
  */
 void
-stats_forget_database(Oid dboid, bool keep_outages)
+stats_forget_database(Oid dboid, bool keep_states)
 {
 	HASH_SEQ_STATUS status;
 	EventEntry *event;
@@ -495,12 +496,13 @@ stats_forget_database(Oid dboid, bool keep_outages)
 	{
 		if (handler->key.dboid != dboid)
 			continue;
-		if (keep_outages && handler->probes > 0)
+		if (keep_states && handler->probes > 0)
 			memset((char *) handler + sizeof(HandlerKey), 0, offsetof(HandlerEntry, probes) - sizeof(HandlerKey));
 		else
 			hash_search(handler_entries, &handler->key, HASH_REMOVE, NULL);
 	}
 	LWLockRelease(stats_lock);
+	channel_forget_database(dboid, keep_states);
 }
 
 static void

@@ -40,6 +40,6 @@ extern void stats_event_announced(const char *event_name);
 extern void stats_flush_noted(void);
 extern void stats_discard_noted(void);
 extern void stats_forget_handler_at_commit(const Handler *handler);
-extern void stats_forget_database(Oid dboid, bool keep_outages);
+extern void stats_forget_database(Oid dboid, bool keep_states);
 
 #endif							/* PNE_STATS_H */

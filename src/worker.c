@@ -86,6 +86,18 @@ worker_hold_cancels(void)
 }
 
 /*
+ * From here on a cancel is acted upon, which is also how lock_timeout ends a
+ * wait; until worker_hold_cancels() is called, or an error is.
+ */
+void
+worker_allow_cancels(void)
+{
+	QueryCancelPending = false;
+	if (QueryCancelHoldoffCount > 0)
+		RESUME_CANCEL_INTERRUPTS();
+}
+
+/*
  * Connect to a database, as owner or, without one, as the bootstrap superuser.
  */
 void
@@ -114,8 +126,12 @@ worker_came_alive(Worker *worker, WorkerPhase phase)
 	LWLockRelease(shared->lock);
 }
 
-static int
-next_backoff(int backoff)
+/*
+ * How long to back off, in ms, after a failure; backoff is how long it was
+ * after the last one, 0 if that was none.
+ */
+int
+worker_next_backoff(int backoff)
 {
 	return Min(Max(backoff * 2, MIN_BACKOFF), MAX_BACKOFF);
 }
@@ -123,7 +139,7 @@ next_backoff(int backoff)
 static void
 lengthen_backoff(Worker *worker)
 {
-	worker->backoff = next_backoff(worker->backoff);
+	worker->backoff = worker_next_backoff(worker->backoff);
 	worker->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), worker->backoff);
 }
 
@@ -204,12 +220,11 @@ worker_reload_config(void)
 }
 
 /*
- * In a PG_CATCH block: report the error, unless it is the one that was reported
- * last and nothing went well since, and abort.  Interrupts are held off until
- * the caller resumes them.
+ * In a PG_CATCH block of a worker: keep the error for event_worker_stats, log
+ * it if asked to, and abort.
  */
-static void
-take_error(Worker *worker, const char *last_error, bool first)
+void
+worker_abort(Worker *worker, bool log)
 {
 	MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
 	ErrorData  *error;
@@ -222,7 +237,7 @@ take_error(Worker *worker, const char *last_error, bool first)
 	if (error->message == NULL)
 		error->message = pstrdup("");
 
-	if (first || strncmp(last_error, error->message, WORKER_ERROR_SIZE - 1) != 0)
+	if (log)
 		EmitErrorReport();
 	AbortOutOfAnyTransaction();
 	FlushErrorState();
@@ -230,22 +245,38 @@ take_error(Worker *worker, const char *last_error, bool first)
 
 	worker_report_error(worker, error->message);
 	FreeErrorData(error);
+	worker_hold_cancels();
+	RESUME_INTERRUPTS();
 }
 
 /*
- * In a PG_CATCH block of a worker's main loop: report the error, abort, and
- * set not_before to the end of the back-off, which the loop waits for.
+ * In a PG_CATCH block: whether the error is another one than the last.
+ */
+static bool
+error_is_news(const char *last_error)
+{
+	MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
+	ErrorData  *error = CopyErrorData();
+	bool		news = strncmp(last_error, error->message ? error->message : "", WORKER_ERROR_SIZE - 1) != 0;
+
+	FreeErrorData(error);
+	MemoryContextSwitchTo(context);
+	return news;
+}
+
+/*
+ * In a PG_CATCH block of a worker's main loop: log the error unless it is the
+ * last one again, abort, and set not_before to the end of the back-off, which
+ * the loop waits for.
  */
 void
 worker_recover(Worker *worker)
 {
-	take_error(worker, worker->last_error, worker->backoff == 0);
+	worker_abort(worker, worker->backoff == 0 || error_is_news(worker->last_error));
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	lengthen_backoff(worker);
 	LWLockRelease(shared->lock);
 	worker_enter_phase(worker, WORKER_BACKING_OFF, "backing off after an error");
-	worker_hold_cancels();
-	RESUME_INTERRUPTS();
 }
 
 /*
@@ -271,12 +302,10 @@ worker_perform(Worker *worker, Duty *duty, void (*work) (void))
 	{
 		failed = true;
 		MemoryContextSwitchTo(context);
-		take_error(worker, duty->last_error, duty->backoff == 0);
+		worker_abort(worker, duty->backoff == 0 || error_is_news(duty->last_error));
 		strlcpy(duty->last_error, worker->last_error, WORKER_ERROR_SIZE);
-		duty->backoff = next_backoff(duty->backoff);
+		duty->backoff = worker_next_backoff(duty->backoff);
 		duty->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), duty->backoff);
-		worker_hold_cancels();
-		RESUME_INTERRUPTS();
 	}
 	PG_END_TRY();
 	return !failed;

@@ -38,7 +38,7 @@ SELECT set_eq($$
 	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
 	WHERE c.relkind = 'v'
 $$, ARRAY['event_handlers', 'event_retries', 'event_handler_stats', 'event_consumers', 'event_consumer_stats',
-	'event_worker_stats', 'event_stats']);
+	'event_worker_stats', 'event_stats', 'event_channels', 'event_channel_stats']);
 
 SELECT is_empty($$
 	SELECT d.classid::regclass, d.objid
@@ -81,6 +81,10 @@ SELECT columns_are('event_consumer_stats', ARRAY['consumer', 'owner', 'state', '
 	'last_acknowledged_at']);
 SELECT function_returns('activate_events', ARRAY[]::text[], 'bigint');
 SELECT has_function('reset_event_stats', ARRAY[]::text[]);
+SELECT function_returns('listen_event_channel', ARRAY['text', 'text'], 'void');
+SELECT function_returns('unlisten_event_channel', ARRAY['text'], 'void');
+SELECT columns_are('event_channels', ARRAY['channel', 'owner', 'event_name', 'created_at']);
+SELECT columns_are('event_channel_stats', ARRAY['channel', 'notifications', 'bytes', 'dropped', 'last_received_at', 'state']);
 
 SELECT is_empty($$
 	SELECT p.oid::regprocedure FROM pg_proc p
@@ -98,7 +102,7 @@ SELECT set_eq($$
 $$, ARRAY['alter_event_handler', 'drop_event_handler', 'pause_event_handler', 'resume_event_handler',
 	'call_event_handler', 'retry_dead_events', 'discard_dead_events', 'replay_events', 'event_delivery_status',
 	'wait_for_event_handlers', 'drop_event_consumer', 'fetch_events', 'ack_events', 'retry_event', 'wait_for_events',
-	'_handler_figures', '_consumer_figures', '_worker_figures', '_event_figures'],
+	'unlisten_event_channel', '_handler_figures', '_consumer_figures', '_worker_figures', '_event_figures', '_channel_figures'],
 	'only functions that check rights themselves are granted to PUBLIC');
 
 SELECT set_eq($$
@@ -108,14 +112,14 @@ SELECT set_eq($$
 	aclexplode(c.relacl) a
 	WHERE a.grantee = 0
 $$, ARRAY['event_handlers', 'event_retries', 'event_handler_stats', 'event_consumers', 'event_consumer_stats',
-	'event_worker_stats', 'event_stats'],
+	'event_worker_stats', 'event_stats', 'event_channels', 'event_channel_stats'],
 	'only the views are granted to PUBLIC');
 
 SELECT set_eq($$
 	SELECT r.privilege_type FROM information_schema.role_table_grants r
 	WHERE r.grantee = 'PUBLIC' AND r.table_name IN
 	('event_handlers', 'event_retries', 'event_handler_stats', 'event_consumers', 'event_consumer_stats',
-	'event_worker_stats', 'event_stats')
+	'event_worker_stats', 'event_stats', 'event_channels', 'event_channel_stats')
 $$, ARRAY['SELECT'], 'and only for reading');
 
 -- settings

@@ -115,7 +115,7 @@ foreach my $name (sort keys %refused)
 	));
 	like(
 		$err,
-		qr/ERROR:  0A000: cannot PREPARE a transaction that has changed event handlers or extension pg_notify_events.*HINT:/s,
+		qr/ERROR:  0A000: cannot PREPARE a transaction that has changed event handlers, event channels or extension pg_notify_events.*HINT:/s,
 		"refused: $name");
 }
 is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'),

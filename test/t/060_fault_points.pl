@@ -327,5 +327,33 @@ foreach my $what ('error', 'crash')
 	all_is_well("$what at activated: the original");
 }
 
+# A notification becomes an event, and before that is committed it fails: the
+# notification is not forgotten.  It is with its listener, and that is counted.
+start_over();
+$node->safe_psql('postgres', q(SELECT listen_event_channel('bridged')));
+wait_for(q(state = 'listening' FROM event_channel_stats));
+set_fault('bridging', 'error');
+$node->safe_psql('postgres', q(NOTIFY bridged, '1'));
+wait_for_hit('bridging');
+$node->safe_psql('postgres', q(NOTIFY bridged, '2'));
+wait_for(q(count(*) >= 2 FROM notification_events WHERE event_name = 'bridged'));
+end_fault('bridging');
+is( $node->safe_psql('postgres',
+		q(SELECT string_agg(event_data::text, ' ' ORDER BY id) FROM notification_events WHERE event_name = 'bridged')),
+	'1 2', 'error at bridging: both become events, once and in order');
+set_fault('bridging', 'fatal');
+$node->safe_psql('postgres', q(NOTIFY bridged, '3'));
+wait_for_hit('bridging');
+end_fault('bridging');
+wait_for(q(state = 'starting' FROM event_channel_stats));
+wait_for(q(state = 'listening' FROM event_channel_stats));
+is( $node->safe_psql('postgres', q(SELECT notifications, dropped FROM event_channel_stats)),
+	'3|1', 'fatal at bridging: what the listener had is counted as dropped');
+$node->safe_psql('postgres', q(NOTIFY bridged, '4'));
+wait_for(q(count(*) >= 3 FROM notification_events WHERE event_name = 'bridged'));
+is( $node->safe_psql('postgres',
+		q(SELECT string_agg(event_data::text, ' ' ORDER BY id) FROM notification_events WHERE event_name = 'bridged')),
+	'1 2 4', 'fatal at bridging: its successor goes on');
+
 $node->stop;
 done_testing();

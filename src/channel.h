@@ -1,0 +1,34 @@
+/*-------------------------------------------------------------------------
+ *
+ * channel.h
+ *		Event channels: their definitions and figures.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_CHANNEL_H
+#define PNE_CHANNEL_H
+
+#include "nodes/pg_list.h"
+#include "storage/lwlock.h"
+
+#include "notify_queue.h"
+
+typedef struct EventChannel
+{
+	QueueChannel queue;			/* its name, and what was received; first */
+	char	   *event_name;
+	Oid			owner;
+	TimestampTz created_at;		/* tells it from an earlier one of that name */
+	bool		dormant;
+	bool		suspended;		/* it becomes no events now; the log says why */
+} EventChannel;
+
+extern Size channel_shmem_size(void);
+extern void channel_shmem_startup(LWLock *lock);
+
+extern List *channel_load(const char *name, MemoryContext context);
+extern void channel_publish(EventChannel *channel);
+extern void channel_forget_others(const List *channels);
+extern void channel_forget_database(Oid dboid, bool keep_states);
+
+#endif							/* PNE_CHANNEL_H */
