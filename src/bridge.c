@@ -60,9 +60,9 @@
 #define LEAVE_MS 2000
 
 /*
- * Channels as of definitions_seen and announce_seen, in a context of their
- * own.  Earlier ones live in retired_context for as long as notifications of
- * theirs are kept.
+ * Channels, in a context of their own; if valid, as of definitions_seen and
+ * announce_seen.  Earlier ones live in retired_context for as long as
+ * notifications of theirs are kept.
  */
 static MemoryContext channels_context = NULL;
 static MemoryContext retired_context = NULL;
@@ -304,7 +304,6 @@ switch_channels(List *loaded, MemoryContext context)
 		MemoryContextSetParent(channels_context, retired_context);
 	channels_context = context;
 	channels = loaded;
-	strlcpy(announce_seen, pne_channel, NAMEDATALEN);
 	channel_forget_others(channels);
 	publish_all();
 	complain_about_channels(dormant, refused);
@@ -314,7 +313,7 @@ switch_channels(List *loaded, MemoryContext context)
  * Read the definitions.
  */
 static void
-load_channels(uint32 definitions)
+load_channels(void)
 {
 	MemoryContext context;
 
@@ -342,7 +341,6 @@ load_channels(uint32 definitions)
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	definitions_seen = definitions;
 	channels_valid = true;
 }
 
@@ -486,14 +484,20 @@ bridge_work(DatabaseSlot *slot)
 
 	publish_received();
 	if (definitions != definitions_seen || strcmp(announce_seen, pne_channel) != 0)
+	{
+		/* no failure of what was before holds that up */
+		definitions_seen = definitions;
+		strlcpy(announce_seen, pne_channel, NAMEDATALEN);
 		channels_valid = false;
+		not_before = 0;
+	}
 	if (GetCurrentTimestamp() < not_before)
 		return;
 
 	PG_TRY();
 	{
 		if (!channels_valid)
-			load_channels(definitions);
+			load_channels();
 		if (notify_queue_kept() != NULL)
 			insert_batch();
 		else if (channels_valid)
