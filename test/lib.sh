@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 #
-# test/lib.sh - what test/demo and test/check have in common.  Sourced, not run.
+# test/lib.sh - what test/demo, test/check and others have in common.  Sourced,
+# not run.
 #
-# Both scripts go the same way:
+# These scripts all go the same way:
 #
 #	begin					a temporary directory; an exit trap that stops every
 #							server in it and removes it
@@ -529,8 +530,6 @@ build()
 # start_server [SETTING...]: $work/data, socket in $work/socket, superuser postgres
 start_server()
 {
-	local log=$work/log/server.log
-
 	run "making a throwaway cluster in $work/data" as_user initdb -D "$work/data" -U postgres -A trust \
 		-E UTF8 --locale=C.UTF-8 --no-sync || return
 	{
@@ -541,7 +540,17 @@ start_server()
 			"log_line_prefix = '%m [%p] %b %q%u@%d '" \
 			"$@"
 	} >>"$work/data/postgresql.conf"
-	if ! run "starting its server" as_user pg_ctl start -s -w -t 60 -D "$work/data" -l "$log"; then
+	start_again
+}
+
+# start_again [VARIABLE=VALUE...]: the server of that cluster, with these in its
+# environment
+# shellcheck disable=SC2120
+start_again()
+{
+	local log=$work/log/server.log
+
+	if ! run "starting its server${*:+ with $*}" as_user env "$@" pg_ctl start -s -w -t 60 -D "$work/data" -l "$log"; then
 		excerpt "$log"
 		return 1
 	fi
