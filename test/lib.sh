@@ -53,12 +53,19 @@ test_packages=(
 	clang-tidy								# static
 	cppcheck								# static
 	libipc-run-perl							# tap
+	libpq-dev								# tap: the client in C
 	libtap-parser-sourcehandler-pgtap-perl	# pgtap: pg_prove
 	perl									# tap: prove
+	pgbouncer								# tap: clients through a pooler
 	postgresql-NN-pgtap						# pgtap
-	python3-psycopg2						# tap: the clients in Python
+	python3-psycopg							# tap: the clients in Python
+	python3-psycopg2						# the same
 	spin									# model
 )
+# Where npm is there already, it need not be the distribution's.
+command -v npm >/dev/null || test_packages+=(nodejs npm)
+# shellcheck disable=SC2034
+test_modules=(pg@8.23.1)					# tap: the client in JavaScript, of npm
 # shellcheck disable=SC2034
 source_packages=(
 	bison									# from PostgreSQL 17 on
@@ -262,9 +269,11 @@ apt_get()
 	return 1
 }
 
-# Debian makes and starts a cluster when the server is installed.  Nobody asked
-# for that here, so it is switched off while we install.
+# Debian makes and starts a cluster when the server is installed, and a pooler
+# with its package.  Nobody asked for that here, so it is switched off while we
+# install.
 no_main_cluster=/etc/postgresql-common/createcluster.d/pg_notify_events_test.conf
+no_services=/usr/sbin/policy-rc.d
 
 # install_packages PACKAGE...: those of them that are missing
 install_packages()
@@ -301,12 +310,28 @@ install_packages()
 		say "installing ${missing[*]}"
 		as_root mkdir -p "${no_main_cluster%/*}"
 		echo 'create_main_cluster = false' | as_root tee "$no_main_cluster" >/dev/null
+		if [[ -e $no_services ]]; then
+			no_services=
+		else
+			printf '#!/bin/sh\nexit 101\n' | as_root tee "$no_services" >/dev/null
+			as_root chmod +x "$no_services"
+		fi
 		apt_get install -y --no-install-recommends "${missing[@]}" || status=$?
+		[[ -z $no_services ]] || as_root rm -f "$no_services"
 		as_root rm -f "$no_main_cluster"
 		as_root rmdir --ignore-fail-on-non-empty "${no_main_cluster%/*}"
 		((status == 0)) || die "apt-get install failed"
 	fi
 	[[ -n $pg_config ]] || pg_config=/usr/lib/postgresql/$major/bin/pg_config
+}
+
+# install_modules MODULE...: of npm, into the temporary directory
+install_modules()
+{
+	mkdir -p "$work/node"
+	run "installing $* of npm" npm install --no-audit --no-fund --no-save --loglevel=error --prefix "$work/node" "$@" || return
+	give_to_user "$work/node"
+	export NODE_PATH=$work/node/node_modules
 }
 
 # need_root LINE: this is what root would have to run; we go on if we can do it

@@ -1,0 +1,243 @@
+
+# Clients in several languages, each as it stands in test/clients: every event
+# reaches them, also across a restart of the server; the durable one has each
+# event exactly once by its ledger, whatever is killed; and what works through a
+# pooler.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use IPC::Run;
+use NotifyEvents;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $clients = "$FindBin::RealBin/../clients";
+my $node = new_server('clients', 'log_statement = none', 'restart_after_crash = on', 'max_connections = 50');
+my $host = $node->host;
+my $port = $node->port;
+my $tmp = $PostgreSQL::Test::Utils::tmp_check;
+my $started = 0;
+
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
+wait_for_listener($node, 'postgres');
+
+sub emit
+{
+	my ($count) = @_;
+
+	return split /\n/, $node->safe_psql('postgres',
+		join('', map { q(SELECT notify_event('order ' || currval('notification_events_id_seq')::text) FROM nextval('notification_events_id_seq');) } 1 .. $count));
+}
+
+sub start
+{
+	my ($name, @command) = @_;
+	my %client = (name => $name, out => '', err => "$tmp/log/client." . ++$started);
+
+	$client{timer} = IPC::Run::timeout(5 * $PostgreSQL::Test::Utils::timeout_default);
+	$client{run} = IPC::Run::start(\@command, '>', \$client{out}, '2>', $client{err}, $client{timer});
+	return \%client;
+}
+
+# Until it has printed these ids; they are what it has printed, each once, with
+# something behind it
+sub prints
+{
+	my ($client, $name, @ids) = @_;
+	my $last = $ids[-1];
+
+	ok( pump_until($client->{run}, $client->{timer}, \$client->{out}, qr/^$last[ |].+\n/m),
+		"$client->{name}: $name")
+	  or diag slurp_file($client->{err});
+	is(join(' ', map { /^(\d+)[ |]order \d+$/ ? $1 : "?$_" } split /\n/, $client->{out}),
+		"@ids", "$client->{name}: $name: each once, in order");
+	$client->{out} = '';
+	return;
+}
+
+#
+# Those that print, each with a consumer of its own
+#
+my $url = "postgresql://postgres\@localhost:$port/postgres?host=$host";
+my $libpq = "$tmp/consumer";
+my ($include, $library) = map { chomp(my $directory = `pg_config --$_`); $directory } qw(includedir libdir);
+system('cc', '-Wall', '-Wextra', '-Werror', "$clients/consumer.c", "-I$include", "-I/usr/include/postgresql", "-L$library", '-lpq', '-o', $libpq) == 0
+  or die "consumer.c does not compile";
+
+my %command = (
+	libpq => [ $libpq, $node->connstr('postgres') ],
+	node => [ 'node', "$clients/consumer.js", $url ],
+	async => [ 'python3', "$clients/async_consumer.py", $node->connstr('postgres') ],
+	psql => [ 'sh', "$clients/consumer.sh", $node->connstr('postgres') ]);
+
+foreach my $name (sort keys %command)
+{
+	$node->safe_psql('postgres', "SELECT create_event_consumer('$name')");
+	my @early = emit(3);
+	my $client = start($name, @{ $command{$name} });
+
+	prints($client, 'what was there before it came', @early);
+	foreach my $n (1 .. 3)
+	{
+		prints($client, "an event at a time, $n", emit(1));
+	}
+	prints($client, 'more than a batch of them', emit(250));
+	$node->safe_psql('postgres',
+		qq(SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+		   WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()));
+	prints($client, 'its connection was ended', emit(5));
+	$node->stop;
+	$node->start;
+	prints($client, 'the server was restarted', emit(5));
+	$client->{run}->kill_kill(grace => 0);
+	$node->safe_psql('postgres', "SELECT drop_event_consumer('$name')");
+}
+
+#
+# Through a pooler, a transaction at a time: consumers work, LISTEN does not.
+#
+my $pooler_port = PostgreSQL::Test::Cluster::get_free_port();
+append_to_file(
+	"$tmp/pgbouncer.ini", qq(
+[databases]
+postgres = host=$host port=$port user=postgres
+[pgbouncer]
+pool_mode = transaction
+default_pool_size = 3
+auth_type = any
+listen_port = $pooler_port
+unix_socket_dir = $host
+));
+my $pooler = IPC::Run::start([ 'pgbouncer', "$tmp/pgbouncer.ini" ], '>', \my $pooler_out, '2>', "$tmp/log/pgbouncer.log");
+my $pooled = "host=$host port=$pooler_port dbname=postgres user=postgres";
+my $attempts = 0;
+until (system('psql', '-X', '-q', '-o', '/dev/null', '-c', 'SELECT 1', $pooled) == 0)
+{
+	die 'pgbouncer does not come up' if $attempts++ > 100 || !$pooler->pumpable;
+	select(undef, undef, undef, 0.1);
+}
+my $deaf = start('recipe', 'python3', "$clients/recipe_listener.py", $pooled);
+foreach my $name ('async', 'psql')
+{
+	$node->safe_psql('postgres', "SELECT create_event_consumer('$name')");
+	my $client = start("$name through pgbouncer", @{ $command{$name} }[ 0, 1 ], $pooled);
+	foreach my $n (1 .. 3)
+	{
+		prints($client, "an event at a time, $n", emit(1));
+	}
+	prints($client, 'more than a batch of them', emit(250));
+	$client->{run}->kill_kill(grace => 0);
+	$node->safe_psql('postgres', "SELECT drop_event_consumer('$name')");
+}
+$deaf->{run}->pump_nb;
+is($deaf->{out}, '', 'LISTEN through a pooler hears nothing');
+$deaf->{run}->kill_kill(grace => 0);
+$pooler->kill_kill(grace => 5);
+
+#
+# The durable one: psycopg2, LISTEN and fetch, a ledger outside
+#
+my $ledger = "$tmp/ledger.sqlite";
+
+my $durable;
+
+sub start_durable
+{
+	return start('durable', 'python3', "$clients/durable_listener.py", $node->connstr('postgres'), $ledger);
+}
+
+sub ledger
+{
+	return `python3 -c "import sqlite3, sys
+for row in sqlite3.connect(sys.argv[1]).execute('SELECT id FROM done ORDER BY id'): print(*row)" $ledger`;
+}
+
+$node->safe_psql('postgres', q(SELECT create_event_consumer('durable')));
+my $before = $node->safe_psql('postgres', 'SELECT last_value FROM notification_events_id_seq');
+$durable = start_durable();
+$node->poll_query_until('postgres',
+	q(SELECT count(*) > 0 FROM pg_stat_activity WHERE query ~ 'LISTEN|fetch_events' AND backend_type = 'client backend' AND pid <> pg_backend_pid()))
+  or die 'the client does not come';
+append_to_file(
+	"$tmp/load.sql", q(
+	INSERT INTO notification_events (event_name) VALUES ('single');
+	INSERT INTO notification_events (event_name) SELECT 'many' FROM generate_series(1, 20);
+	BEGIN;
+	INSERT INTO notification_events (event_name) VALUES ('rolled back');
+	ROLLBACK;
+));
+my $acknowledged = q(SELECT COALESCE(max(acknowledged), 0) FROM event_consumer_stats WHERE consumer = 'durable');
+
+sub start_load
+{
+	return IPC::Run::start(
+		[
+			'pgbench', '--no-vacuum', '--client', 3, '--time', 600, '--file', "$tmp/load.sql",
+			'-d', $node->connstr('postgres')
+		],
+		'>', '/dev/null', '2>', '/dev/null');
+}
+
+sub progress
+{
+	my ($more) = @_;
+	my $count = $node->safe_psql('postgres', $acknowledged);
+
+	$node->poll_query_until('postgres', "SELECT ($acknowledged) > $count + $more")
+	  or die 'no progress: ' . slurp_file($durable->{err});
+	return;
+}
+
+my $load = start_load();
+foreach my $round (1 .. 4)
+{
+	progress(300);
+	$durable->{run}->kill_kill(grace => 0);
+	$durable = start_durable();
+}
+foreach my $what ('listener', 'server', 'listener', 'server')
+{
+	progress(300);
+	if ($what eq 'listener')
+	{
+		my $offset = -s $node->logfile;
+
+		kill 'KILL', worker_pid($node, 'listener', 'postgres');
+		$node->wait_for_log(
+			qr/all server processes terminated; reinitializing.*database system is ready to accept connections/s, $offset);
+	}
+	else
+	{
+		$node->stop('immediate');
+		$node->start;
+	}
+	$load->finish;
+	$load = start_load();
+}
+progress(300);
+$load->kill_kill(grace => 5);
+$node->poll_query_until('postgres',
+	q(SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'))
+  or die "writers do not end";
+$node->poll_query_until('postgres',
+	q(SELECT pending = 0 AND batch = 0 FROM event_consumer_stats WHERE consumer = 'durable'))
+  or die 'not all is acknowledged';
+my $expected = $node->safe_psql('postgres', "SELECT id FROM notification_events WHERE id > $before ORDER BY id");
+ok(ledger() eq "$expected\n", 'durable: its ledger has exactly the events that were committed')
+  or diag(join ' ', (split /\n/, $expected) + 0, 'events,', (split /\n/, ledger()) + 0, 'in the ledger');
+cmp_ok(scalar(split /\n/, $expected), '>', 3000, 'durable: there were some');
+
+# An idle one is woken by the announcement, long before its own minute is over.
+$node->safe_psql('postgres', q(SELECT notify_event('the last one')));
+$node->poll_query_until('postgres',
+	q(SELECT pending = 0 AND batch = 0 FROM event_consumer_stats WHERE consumer = 'durable'))
+  or die 'not handled';
+pass('durable: woken by an announcement');
+$durable->{run}->kill_kill(grace => 0);
+
+$node->stop;
+done_testing();
