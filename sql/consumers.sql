@@ -428,6 +428,7 @@ SELECT create_event_consumer('late', start_from => 'now'), create_event_consumer
 SELECT name, kind, status, attempts, next_attempt_at, last_error FROM event_delivery_status(id('v5')) ORDER BY name COLLATE "C";
 SELECT emit('w1', 'w2', 'w3');
 SELECT fetched('mail', 2), ack_events('mail', id('w1'));
+SELECT name, status, attempts FROM event_delivery_status(id('w2')) WHERE name = 'mail';
 SELECT retry_event('mail', id('w2'), '1 h');
 SELECT e.event_name, s.name, s.kind, s.status, s.attempts FROM notification_events e, event_delivery_status(e.id) s
 	WHERE e.event_name LIKE 'w%' ORDER BY e.id, s.name COLLATE "C";

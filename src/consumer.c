@@ -54,8 +54,9 @@
 #define SEARCH_MS 1000
 
 /*
- * Who finds the lock taken looks again soon, then later and later, up to this
- * time, in ms: whoever lets go of it rings before that.
+ * Who finds the lock taken, and so with every ring, looks again soon, then later
+ * and later, up to this time, in ms: who rings because he lets go of it may do
+ * so a moment afterwards.  After that there is no need to, until the next ring.
  */
 #define LOOK_AT_LOCK_MS 100
 
@@ -562,7 +563,9 @@ find_news(const Consumer *consumer, ConsumerMemory *memory, Relation log, bool *
 static TimestampTz
 after_lock(ConsumerMemory *memory)
 {
-	memory->lock_wait = Max(1, Min(2 * memory->lock_wait, LOOK_AT_LOCK_MS));
+	if (memory->lock_wait > LOOK_AT_LOCK_MS)
+		return DT_NOEND;
+	memory->lock_wait = Max(1, 2 * memory->lock_wait);
 	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), memory->lock_wait);
 }
 

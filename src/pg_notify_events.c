@@ -50,8 +50,8 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 }
 
 /*
- * COMMIT PREPARED makes events visible, and no callback of the transaction
- * that wrote them runs.
+ * COMMIT PREPARED makes events visible, and frees consumers like ROLLBACK
+ * PREPARED, and no callback of the transaction that did all that runs.
  */
 static void
 process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
@@ -59,8 +59,9 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 				QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
 {
 	Node	   *statement = pstmt->utilityStmt;
-	bool		commit_prepared = IsA(statement, TransactionStmt) &&
-		((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED;
+	bool		ends_prepared = IsA(statement, TransactionStmt) &&
+		(((TransactionStmt *) statement)->kind == TRANS_STMT_COMMIT_PREPARED ||
+		 ((TransactionStmt *) statement)->kind == TRANS_STMT_ROLLBACK_PREPARED);
 
 	if (prev_process_utility_hook)
 		prev_process_utility_hook(pstmt, query, read_only_tree, context, params, environment,
@@ -69,8 +70,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		standard_ProcessUtility(pstmt, query, read_only_tree, context, params, environment,
 								dest, completion);
 
-	if (commit_prepared)
-		doorbell_at_commit(RING_EVENTS);
+	if (ends_prepared)
+		doorbell_at_commit(RING_EVENTS | RING_CONSUMERS);
 }
 
 void

@@ -310,7 +310,7 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 		look_again = Min(Min(look_again, deadline), TimestampTzPlusMilliseconds(now, MAX_WAIT_MS));
 		if (look_again > now &&
 			sleep_for(slot ? &slot->news : NULL, TimestampDifferenceMilliseconds(now, look_again)))
-			memory.lock_wait = 0;	/* whoever had it may be just letting go */
+			memory.lock_wait = 0;	/* whoever has it may be just letting go */
 	}
 	ConditionVariableCancelSleep();
 	SPI_finish();

@@ -19,7 +19,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $rounds = 3;
-my $soon = 0.4;					# s
+my $soon = 0.3;					# s
 my $node = new_server(
 	'consumers',
 	"autovacuum = off",
