@@ -17,6 +17,7 @@
 #	bench_server			the server, with test/bench/postgresql.conf
 #	slow_flush on|off		starts it again, with a WAL flush that takes 1 ms, or without
 #	settle DATABASE			between two runs
+#	measured ...			a run, again while others disturb it and there is patience
 #	run_load ...			pgbench, with a LISTEN client that measures
 #	record, figure			to and from the CSV file
 #	target ...				says whether one is met.  No time is ever a failure
@@ -34,6 +35,8 @@ area=			# directory for programs and raw figures, below the temporary one
 csv=			# the file of figures
 output=			# directory of the results
 settle_time=2	# seconds
+patience=0		# minutes that may go by until all runs had the machine for themselves
+disturbed=0.1	# processors taken by others, above which a run had not
 problems=()
 
 # bench_begin CSV: everything up to the programs; $output exists afterwards
@@ -277,13 +280,11 @@ target()
 	printf '   %-52s %9s%-3s target %-2s %-4s%-3s %s\n' "$1" "$2" "${5-}" "$3" "$4" "${5-}" "$outcome"
 }
 
-# warn_of_others CONDITION: commits that wait for each other wait for a processor
-# each time, too.  So whoever else uses the machine spoils not only the figures
-# but their ratio.
+# warn_of_others CONDITION
 warn_of_others()
 {
-	awk -F , -v condition="$1" '
-		$1 == condition && $4 == "cores_others" && $5 > 0.1 { runs++; if ($5 > most) most = $5 }
+	awk -F , -v condition="$1" -v limit="$disturbed" '
+		$1 == condition && $4 == "cores_others" && $5 > limit { runs++; if ($5 > most) most = $5 }
 		END { if (runs) printf "   NOT ALONE: in %d runs others took processors, up to %.2f of them: do not trust these figures.\n", runs, most }' \
 		"$csv"
 }
@@ -321,6 +322,7 @@ reported()
 run_load()
 {
 	local condition=$1 contender=$2 round=$3 seconds=$4
+	local tps
 	local -a before after
 
 	shift 4
@@ -333,8 +335,8 @@ run_load()
 
 	set -- "$condition" "$contender" "$round"
 	record "$@" transactions "$(reported 'number of transactions actually processed:')"
-	record "$@" tps "$(reported 'tps =' | cut -d ' ' -f 1)"
-	record "$@" commit_ms "$(reported 'latency average =' | cut -d ' ' -f 1)"
+	tps=$(reported 'tps =' | cut -d ' ' -f 1)
+	record "$@" tps "${tps:-0}"		# pgbench says nothing of none
 	record "$@" flushes "$((after[2] - before[2]))"
 	record "$@" flush_ms "$(ratio "${after[3]} - ${before[3]}" "${after[2]} - ${before[2]}")"
 	record_processors "$@" "$((after[0] - before[0]))" "$((after[1] - before[1]))" "$((after[4] - before[4]))"
@@ -360,8 +362,26 @@ record_processors()
 	record "${@:1:3}" cores_listener "$(ratio "$(reported listener_processor_us)" "$load_us")"
 }
 
+# measured CONDITION CONTENDER ROUND COMMAND...: a run that records cores_others.
+# Where commits wait for each other each of them waits for a processor, too: so
+# whoever else uses the machine spoils not only the figures but their ratio.
+measured()
+{
+	local others
+
+	while :; do
+		"${@:4}"
+		others=$(awk -F , -v key="$1,$2,$3,cores_others" '$1 "," $2 "," $3 "," $4 == key { print $5 }' "$csv")
+		(($(calculate "$others > $disturbed") && SECONDS < patience * 60)) || return 0
+		say "others took $others processors: once more, in a moment"
+		awk -F , -v key="$1,$2,$3" '$1 "," $2 "," $3 != key' "$csv" >"$area/csv"
+		cat "$area/csv" >"$csv"
+		sleep 5
+	done
+}
+
 # record_times CONDITION CONTENDER ROUND NAME FILE: percentiles of a file of
-# microseconds, which is added to those of the rounds before, too
+# microseconds, which is kept for all_times
 record_times()
 {
 	local p50 p99 max
@@ -370,15 +390,16 @@ record_times()
 	record "$1" "$2" "$3" "$4_p50_ms" "$(milliseconds "$p50")"
 	record "$1" "$2" "$3" "$4_p99_ms" "$(milliseconds "$p99")"
 	record "$1" "$2" "$3" "$4_max_ms" "$(milliseconds "$max")"
-	cat "$5" >>"$area/$1.$2.$4"
+	cp "$5" "$area/times.$1.$2.$4.$3"
 }
 
 # all_times CONDITION CONTENDER NAME: p50, p99 and maximum over all rounds in
 # milliseconds, and how many there are
 all_times()
 {
-	local p50 p99 max file=$area/$1.$2.$3
+	local p50 p99 max file=$area/times
 
+	cat "$area/times.$1.$2.$3".* >"$file" 2>/dev/null || true
 	if [[ ! -s $file ]]; then
 		echo - - - 0
 		return
