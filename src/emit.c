@@ -265,6 +265,30 @@ prepare_defaults(Relation log, EState *estate)
 }
 
 /*
+ * The sequence that ids are drawn from.  To look it up is a scan of pg_depend,
+ * so it is remembered until something happens to the log.
+ */
+static Oid
+log_sequence(Relation log)
+{
+	static Oid	known_log = InvalidOid;
+	static Oid	sequence = InvalidOid;
+	static uint64 known_changes = 0;
+	const EventCatalog *where = catalog_lookup(true);
+
+	/* of another table nobody would tell us that it has changed */
+	if (where == NULL || where->log != RelationGetRelid(log))
+		return pne_identity_sequence(log, Anum_event_id);
+	if (known_log != where->log || known_changes != catalog_log_changes())
+	{
+		known_changes = catalog_log_changes();
+		known_log = where->log;
+		sequence = pne_identity_sequence(log, Anum_event_id);
+	}
+	return sequence;
+}
+
+/*
  * Open the log for inserts.  schema is the extension's.
  */
 static void
@@ -285,7 +309,7 @@ emit_begin(EmitTarget *target, Oid schema)
 						quote_identifier(get_namespace_name(schema))),
 				 errhint("It belongs to extension pg_notify_events and must keep its name.")));
 	target->log = table_open(relid, RowExclusiveLock);
-	target->sequence = pne_identity_sequence(target->log, Anum_event_id);
+	target->sequence = log_sequence(target->log);
 
 	rte->rtekind = RTE_RELATION;
 	rte->relid = relid;
