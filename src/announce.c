@@ -35,6 +35,7 @@
 #include "utils/builtins.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
+#include "utils/numeric.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
@@ -48,10 +49,47 @@
 #define ANNOUNCEMENT_MAX_BYTES (BLCKSZ - NAMEDATALEN - 128 - 1)
 
 /*
- * The binary form of a jsonb can be longer than its text, but never as many
- * times: beyond this the text is not worth making.
+ * A jsonb whose text fits is not much larger than that itself; who is larger
+ * need not be looked at.
  */
 #define ANNOUNCEMENT_DATA_MAX_RAW ((Size) 16 * ANNOUNCEMENT_MAX_BYTES)
+
+/*
+ * Whether the text of a jsonb could fit into an announcement.
+ *
+ * It is measured before it is made: a number of a few bytes can be a text of
+ * 128 kB, and a small array of such numbers one that exhausts all memory.
+ */
+static bool
+data_may_fit(Datum data)
+{
+	Jsonb	   *jsonb;
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	Size		length = 0;
+
+	if (toast_raw_datum_size(data) > ANNOUNCEMENT_DATA_MAX_RAW)
+		return false;
+	jsonb = DatumGetJsonbP(data);
+	iterator = JsonbIteratorInit(&jsonb->root);
+	while (length <= ANNOUNCEMENT_MAX_BYTES &&
+		   (token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		if (token != WJB_KEY && token != WJB_VALUE && token != WJB_ELEM)
+			continue;
+		if (value.type == jbvString)
+			length += value.val.string.len;
+		else if (value.type == jbvNumeric)
+		{
+			char	   *number = DatumGetCString(DirectFunctionCall1(numeric_out, NumericGetDatum(value.val.numeric)));
+
+			length += strlen(number);
+			pfree(number);
+		}
+	}
+	return length <= ANNOUNCEMENT_MAX_BYTES;
+}
 
 /*
  * What an announcement of the event carries; name, id or json by the setting.
@@ -77,7 +115,7 @@ announcement_payload(HeapTuple event, TupleDesc desc, const char *name)
 	appendStringInfo(&buf, "{\"id\": " INT64_FORMAT ", \"name\": ", DatumGetInt64(value));
 	escape_json(&buf, name);
 	value = heap_getattr(event, Anum_event_data, desc, &isnull);
-	if (!isnull && toast_raw_datum_size(value) <= ANNOUNCEMENT_DATA_MAX_RAW)
+	if (!isnull && data_may_fit(value))
 	{
 		char	   *data = DatumGetCString(DirectFunctionCall1(jsonb_out, value));
 		static const char key[] = ", \"data\": ";

@@ -35,7 +35,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
-#include "utils/guc.h"
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -52,9 +51,6 @@
 /* a transaction ends at either */
 #define BATCH_EVENTS 1000
 #define BATCH_BYTES ((Size) 1024 * 1024)
-
-/* the longest wait for a lock */
-#define LOCK_TIMEOUT_TEXT "1s"
 
 /* a listener that is to leave inserts for so long at most, in ms */
 #define LEAVE_MS 2000
@@ -216,16 +212,11 @@ begin_transaction(void)
 {
 	Relation	log;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	worker_allow_cancels();
-	(void) set_config_option("lock_timeout", LOCK_TIMEOUT_TEXT,
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	worker_start_short_transaction();
 	log = catalog_open_log();
 	if (log == NULL)
 	{
-		CommitTransactionCommand();
-		worker_hold_cancels();
+		worker_commit_short_transaction();
 		not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
 		return false;
 	}
@@ -240,8 +231,7 @@ end_transaction(void)
 {
 	PopActiveSnapshot();
 	SPI_finish();
-	CommitTransactionCommand();
-	worker_hold_cancels();
+	worker_commit_short_transaction();
 }
 
 /* ----------
@@ -304,6 +294,8 @@ switch_channels(List *loaded, MemoryContext context)
 		MemoryContextSetParent(channels_context, retired_context);
 	channels_context = context;
 	channels = loaded;
+	if (notify_queue_kept() == NULL)
+		MemoryContextDeleteChildren(retired_context);
 	channel_forget_others(channels);
 	publish_all();
 	complain_about_channels(dormant, refused);

@@ -90,9 +90,11 @@ typedef struct EmitTrigger
 	int			ncolumns;		/* 0: whole rows */
 	AttrNumber *columns;
 	TupleDesc	columns_desc;
-	TupleDesc	record_desc;
-	FmgrInfo	to_jsonb;
 } EmitTrigger;
+
+/* of the record of a change; the same for all triggers, made once per backend */
+static TupleDesc record_desc = NULL;
+static FmgrInfo record_to_jsonb;
 
 PG_FUNCTION_INFO_V1(pne_notification_event_row);
 PG_FUNCTION_INFO_V1(pne_notify_event_trigger);
@@ -281,9 +283,11 @@ log_sequence(Relation log)
 		return pne_identity_sequence(log, Anum_event_id);
 	if (known_log != where->log || known_changes != catalog_log_changes())
 	{
-		known_changes = catalog_log_changes();
-		known_log = where->log;
+		uint64		changes = catalog_log_changes();
+
 		sequence = pne_identity_sequence(log, Anum_event_id);
+		known_log = RelationGetRelid(log);
+		known_changes = changes;
 	}
 	return sequence;
 }
@@ -460,6 +464,33 @@ trigger_columns(EmitTrigger *state, TriggerData *trigdata)
 }
 
 /*
+ * Make what turns the record of a change to jsonb.
+ */
+static void
+prepare_record(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	TupleDesc	desc = CreateTemplateTupleDesc(RECORD_FIELDS);
+	List	   *args;
+
+	TupleDescInitEntry(desc, RECORD_OP, "op", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, RECORD_SCHEMA, "schema", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, RECORD_TABLE, "table", TEXTOID, -1, 0);
+	TupleDescInitEntry(desc, RECORD_NEW, "new", RECORDOID, -1, 0);
+	TupleDescInitEntry(desc, RECORD_OLD, "old", RECORDOID, -1, 0);
+	BlessTupleDesc(desc);
+
+	/* to_jsonb asks its call expression for the type of its argument */
+	fmgr_info_cxt(F_TO_JSONB, &record_to_jsonb, TopMemoryContext);
+	args = list_make1(makeNullConst(RECORDOID, -1, InvalidOid));
+	fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID, args, InvalidOid, InvalidOid,
+											 COERCE_EXPLICIT_CALL),
+					   &record_to_jsonb);
+	MemoryContextSwitchTo(old);
+	record_desc = desc;
+}
+
+/*
  * Work out what a trigger's arguments ask for.
  */
 static EmitTrigger *
@@ -468,7 +499,6 @@ trigger_prepare(FunctionCallInfo fcinfo, TriggerData *trigdata)
 	MemoryContext old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
 	Trigger    *trigger = trigdata->tg_trigger;
 	EmitTrigger *state = palloc0(sizeof(EmitTrigger));
-	List	   *args;
 
 	state->name = trigger_event_name(trigdata);
 
@@ -493,20 +523,8 @@ trigger_prepare(FunctionCallInfo fcinfo, TriggerData *trigdata)
 		trigger_columns(state, trigdata);
 	}
 
-	state->record_desc = CreateTemplateTupleDesc(RECORD_FIELDS);
-	TupleDescInitEntry(state->record_desc, RECORD_OP, "op", TEXTOID, -1, 0);
-	TupleDescInitEntry(state->record_desc, RECORD_SCHEMA, "schema", TEXTOID, -1, 0);
-	TupleDescInitEntry(state->record_desc, RECORD_TABLE, "table", TEXTOID, -1, 0);
-	TupleDescInitEntry(state->record_desc, RECORD_NEW, "new", RECORDOID, -1, 0);
-	TupleDescInitEntry(state->record_desc, RECORD_OLD, "old", RECORDOID, -1, 0);
-	BlessTupleDesc(state->record_desc);
-
-	/* to_jsonb asks its call expression for the type of its argument */
-	fmgr_info(F_TO_JSONB, &state->to_jsonb);
-	args = list_make1(makeNullConst(RECORDOID, -1, InvalidOid));
-	fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID, args, InvalidOid, InvalidOid,
-											 COERCE_EXPLICIT_CALL),
-					   &state->to_jsonb);
+	if (!state->has_fixed_data && record_desc == NULL)
+		prepare_record();
 
 	MemoryContextSwitchTo(old);
 	fcinfo->flinfo->fn_extra = state;
@@ -556,8 +574,8 @@ change_data(EmitTrigger *state, TriggerData *trigdata, HeapTuple new_row, HeapTu
 	if (old_row != NULL)
 		values[RECORD_OLD - 1] = row_datum(state, RelationGetDescr(rel), old_row);
 
-	return FunctionCall1(&state->to_jsonb,
-						 HeapTupleGetDatum(heap_form_tuple(state->record_desc, values, nulls)));
+	return FunctionCall1(&record_to_jsonb,
+						 HeapTupleGetDatum(heap_form_tuple(record_desc, values, nulls)));
 }
 
 /*

@@ -521,8 +521,7 @@ look_after_owners(void)
 		return;
 	}
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
+	worker_start_short_transaction();
 	log = catalog_open_log();
 	if (log != NULL)
 	{
@@ -534,7 +533,7 @@ look_after_owners(void)
 		SPI_finish();
 		table_close(log, NoLock);
 	}
-	CommitTransactionCommand();
+	worker_commit_short_transaction();
 }
 
 /* ----------
@@ -564,12 +563,11 @@ watch_queue(void)
 		return;
 	warned = true;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
+	worker_start_short_transaction();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	pid = notify_queue_slowest();
 	PopActiveSnapshot();
-	CommitTransactionCommand();
+	worker_commit_short_transaction();
 	ereport(WARNING,
 			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 			 errmsg("notification queue is %.4g%% full, direct announcements are left to the listener",
@@ -590,14 +588,13 @@ follow_log(void)
 	uint32		installs = count_installs();
 	Relation	log;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
+	worker_start_short_transaction();
 	log = catalog_open_log();
 	if (log == NULL)
 	{
 		bool		exists = catalog_extension_exists();
 
-		CommitTransactionCommand();
+		worker_commit_short_transaction();
 		if (exists)
 			return;				/* it is being made: look again */
 		set_presence(EXTENSION_ABSENT, installs);
@@ -612,7 +609,7 @@ follow_log(void)
 	SPI_finish();
 	table_close(log, NoLock);
 	FAULT_POINT("before-announce");
-	CommitTransactionCommand();
+	worker_commit_short_transaction();
 	FAULT_POINT("after-announce");
 	announced = relay_announced();
 	pg_atomic_fetch_add_u64(&my_slot->listener.events_announced, announced);
@@ -642,7 +639,10 @@ look(void)
 
 	(void) worker_perform(&my_slot->listener, &following, follow_log);
 	if (!worker_perform(&my_slot->listener, &looking_after_owners, look_after_owners))
+	{
 		forget_owners(definitions);
+		next_retry = DT_NOEND;	/* the duty wakes us itself */
+	}
 	if (relay_is_ahead(LAZY_STORE_MS))
 		(void) worker_perform(&my_slot->listener, &storing, relay_store);
 	if (pg_atomic_read_u32(&my_slot->queue_crowded) != 0)
@@ -671,12 +671,15 @@ read_queue(void)
 static void
 follow_channel(void)
 {
+	char	   *previous;
+
 	if (channel != NULL && strcmp(channel, pne_channel) == 0)
 		return;
 	notify_queue_listen(pne_channel);
-	if (channel != NULL)
-		pfree(channel);
+	previous = channel;
 	channel = MemoryContextStrdup(listener_context, pne_channel);
+	if (previous != NULL)
+		pfree(previous);
 }
 
 /*
@@ -752,8 +755,8 @@ listener_cycle(MemoryContext cycle_context)
 			listener_leave();
 		next_yield_check = TimestampTzPlusMilliseconds(now, YIELD_CHECK_MS);
 	}
-	if (my_slot->listener.not_before > now)
-		next_look = my_slot->listener.not_before;	/* backing off */
+	if (channel == NULL || my_slot->listener.not_before > now)
+		next_look = Max(my_slot->listener.not_before, now); /* backing off */
 	else if (rung || has_more_to_announce() || now >= next_thing_due())
 	{
 		look();

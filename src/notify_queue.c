@@ -439,7 +439,7 @@ notify_queue_slowest(void)
 	{
 		const PneQueueBackend *backend = &control->backend[i];
 
-		if (backend->pid == InvalidPid)
+		if (backend->pid == InvalidPid || backend->pid == MyProcPid)
 			continue;
 		/* what has been read least is at the queue's tail, or next to it */
 		if (slowest == NULL || pne_queue_precedes(control, backend, slowest))

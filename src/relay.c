@@ -17,7 +17,7 @@
  *
  * Before a chunk is announced the WAL is flushed past all that it shows.  That
  * is done before the transaction commits, which is when it takes NOTIFY's lock;
- * the commit itself writes nothing that would have to be flushed.
+ * the commit itself waits for no flush.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,7 +26,9 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -38,6 +40,7 @@
 #include "shared.h"
 #include "stats.h"
 #include "window.h"
+#include "worker.h"
 
 /* events announced in one transaction, if batch_bytes does not end it before */
 #define ANNOUNCE_CHUNK 1000
@@ -128,9 +131,10 @@ static void
 finish_window(bool found)
 {
 	MemoryContext old = MemoryContextSwitchTo(relay_context);
+	EventSnapshot *previous = cursor;
 
-	pfree(cursor);
 	cursor = event_snapshot_copy(window->upto);
+	pfree(previous);
 	MemoryContextSwitchTo(old);
 	window_release(window);
 	window = NULL;
@@ -192,20 +196,33 @@ void
 relay_announce(Relation log, Snapshot snapshot, const char *channel)
 {
 	TupleDesc	desc = RelationGetDescr(log);
+	MemoryContext event_context;
 
 	if (window == NULL)
 		return;
 
+	event_context = AllocSetContextCreate(CurrentMemoryContext, "announcement", ALLOCSET_DEFAULT_SIZES);
 	window_load_chunk(window, log, snapshot, next, ANNOUNCE_CHUNK);
 	for (int i = 0; i < window->chunk_length; i++)
 	{
 		Event	   *event = &window->chunk[i];
+		MemoryContext old;
 
 		/* deleted meanwhile: there is nothing to tell */
-		if (event->tuple != NULL)
-			announce_event(channel, event->tuple, desc, event->name);
+		if (event->tuple == NULL)
+			continue;
+		CHECK_FOR_INTERRUPTS();
+		old = MemoryContextSwitchTo(event_context);
+		announce_event(channel, event->tuple, desc, event->name);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(event_context);
 	}
+	MemoryContextDelete(event_context);
 	window_flush_wal();
+
+	/* a hint bit that was set while reading must not make the commit wait */
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+							 true, 0, false);
 }
 
 /*
@@ -267,8 +284,7 @@ relay_store(void)
 	};
 	Datum		value;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
+	worker_start_short_transaction();
 	if (catalog_lookup(true) != NULL)
 	{
 		SPI_connect();
@@ -278,6 +294,6 @@ relay_store(void)
 		PopActiveSnapshot();
 		SPI_finish();
 	}
-	CommitTransactionCommand();
+	worker_commit_short_transaction();
 	ahead_since = 0;
 }

@@ -35,6 +35,9 @@
 #define MIN_BACKOFF 1000
 #define MAX_BACKOFF 60000
 
+/* the longest wait for a lock in a short transaction */
+#define LOCK_TIMEOUT_TEXT "1s"
+
 /*
  * Settings that a worker must not take from owner, database or cluster: a
  * serializable one would make emitting transactions fail, a read-only one
@@ -111,6 +114,28 @@ worker_connect(Oid dboid, Oid owner)
 
 	/* payloads and event data are the database's own bytes */
 	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_USERSET, PGC_S_OVERRIDE);
+}
+
+/*
+ * Start a transaction of a listener.  While it lasts nothing is read from the
+ * notification queue, so it waits for no lock for long: that is an error then,
+ * and tried again later.
+ */
+void
+worker_start_short_transaction(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	worker_allow_cancels();
+	(void) set_config_option("lock_timeout", LOCK_TIMEOUT_TEXT,
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
+void
+worker_commit_short_transaction(void)
+{
+	CommitTransactionCommand();
+	worker_hold_cancels();
 }
 
 /*

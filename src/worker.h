@@ -42,6 +42,8 @@ extern void worker_signals(void);
 extern void worker_hold_cancels(void);
 extern void worker_allow_cancels(void);
 extern void worker_connect(Oid dboid, Oid owner);
+extern void worker_start_short_transaction(void);
+extern void worker_commit_short_transaction(void);
 extern void worker_came_alive(Worker *worker, WorkerPhase phase);
 extern void worker_went_away(Worker *worker, bool clean);
 extern void worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity);

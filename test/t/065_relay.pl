@@ -104,6 +104,12 @@ heard_until($client, qq({"id": $id, "name": "by \\"json\\"", "data": {"ü": [1, 
 $id = $node->safe_psql('postgres', q(SELECT notify_event('too long', to_jsonb(repeat('x', 7990)))));
 heard_until($client, qq({"id": $id, "name": "too long"}));
 pass('payload = json, too long data is left out');
+# some kB of numbers whose text would be more than 100 MB
+$id = $node->safe_psql('postgres',
+	q(SELECT notify_event('huge', ('[' || repeat('1e131071,', 880) || '0]')::jsonb) FROM generate_series(1, 200)));
+$id =~ s/.*\n//s;
+heard_until($client, qq({"id": $id, "name": "huge"}));
+is(wait_for_listener($node, 'postgres'), $listener, 'payload = json, numbers of huge length do the listener no harm');
 stop_listening($client);
 
 # What is set for the database reaches a listener that is there already.

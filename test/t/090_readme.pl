@@ -85,10 +85,12 @@ foreach my $name (sort keys %scripts)
 	  if $after{$name};
 }
 
-# The client.
-my ($client) = $readme =~ /^```python\n(.*?)^```$/ms;
-is($client, slurp_file("$top/test/clients/recipe_listener.py"),
-	'the client in the README is the one that is tested');
+# The clients.
+my %clients = $readme =~ /^<!-- client: (\S+) -->\n```\w+\n(.*?)^```$/msg;
+cmp_ok(scalar keys %clients, '>=', 3, 'there are clients');
+is($clients{$_}, slurp_file("$top/test/clients/$_"), "client $_ is the one that is tested")
+  foreach sort keys %clients;
+unlike($readme, qr/^(?!<!-- client: )[^\n]*\n```(?:python|sh)\n/m, 'no other one is shown');
 
 # The reference.
 my @functions = split /\n/, $node->safe_psql('start', q(
