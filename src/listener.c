@@ -192,8 +192,7 @@ should_leave(void)
 	bool		result;
 	char	   *settings;
 
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
+	worker_start_short_transaction();
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
 	result = (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL);
 	if (!result)
@@ -203,7 +202,7 @@ should_leave(void)
 			database_settings = MemoryContextStrdup(listener_context, settings);
 		result = strcmp(settings, database_settings) != 0;
 	}
-	CommitTransactionCommand();
+	worker_commit_short_transaction();
 	return result;
 }
 

@@ -30,18 +30,6 @@ my $node = new_server(
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 my $listener = wait_for_listener($node, 'postgres');
 
-sub configure
-{
-	my (%settings) = @_;
-
-	$node->safe_psql('postgres',
-		join('', map { "ALTER SYSTEM SET pg_notify_events.$_ = $settings{$_};\n" } sort keys %settings)
-		  . 'SELECT pg_reload_conf()');
-	return;
-}
-
-# Until every process has taken the configuration: who reads a queue later than
-# the postmaster's signal has it.
 sub listener_figure
 {
 	my ($figure) = @_;
@@ -91,13 +79,13 @@ is(listener_figure('events_announced') - $before, 5001, 'all are counted');
 stop_listening($client);
 
 # Payloads, and a channel of an odd name
-configure(payload => 'id', channel => q('Odd "channel"'));
+configure($node, payload => 'id', channel => q('Odd "channel"'));
 $node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'id') or die 'no reload';
 $client = start_listening($node, 'postgres', 'Odd "channel"');
 my $id = $node->safe_psql('postgres', q(SELECT notify_event('by id')));
 heard_until($client, $id);
 pass('payload = id, channel "Odd ""channel"""');
-configure(payload => 'json');
+configure($node, payload => 'json');
 $node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'json') or die 'no reload';
 $id = $node->safe_psql('postgres', q(SELECT notify_event('by "json"', '{"ü": [1, null]}'::jsonb)));
 heard_until($client, qq({"id": $id, "name": "by \\"json\\"", "data": {"ü": [1, null]}}));
@@ -124,7 +112,7 @@ $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET pg_notify_events.cha
 wait_for_other_listener($node, 'postgres', $listener);
 
 # A transaction that was prepared, announced when that is committed
-configure(payload => 'name', channel => 'event_notification');
+configure($node, payload => 'name', channel => 'event_notification');
 $node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'name') or die 'no reload';
 $client = start_listening($node, 'postgres');
 $node->safe_psql('postgres', q(BEGIN; SELECT notify_event('prepared'); PREPARE TRANSACTION 'p'));
@@ -160,24 +148,24 @@ sub announced_directly
 	return;
 }
 
-configure(enabled => 'off');
+configure($node, enabled => 'off');
 wait_for_no_workers($node, 'postgres');
 announced_directly('switched off');
-configure(enabled => 'on', databases => 'other');
+configure($node, enabled => 'on', databases => 'other');
 announced_directly('database not served');
-configure(databases => q('*'));
+configure($node, databases => q('*'));
 $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE true');
 wait_for_no_workers($node, 'postgres');
 announced_directly('a template');
 $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE false');
-configure(enabled => 'on');
+configure($node, enabled => 'on');
 wait_for_listener($node, 'postgres');
 stop_listening($client);
 
 #
 # Hand-overs: everything is switched to and fro under load.
 #
-configure(payload => 'id', naptime => q('1s'));
+configure($node, payload => 'id', naptime => q('1s'));
 my $script = "$PostgreSQL::Test::Utils::tmp_check/load.sql";
 append_to_file(
 	$script, q(
@@ -237,19 +225,19 @@ sub under_load
 }
 
 my $way = under_load('settings', 4, 0,
-	sub { configure(announce => 'direct') },
-	sub { configure(announce => 'relay') },
-	sub { configure(announce => 'direct') },
-	sub { configure(announce => 'relay') });
+	sub { configure($node, announce => 'direct') },
+	sub { configure($node, announce => 'relay') },
+	sub { configure($node, announce => 'direct') },
+	sub { configure($node, announce => 'relay') });
 cmp_ok($way->{direct}, '>', 100, 'settings: some were not');
 
 $way = under_load('served or not', 3, 0,
-	sub { configure(enabled => 'off') },
-	sub { configure(enabled => 'on') },
-	sub { configure(databases => 'other') },
-	sub { configure(databases => q('*')) },
+	sub { configure($node, enabled => 'off') },
+	sub { configure($node, enabled => 'on') },
+	sub { configure($node, databases => 'other') },
+	sub { configure($node, databases => q('*')) },
 	sub { $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE true') },
-	sub { $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE false'); configure(enabled => 'on') });
+	sub { $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE false'); configure($node, enabled => 'on') });
 cmp_ok($way->{direct}, '>', 100, 'served or not: some were not relayed');
 
 # A listener that is lost announces late, and nobody does it for it.

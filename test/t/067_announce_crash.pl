@@ -31,16 +31,6 @@ my $node = new_server(
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 wait_for_listener($node, 'postgres');
 
-sub configure
-{
-	my (%settings) = @_;
-
-	$node->safe_psql('postgres',
-		join('', map { "ALTER SYSTEM SET pg_notify_events.$_ = $settings{$_};\n" } sort keys %settings)
-		  . 'SELECT pg_reload_conf()');
-	return;
-}
-
 sub start_load
 {
 	my ($script, @options) = @_;
@@ -112,7 +102,7 @@ foreach my $round (1 .. 4)
 #
 $node->safe_psql('postgres', q(ALTER SYSTEM SET wal_writer_delay = '200ms'));
 $node->safe_psql('postgres', 'ALTER SYSTEM SET synchronous_commit = on');
-configure(payload => 'id');
+configure($node, payload => 'id');
 $node->restart;
 
 foreach my $how ('server', 'listener by kill -9', 'listener by pg_terminate_backend')
@@ -126,7 +116,7 @@ foreach my $how ('server', 'listener by kill -9', 'listener by pg_terminate_back
 	push @ids, split /\n/,
 	  $node->safe_psql('postgres', q(SELECT notify_event('unannounced') FROM generate_series(1, 3000)));
 	# the successor shall not begin before somebody listens
-	configure(enabled => 'off') if $how ne 'server';
+	configure($node, enabled => 'off') if $how ne 'server';
 	if ($how eq 'server')
 	{
 		$node->stop('immediate');
@@ -148,7 +138,7 @@ foreach my $how ('server', 'listener by kill -9', 'listener by pg_terminate_back
 	}
 	wait_for_no_workers($node, 'postgres');
 	my $client = start_listening($node, 'postgres');
-	configure(enabled => 'on');
+	configure($node, enabled => 'on');
 	push @ids, $node->safe_psql('postgres', q(SET pg_notify_events.announce = relay; SELECT notify_event('last')));
 	heard_until($client, $ids[-1]);
 	my %again = map { $_->[1] => 1 } stop_listening($client);

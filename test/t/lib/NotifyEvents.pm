@@ -16,6 +16,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 our @EXPORT = qw(
+  configure
   new_server
   make_owner
   make_recorder
@@ -46,6 +47,18 @@ sub new_server
 			@settings) . "\n");
 	$node->start;
 	return $node;
+}
+
+# configure(NODE, NAME => VALUE...): settings of the extension, in the running
+# server
+sub configure
+{
+	my ($node, %settings) = @_;
+
+	$node->safe_psql('postgres',
+		join('', map { "ALTER SYSTEM SET pg_notify_events.$_ = $settings{$_};\n" } sort keys %settings)
+		  . 'SELECT pg_reload_conf()');
+	return;
 }
 
 # make_owner(NODE, DATABASE, ROLE...): roles that may write and read events and
