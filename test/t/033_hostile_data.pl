@@ -14,6 +14,8 @@ use Test::More;
 
 my $node = new_server(
 	'hostile',
+	# sessions choose the payload here, and hear of it at once
+	'pg_notify_events.announce = direct',
 	'log_statement = none',
 	'autovacuum = off',
 	'shared_buffers = 32MB',
