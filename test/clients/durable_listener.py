@@ -29,7 +29,6 @@ def handle_waiting_events(cursor):
         cursor.execute("SELECT ack_events('durable', %s)", (events[-1][0],))
 
 
-connection = None
 while True:
     try:
         connection = psycopg2.connect(sys.argv[1])
@@ -42,7 +41,7 @@ while True:
                 select.select([connection], [], [], 60)
             connection.poll()
             connection.notifies.clear()
-    except psycopg2.Error:
-        if connection and not connection.closed:
-            raise
+    except psycopg2.Error as error:
+        if error.pgcode and not isinstance(error, psycopg2.OperationalError):
+            raise                                   # no lost connection, but a mistake
         time.sleep(0.2)                             # the server is away: it comes back
