@@ -6,10 +6,10 @@
  *
  * Neither holds a snapshot or a lock while it sleeps.
  *
- * wait_for_event_handlers() takes a snapshot and waits until the stored position of each handler that
- * runs has passed every event which that snapshot sees.  Positions that passed
- * only events of others are stored lazily; so executors are asked to store what
- * they have, and signal after each commit of progress.
+ * wait_for_event_handlers() takes a snapshot and waits until the stored position
+ * of each handler that runs has passed every event which that snapshot sees.
+ * Positions that passed only events of others are stored lazily; so executors
+ * are asked to store what they have, and signal after each commit of progress.
  *
  * wait_for_events() looks for events as fetch_events() does, each time from
  * where it has come to before.  It is signalled when the listener finds events
