@@ -91,6 +91,16 @@ batch_never_wait_for_commit(void)
 	never_wait = true;
 }
 
+static void
+begin(void)
+{
+	outer_context = CurrentMemoryContext;
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	(void) set_config_option("synchronous_commit", never_wait ? "off" : settings_synchronous_commit_name(),
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
 /*
  * Start a transaction of an executor, with SPI and a snapshot.  The log is
  * locked first: a snapshot from before a rewrite of it would see no events.
@@ -98,14 +108,33 @@ batch_never_wait_for_commit(void)
 void
 batch_start_transaction(void)
 {
-	outer_context = CurrentMemoryContext;
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-	(void) set_config_option("synchronous_commit", never_wait ? "off" : settings_synchronous_commit_name(),
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	begin();
 	LockRelationOid(catalog_lookup(false)->log, AccessShareLock);
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+/*
+ * The same, to write progress.  False, and no transaction, where that would
+ * have to wait for a lock, or the extension is not there any more.
+ */
+bool
+batch_start_transaction_if_free(void)
+{
+	const EventCatalog *catalog;
+
+	begin();
+	catalog = catalog_lookup(true);
+	if (catalog == NULL ||
+		!ConditionalLockRelationOid(catalog->log, AccessShareLock) ||
+		!ConditionalLockRelationOid(catalog->own_tables[OWN_PROGRESS], RowExclusiveLock))
+	{
+		CommitTransactionCommand();
+		return false;
+	}
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	return true;
 }
 
 /*

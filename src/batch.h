@@ -24,6 +24,7 @@ typedef struct HandlerHealth
 	int64		version;		/* of the definition that was read last */
 	bool		gone;			/* not the owner's any more */
 	bool		marked;			/* our mark stands in its progress row (careful.c) */
+	bool		released;		/* it is being taken away */
 	bool		taken_up;		/* it stands there for this definition */
 	int			careful;		/* so many events are to be tried one by one */
 	int			unstored;		/* events since the position was stored */
@@ -73,6 +74,7 @@ typedef enum BatchOutcome
 
 extern void batch_never_wait_for_commit(void);
 extern void batch_start_transaction(void);
+extern bool batch_start_transaction_if_free(void);
 extern void batch_commit_transaction(int timeout);
 extern ErrorData *batch_abort_transaction(MemoryContext context);
 extern bool batch_check_handler(HandlerRun *run);

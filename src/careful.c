@@ -9,8 +9,9 @@
  * event a flush; so it is done only where there is reason to:
  *
  *	- Before the first batch of a handler its executor leaves its mark in the
- *	  progress row (in_use), flushed, and takes it back when it leaves cleanly
- *	  (careful_take_up, careful_release).
+ *	  progress row (in_use), flushed, and takes it back when it leaves, or is
+ *	  terminated while no code of a handler runs (careful_take_up,
+ *	  careful_release, careful_release_at_exit).
  *	- An executor that finds another one's mark has lost a predecessor, and
  *	  works carefully: event by event, each parked in _event_retries with the
  *	  attempt counted and the position moved past it, flushed, before the call
@@ -309,16 +310,24 @@ careful_take_up(HandlerRun *run)
 }
 
 /*
- * Take our mark from a handler's progress row.  Nobody is waited for: a mark
- * that stays costs the successor some care.
+ * Take our mark from a handler's progress row, if it is there.  Where somebody
+ * has locked the row, wait for him, or let it be and return false.
  */
-static void
-release_mark(const HandlerHealth *health)
+static bool
+release_mark(const HandlerHealth *health, bool wait)
 {
+#define LOCK_MARK \
+	"SELECT 1 FROM @s._event_handler_progress AS p " \
+	"WHERE p.handler OPERATOR(pg_catalog.=) $1 AND p.in_use OPERATOR(pg_catalog.=) $2 " \
+	"AND p.created OPERATOR(pg_catalog.=) $3 FOR UPDATE"
 	static OwnStatement lock_mark = {
-		.sql = "SELECT 1 FROM @s._event_handler_progress AS p "
-		"WHERE p.handler OPERATOR(pg_catalog.=) $1 AND p.in_use OPERATOR(pg_catalog.=) $2 "
-		"AND p.created OPERATOR(pg_catalog.=) $3 FOR UPDATE SKIP LOCKED",
+		.sql = LOCK_MARK,
+		.target = OWN_PROGRESS,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, INT8OID},
+	};
+	static OwnStatement lock_mark_if_free = {
+		.sql = LOCK_MARK " SKIP LOCKED",
 		.target = OWN_PROGRESS,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, INT8OID},
@@ -333,39 +342,68 @@ release_mark(const HandlerHealth *health)
 	Datum		keys[3] = {CStringGetTextDatum(health->name), Int64GetDatum(my_mark), Int64GetDatum(health->created)};
 	Datum		values[2] = {keys[0], Int32GetDatum(health->careful)};
 
-	if (own_execute(&lock_mark, keys, NULL, 1) == 1)
-		own_execute(&clear_mark, values, NULL, 0);
+	if (own_execute(wait ? &lock_mark : &lock_mark_if_free, keys, NULL, 1) != 1)
+		return wait;
+	own_execute(&clear_mark, values, NULL, 0);
+	return true;
 }
 
 /*
- * Take our marks from handlers that are not the owner's any more, or, when the
- * executor leaves and no call of it is under way, from all.  Forgets the
- * former.
+ * Take our marks from these handlers, or from those that are not the owner's any
+ * more, in a transaction that was started for it.  Nobody is waited for.
  */
-void
-careful_release(List **healths, bool all)
+static void
+release_free_marks(List *healths, bool all)
 {
 	ListCell   *lc;
-	bool		any = false;
 
-	foreach(lc, *healths)
+	foreach(lc, healths)
 	{
 		HandlerHealth *health = lfirst(lc);
 
-		any = any || (health->marked && (all || health->gone));
+		health->released = health->marked && (all || health->gone) && release_mark(health, false);
 	}
-	if (any)
+	batch_commit_transaction(0);
+
+	/* not before: who is terminated in between has not released them */
+	foreach(lc, healths)
+	{
+		HandlerHealth *health = lfirst(lc);
+
+		if (health->released)
+			health->marked = false;
+	}
+}
+
+static bool
+any_mark(List *healths, bool all)
+{
+	ListCell   *lc;
+
+	foreach(lc, healths)
+	{
+		HandlerHealth *health = lfirst(lc);
+
+		if (health->marked && (all || health->gone))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Take our marks from handlers that are not the owner's any more, and forget
+ * those.
+ */
+void
+careful_release_gone(List **healths)
+{
+	ListCell   *lc;
+
+	if (any_mark(*healths, false))
 	{
 		FAULT_POINT("before-release");
 		batch_start_transaction();
-		foreach(lc, *healths)
-		{
-			HandlerHealth *health = lfirst(lc);
-
-			if (health->marked && (all || health->gone))
-				release_mark(health);
-		}
-		batch_commit_transaction(0);
+		release_free_marks(*healths, false);
 	}
 
 	foreach(lc, *healths)
@@ -379,4 +417,50 @@ careful_release(List **healths, bool all)
 			pfree(health->problem);
 		pfree(health);
 	}
+}
+
+/*
+ * The executor leaves: take all marks.  A row that is locked may be so by the
+ * successor, who is about to look whether we are alive; so he is waited for, as
+ * long as the caller has set a timeout for.
+ */
+void
+careful_release(List *healths)
+{
+	ListCell   *lc;
+
+	if (!any_mark(healths, true))
+		return;
+	FAULT_POINT("before-release");
+	batch_start_transaction();
+	release_free_marks(healths, true);
+
+	foreach(lc, healths)
+	{
+		HandlerHealth *health = lfirst(lc);
+
+		if (!health->marked)
+			continue;
+		batch_start_transaction();
+		(void) release_mark(health, true);
+		batch_commit_transaction(0);
+		health->marked = false;
+	}
+}
+
+/*
+ * The process is being terminated.  If that did not happen during a call, no
+ * event can be the cause; so the marks are taken, though only where that waits
+ * for no lock: there are no interrupts any more.
+ */
+void
+careful_release_at_exit(List *healths)
+{
+	if (call_deadline != DT_NOEND || !any_mark(healths, true))
+		return;
+	AbortOutOfAnyTransaction();
+	batch_never_wait_for_commit();
+	if (!batch_start_transaction_if_free())
+		return;
+	release_free_marks(healths, true);
 }

@@ -31,6 +31,7 @@
 #include "pgstat.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
+#include "storage/pmsignal.h"
 #include "storage/lock.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -84,8 +85,11 @@ static List *healths = NIL;
 
 static uint32 persist_requests_seen = 0;
 
-/* no handler's code runs, and none of ours that could wait for a lock */
-static volatile sig_atomic_t asleep = false;
+/*
+ * Who is asked to leave does so soon, by itself: no handler's code runs, and
+ * none of ours that could wait for long.
+ */
+static volatile sig_atomic_t leaves_soon = false;
 
 /* when there was work last */
 static TimestampTz worked_at = 0;
@@ -279,6 +283,17 @@ executor_on_exit(int code, Datum arg)
 }
 
 /*
+ * Before that, as long as there can be transactions: what an executor that was
+ * terminated leaves behind.
+ */
+static void
+executor_release_on_exit(int code, Datum arg)
+{
+	if (!leaving_cleanly && PostmasterIsAlive())
+		careful_release_at_exit(healths);
+}
+
+/*
  * Take the slot that the launcher has given us, unless it is somebody else's
  * by now, and a bell.
  */
@@ -331,15 +346,17 @@ owner_changed(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * SIGTERM.  Where nothing is being done there is nothing to interrupt, and the
- * executor leaves in good order; else it dies at the next opportunity.
+ * SIGTERM; at a shutdown it may come twice.  Where nothing is being done there
+ * is nothing to interrupt, and the executor leaves in good order, as it does
+ * where it is about to leave anyway; else it dies at the next opportunity, and is
+ * taken for lost only if that was during a call (careful_release_at_exit).
  */
 static void
 executor_terminate(SIGNAL_ARGS)
 {
 	int			save_errno = errno;
 
-	if (asleep)
+	if (leaves_soon)
 	{
 		pg_atomic_write_u32(&my_slot->leave, 1);
 		SetLatch(MyLatch);
@@ -396,6 +413,7 @@ log_is_there(void)
 static void
 executor_leave(void)
 {
+	leaves_soon = true;
 	PG_TRY();
 	{
 		careful_arm_timeout(LEAVE_TIMEOUT_MS);
@@ -403,7 +421,7 @@ executor_leave(void)
 		if (log_is_there())
 		{
 			store_positions(true);
-			careful_release(&healths, true);
+			careful_release(healths);
 		}
 		careful_disarm_timeout();
 	}
@@ -801,7 +819,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 
 	/* who asked during the rounds may have to wait for what came in the last */
 	store_positions(asked || requests != persist_requests_seen);
-	careful_release(&healths, false);
+	careful_release_gone(&healths);
 	persist_requests_seen = requests;
 	return worked;
 }
@@ -809,9 +827,9 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 static void
 executor_sleep(TimestampTz until)
 {
-	asleep = true;
+	leaves_soon = true;
 	worker_sleep(my_bell, until);
-	asleep = false;
+	leaves_soon = false;
 }
 
 /*
@@ -873,6 +891,7 @@ pne_executor_main(Datum main_arg)
 	executor_attach(&start);
 	pqsignal(SIGTERM, executor_terminate);
 	worker_connect(start.dboid, start.owner);
+	before_shmem_exit(executor_release_on_exit, (Datum) 0);
 	careful_init();
 	StartTransactionCommand();	/* the cache may have to be filled */
 	owner_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(start.owner));
@@ -893,7 +912,7 @@ pne_executor_main(Datum main_arg)
 		}
 		PG_CATCH();
 		{
-			asleep = false;
+			leaves_soon = false;
 			MemoryContextSwitchTo(cycle_context);
 			worker_recover(&my_slot->worker);
 			forget_runs();

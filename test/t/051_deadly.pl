@@ -242,6 +242,36 @@ foreach my $change (
 }
 seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'changes');
 
+# Nor is an executor lost that is terminated while it is busy, but not in a call:
+# here it waits for a lock to see to a retry.
+$node->safe_psql(
+	'postgres', q(
+	CREATE TABLE mended (at timestamptz);
+	GRANT SELECT ON mended TO bob;
+	CREATE FUNCTION fail(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		IF NOT EXISTS (SELECT FROM public.mended) THEN
+			RAISE 'failed';
+		END IF;
+	END $$;
+	SELECT create_event_handler('failing', 'fail', 'fail', owner => 'bob', retry_delay => '100 ms', max_retry_delay => '100 ms');
+));
+$node->safe_psql('postgres', "SELECT notify_event('fail')");
+wait_for("waiting = 1 FROM event_handler_stats WHERE handler = 'failing'");
+my $locker = $node->background_psql('postgres');
+$locker->query_safe('BEGIN; LOCK TABLE _event_retries');
+my $waiting = "FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor' AND usename = 'bob' AND wait_event_type = 'Lock'";
+wait_for("count(*) = 1 $waiting");
+my $terminated = $node->safe_psql('postgres', "SELECT pid $waiting");
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($terminated, 60000)");
+$locker->query_safe('COMMIT');
+$locker->quit;
+$node->safe_psql('postgres', 'INSERT INTO mended VALUES (now())');
+wait_for("delivered = 1 FROM event_handler_stats WHERE handler = 'failing'");
+isnt(worker_pid($node, 'executor', 'postgres', 'bob'), $terminated, 'terminated while it waits');
+is(in_log(qr/goes on carefully/, $offset), 0, 'that is no loss');
+$node->safe_psql('postgres', "SELECT drop_event_handler('failing')");
+
 # A process that was stopped past its timeout is cancelled and not ended.
 $node->safe_psql(
 	'postgres', q(
