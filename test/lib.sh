@@ -63,7 +63,9 @@ test_packages=(
 	spin									# model
 )
 # Where npm is there already, it need not be the distribution's.
-command -v npm >/dev/null || test_packages+=(nodejs npm)
+node_packages=()
+command -v npm >/dev/null || node_packages=(nodejs npm)
+test_packages+=("${node_packages[@]}")
 # shellcheck disable=SC2034
 test_modules=(pg@8.23.1)					# tap: the client in JavaScript, of npm
 # shellcheck disable=SC2034

@@ -18,7 +18,7 @@
 #	slow_flush on|off		starts it again, with a WAL flush that takes 1 ms, or without
 #	settle DATABASE			between two runs
 #	measured ...			a run, again while others disturb it and there is patience
-#	run_load ...			pgbench, with a LISTEN client that measures
+#	load_with, run_load ...	pgbench, with a LISTEN client that measures
 #	record, figure			to and from the CSV file
 #	target ...				says whether one is met.  No time is ever a failure
 #	problem TEXT			what is wrong whatever the time: reported at the end
@@ -79,10 +79,10 @@ build_clients()
 # The server
 #
 
-# bench_server: made and started
+# bench_server [SETTING...]: made and started
 bench_server()
 {
-	start_server "include '$tree/test/bench/postgresql.conf'" || die "the server did not start"
+	start_server "include '$tree/test/bench/postgresql.conf'" "$@" || die "the server did not start"
 	[[ $(query postgres 'SHOW wal_sync_method') == fdatasync ]] || die "the server does not flush its WAL with fdatasync"
 	run "writing the new cluster to disk" sync
 }
@@ -267,6 +267,16 @@ ratio()
 	fi
 }
 
+# rounded N: "-" stays
+rounded()
+{
+	if [[ $1 == - ]]; then
+		echo -
+	else
+		printf '%.0f\n' "$1"
+	fi
+}
+
 # target TEXT VALUE COMPARISON BOUND [UNIT]: COMPARISON is < <= or >=
 target()
 {
@@ -314,6 +324,12 @@ rotated()
 reported()
 {
 	sed -n "s/^$1 //p" "$last_log"
+}
+
+# load_with SQL: what run_load has pgbench do
+load_with()
+{
+	echo "$1" | as_user tee "$area/load.sql" >/dev/null
 }
 
 # run_load CONDITION CONTENDER ROUND SECONDS [LISTEN_OPTION...]: pgbench with
