@@ -44,6 +44,88 @@ DELETE FROM "Odd Täble";
 SELECT * FROM take_events();
 DROP TABLE "Odd Täble";
 
+-- One statement can both insert and update.
+CREATE TABLE upserted (a integer PRIMARY KEY, b text);
+CREATE TRIGGER notify AFTER INSERT OR UPDATE ON upserted
+	FOR EACH ROW EXECUTE FUNCTION notify_event();
+INSERT INTO upserted VALUES (1, 'there');
+INSERT INTO upserted VALUES (2, 'new'), (1, 'again'), (3, 'new') ON CONFLICT (a) DO UPDATE SET b = excluded.b;
+SELECT * FROM take_events();
+DROP TABLE upserted;
+
+-- Rows are recorded as to_jsonb() writes them, whatever the types of their
+-- columns: those that the extension writes itself (src/record.c) and others.
+CREATE DOMAIN amount AS numeric(10, 3);
+CREATE DOMAIN small_amount AS amount CHECK (value < 1000);
+CREATE DOMAIN numbers AS integer[];
+CREATE TYPE mood AS ENUM ('sad', 'happy');
+CREATE TYPE pair AS (a integer, b text);
+CREATE TABLE plain (
+	"true" boolean, i2 smallint, i4 integer, i8 bigint, f4 real, f8 double precision, n numeric, n2 numeric(10, 2), d amount,
+	dd small_amount, gone integer, t text, v varchar(20), b char(5), c "char", name name, "date" date, time time, timetz timetz, ts timestamp,
+	tstz timestamptz, span interval, u uuid, bits bit(3), bytes bytea, address inet, r int4range, m nummultirange, o oid, class regclass, money money,
+	p point, lsn pg_lsn, "É ""q" text, g integer GENERATED ALWAYS AS (i4 + 1) STORED, long text, "json path" jsonpath
+);
+ALTER TABLE plain DROP COLUMN gone;
+INSERT INTO plain ("true", i4) VALUES (true, 1);
+ALTER TABLE plain ADD COLUMN later text DEFAULT 'of old', ADD COLUMN later_number numeric DEFAULT 1.50;
+INSERT INTO plain VALUES
+	(true, 1, 10000, 0, 1.5, 1e300, 1.500, 2, 3.25, 1, '', 'v', 'b', 'c', 'n', '2020-02-29', '10:00', '10:00+02', '2020-02-29 10:00', '2020-02-29 10:00+00',
+	'1 day 02:00', '00000000-0000-0000-0000-000000000001', B'101', '\x00ff', '10.0.0.1/8', '[1,3)', '{[1,2]}', 1, 'pg_class', '1',
+	'(1,2)', '0/1', 'q', DEFAULT, repeat('long', 10000), '$.a'),
+	(false, -32768, -2147483648, -9223372036854775808, 'NaN', '-Infinity', 'NaN', 0.00, -0.001, 0, E'\t"\\\u0001é', ' ', ' ', '"', '', '0044-03-15 BC', '24:00', '00:00-15',
+	'infinity', '-infinity', '-1 year', NULL, NULL, '', '::1', 'empty', '{}', 0, NULL, '-1', '(NaN,Infinity)', NULL, '', DEFAULT, '', NULL),
+	(NULL, 32767, 1200, 9223372036854775807, 'Infinity', 1e-300, 'Infinity', 1e7, 1e6, 999, NULL, NULL, NULL, NULL, NULL, '-infinity', NULL, NULL, '4714-11-24 00:00:00 BC', '294276-12-31 23:59:59+00',
+	NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, DEFAULT, NULL, NULL),
+	(NULL, 0, NULL, 1000000000000, 0, '-0', 1e100, NULL, NULL, NULL, '', '', '', '', '', 'infinity', NULL, NULL, NULL, NULL,
+	NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, DEFAULT, NULL, NULL);
+INSERT INTO plain (n) VALUES ('-Infinity'), (1e-200), (-12345.67890);
+INSERT INTO plain DEFAULT VALUES;
+CREATE TABLE other (LIKE plain, a integer[], tt text[], nn numbers, j json, jb jsonb, mood mood, pair pair);
+INSERT INTO other SELECT plain.*, '{1,2}', '{a}', '{3}', '{"a": 1, "a": 2}', '{"b": [1]}', 'sad', ROW(1, 'x')::pair FROM plain;
+CREATE FUNCTION to_json(mood) RETURNS json LANGUAGE sql RETURN json_build_object('mood', $1::text);
+CREATE CAST (mood AS json) WITH FUNCTION to_json(mood);
+CREATE TABLE of_json AS SELECT j FROM other;
+CREATE TABLE of_jsonb AS SELECT jb FROM other;
+CREATE TABLE of_arrays AS SELECT a FROM other;
+CREATE TABLE of_domains AS SELECT nn FROM other;
+CREATE TABLE of_moods AS SELECT mood FROM other;
+CREATE TABLE of_pairs AS SELECT pair FROM other;
+CREATE TABLE of_catalog AS SELECT m FROM pg_am AS m WHERE amname IN ('heap', 'btree');
+CREATE TABLE nothing ();
+INSERT INTO nothing DEFAULT VALUES;
+CREATE FUNCTION check_records(checked regclass) RETURNS TABLE (op text, events bigint, same_rows bigint, same_record boolean)
+	LANGUAGE plpgsql AS $$
+BEGIN
+	DELETE FROM notification_events;
+	EXECUTE format('CREATE TRIGGER notify AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION notify_event(''row'')', checked);
+	CREATE TEMP TABLE wanted (record jsonb);
+	EXECUTE format('INSERT INTO wanted SELECT jsonb_build_object(''op'', ''DELETE'', ''schema'', ''regress_emit'', ''table'', %L, ''new'', NULL, ''old'', to_jsonb(whole)) FROM %s AS whole',
+		checked::text, checked);
+	EXECUTE format('DELETE FROM %s', checked);
+	RETURN QUERY SELECT e.event_data ->> 'op', count(*), count(w), bool_and(e.event_data::text = w.record::text)
+		FROM notification_events AS e LEFT JOIN wanted AS w ON w.record = e.event_data AND
+			pg_column_size(e.event_data || '{}') = pg_column_size(w.record || '{}')
+		GROUP BY 1;
+	DELETE FROM notification_events;
+	DROP TABLE wanted;
+END $$;
+SELECT * FROM check_records('plain');
+SELECT * FROM check_records('other');
+SELECT kind, r.* FROM unnest('{of_json,of_jsonb,of_arrays,of_domains,of_moods,of_pairs,of_catalog,nothing}'::regclass[]) AS kind, check_records(kind) AS r;
+-- Chosen columns, one of them twice
+CREATE TRIGGER notify_some AFTER INSERT ON plain FOR EACH ROW EXECUTE FUNCTION notify_event('some', 'new', 'n2', 'i4', 'later', 'b');
+CREATE TRIGGER notify_twice AFTER INSERT ON plain FOR EACH ROW EXECUTE FUNCTION notify_event('twice', 'new', 'n2', 'i4', 'n2');
+DROP TRIGGER notify ON plain;
+INSERT INTO plain (n2, i4, b) VALUES (1, 2, 'x');
+SELECT * FROM take_events();
+DROP TABLE plain, other, of_json, of_jsonb, of_arrays, of_domains, of_moods, of_pairs, of_catalog, nothing;
+DROP FUNCTION check_records;
+DROP CAST (mood AS json);
+DROP FUNCTION to_json(mood);
+DROP DOMAIN small_amount, amount, numbers;
+DROP TYPE mood, pair;
+
 -- Cut to 100 characters, not bytes, and never within one.
 SELECT repeat('s', 63) AS long_schema, repeat('t', 30) || repeat('É', 16) AS long_table \gset
 CREATE SCHEMA :long_schema;

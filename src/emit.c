@@ -16,9 +16,7 @@
  * what settles who announces the event (announce.c), and asks for the doorbell
  * at commit.
  *
- * The record {"op","schema","table","new","old"} is made by one call of the
- * server's to_jsonb() on a row (op, schema, table, new, old), whose last two
- * fields are rows themselves.
+ * What a trigger records of a change is made in record.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,15 +32,11 @@
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
-#include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/formatting.h"
-#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
@@ -53,19 +47,15 @@
 #include "catalog.h"
 #include "compat.h"
 #include "doorbell.h"
+#include "record.h"
 
 /* arguments of CREATE TRIGGER ... EXECUTE FUNCTION notify_event(...) */
 #define TRIGGER_ARG_NAME	0
 #define TRIGGER_ARG_DATA	1
 #define TRIGGER_ARG_COLUMNS 2
 
-/* fields of the record of a change */
-#define RECORD_OP		1
-#define RECORD_SCHEMA	2
-#define RECORD_TABLE	3
-#define RECORD_NEW		4
-#define RECORD_OLD		5
-#define RECORD_FIELDS	5
+/* what a trigger fires for: INSERT, DELETE, UPDATE, TRUNCATE, as in its event */
+#define OPERATIONS (TRIGGER_EVENT_OPMASK + 1)
 
 /* the log, open for inserts; kept over the rows of one call */
 typedef struct EmitTarget
@@ -84,17 +74,11 @@ typedef struct EmitTarget
  */
 typedef struct EmitTrigger
 {
-	char	   *name;
+	char	   *names[OPERATIONS];	/* of events; NULL as long as unknown */
 	bool		has_fixed_data;
 	Datum		fixed_data;		/* jsonb of the second argument */
-	int			ncolumns;		/* 0: whole rows */
-	AttrNumber *columns;
-	TupleDesc	columns_desc;
+	ChangeRecord *record;		/* without that */
 } EmitTrigger;
-
-/* of the record of a change; the same for all triggers, made once per backend */
-static TupleDesc record_desc = NULL;
-static FmgrInfo record_to_jsonb;
 
 PG_FUNCTION_INFO_V1(pne_notification_event_row);
 PG_FUNCTION_INFO_V1(pne_notify_event_trigger);
@@ -435,59 +419,31 @@ trigger_event_name(TriggerData *trigdata)
 }
 
 /*
- * The columns that the arguments from the third on name.
+ * How to record changes: with the columns that the arguments from the third on
+ * name, if there are any.
  */
-static void
-trigger_columns(EmitTrigger *state, TriggerData *trigdata)
+static ChangeRecord *
+trigger_record(TriggerData *trigdata)
 {
 	Trigger    *trigger = trigdata->tg_trigger;
-	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	Relation	rel = trigdata->tg_relation;
+	int			ncolumns = Max(trigger->tgnargs - TRIGGER_ARG_COLUMNS, 0);
+	AttrNumber *columns = palloc(sizeof(AttrNumber) * Max(ncolumns, 1));
 
-	state->ncolumns = trigger->tgnargs - TRIGGER_ARG_COLUMNS;
-	state->columns = palloc(sizeof(AttrNumber) * state->ncolumns);
-	state->columns_desc = CreateTemplateTupleDesc(state->ncolumns);
-	for (int i = 0; i < state->ncolumns; i++)
+	for (int i = 0; i < ncolumns; i++)
 	{
 		const char *column = trigger->tgargs[TRIGGER_ARG_COLUMNS + i];
-		int			attnum = SPI_fnumber(desc, column);
+		int			attnum = SPI_fnumber(RelationGetDescr(rel), column);
 
 		if (attnum <= 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of table \"%s\" does not exist", column,
-							RelationGetRelationName(trigdata->tg_relation)),
+							RelationGetRelationName(rel)),
 					 errhint("Trigger \"%s\" names it among the columns to record.", trigger->tgname)));
-		state->columns[i] = (AttrNumber) attnum;
-		TupleDescCopyEntry(state->columns_desc, (AttrNumber) (i + 1), desc, (AttrNumber) attnum);
+		columns[i] = (AttrNumber) attnum;
 	}
-	BlessTupleDesc(state->columns_desc);
-}
-
-/*
- * Make what turns the record of a change to jsonb.
- */
-static void
-prepare_record(void)
-{
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	TupleDesc	desc = CreateTemplateTupleDesc(RECORD_FIELDS);
-	List	   *args;
-
-	TupleDescInitEntry(desc, RECORD_OP, "op", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, RECORD_SCHEMA, "schema", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, RECORD_TABLE, "table", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, RECORD_NEW, "new", RECORDOID, -1, 0);
-	TupleDescInitEntry(desc, RECORD_OLD, "old", RECORDOID, -1, 0);
-	BlessTupleDesc(desc);
-
-	/* to_jsonb asks its call expression for the type of its argument */
-	fmgr_info_cxt(F_TO_JSONB, &record_to_jsonb, TopMemoryContext);
-	args = list_make1(makeNullConst(RECORDOID, -1, InvalidOid));
-	fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID, args, InvalidOid, InvalidOid,
-											 COERCE_EXPLICIT_CALL),
-					   &record_to_jsonb);
-	MemoryContextSwitchTo(old);
-	record_desc = desc;
+	return record_prepare(rel, ncolumns, columns);
 }
 
 /*
@@ -500,8 +456,6 @@ trigger_prepare(FunctionCallInfo fcinfo, TriggerData *trigdata)
 	Trigger    *trigger = trigdata->tg_trigger;
 	EmitTrigger *state = palloc0(sizeof(EmitTrigger));
 
-	state->name = trigger_event_name(trigdata);
-
 	if (trigger->tgnargs > TRIGGER_ARG_DATA)
 	{
 		const char *data = trigger->tgargs[TRIGGER_ARG_DATA];
@@ -513,18 +467,13 @@ trigger_prepare(FunctionCallInfo fcinfo, TriggerData *trigdata)
 												 "The second argument of notify_event in CREATE TRIGGER is JSON text, or new or old for the row.");
 		}
 	}
-	if (trigger->tgnargs > TRIGGER_ARG_COLUMNS)
-	{
-		if (state->has_fixed_data)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("trigger \"%s\" gives both event data and columns to record", trigger->tgname),
-					 errhint("To record columns of the row, give new as the second argument of notify_event.")));
-		trigger_columns(state, trigdata);
-	}
-
-	if (!state->has_fixed_data && record_desc == NULL)
-		prepare_record();
+	if (!state->has_fixed_data)
+		state->record = trigger_record(trigdata);
+	else if (trigger->tgnargs > TRIGGER_ARG_COLUMNS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("trigger \"%s\" gives both event data and columns to record", trigger->tgname),
+				 errhint("To record columns of the row, give new as the second argument of notify_event.")));
 
 	MemoryContextSwitchTo(old);
 	fcinfo->flinfo->fn_extra = state;
@@ -532,22 +481,22 @@ trigger_prepare(FunctionCallInfo fcinfo, TriggerData *trigdata)
 }
 
 /*
- * A row as a composite datum, whole or reduced to the columns to record.
+ * The name of the event, which is another one for each operation if the
+ * arguments give none: one statement can insert and update.
  */
 static Datum
-row_datum(EmitTrigger *state, TupleDesc desc, HeapTuple tuple)
+change_name(EmitTrigger *state, FunctionCallInfo fcinfo, TriggerData *trigdata)
 {
-	Datum	   *values;
-	bool	   *nulls;
+	char	  **name = &state->names[trigdata->tg_event & TRIGGER_EVENT_OPMASK];
 
-	if (state->ncolumns == 0)
-		return heap_copy_tuple_as_datum(tuple, desc);
+	if (*name == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
 
-	values = palloc(sizeof(Datum) * state->ncolumns);
-	nulls = palloc(sizeof(bool) * state->ncolumns);
-	for (int i = 0; i < state->ncolumns; i++)
-		values[i] = heap_getattr(tuple, state->columns[i], desc, &nulls[i]);
-	return HeapTupleGetDatum(heap_form_tuple(state->columns_desc, values, nulls));
+		*name = trigger_event_name(trigdata);
+		MemoryContextSwitchTo(old);
+	}
+	return CStringGetTextDatum(*name);
 }
 
 /*
@@ -557,25 +506,10 @@ row_datum(EmitTrigger *state, TupleDesc desc, HeapTuple tuple)
 static Datum
 change_data(EmitTrigger *state, TriggerData *trigdata, HeapTuple new_row, HeapTuple old_row)
 {
-	Relation	rel = trigdata->tg_relation;
-	Datum		values[RECORD_FIELDS];
-	bool		nulls[RECORD_FIELDS] = {false};
-
 	if (state->has_fixed_data)
 		return state->fixed_data;
-
-	values[RECORD_OP - 1] = CStringGetTextDatum(trigger_operation(trigdata->tg_event));
-	values[RECORD_SCHEMA - 1] = CStringGetTextDatum(get_namespace_name(RelationGetNamespace(rel)));
-	values[RECORD_TABLE - 1] = CStringGetTextDatum(RelationGetRelationName(rel));
-	nulls[RECORD_NEW - 1] = (new_row == NULL);
-	nulls[RECORD_OLD - 1] = (old_row == NULL);
-	if (new_row != NULL)
-		values[RECORD_NEW - 1] = row_datum(state, RelationGetDescr(rel), new_row);
-	if (old_row != NULL)
-		values[RECORD_OLD - 1] = row_datum(state, RelationGetDescr(rel), old_row);
-
-	return FunctionCall1(&record_to_jsonb,
-						 HeapTupleGetDatum(heap_form_tuple(record_desc, values, nulls)));
+	return record_make(state->record, trigdata->tg_relation,
+					   trigger_operation(trigdata->tg_event), new_row, old_row);
 }
 
 /*
@@ -698,7 +632,7 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 
 	if (state == NULL)
 		state = trigger_prepare(fcinfo, trigdata);
-	name = CStringGetTextDatum(state->name);
+	name = change_name(state, fcinfo, trigdata);
 
 	emit_begin(&target, get_func_namespace(fcinfo->flinfo->fn_oid));
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
