@@ -249,5 +249,21 @@ $node->start;
 is($node->safe_psql('postgres', q(SELECT state, batch FROM event_consumer_stats WHERE consumer = 'once')),
 	'leased|1', 'a lease outlasts a crash');
 
+# So does an event that was fetched in a transaction which did not end.  Nothing
+# but the fetch writes WAL out here: it is less than a page, and nobody waits for
+# the commit of the event.
+my $session = $node->background_psql('postgres');
+my ($id, $fetched) = split /\n/, $session->query_safe(
+	q(SET pg_notify_events.announce = off;
+	SELECT notify_event('seen');
+	BEGIN;
+	SELECT max(id) FROM fetch_events('leased')));
+is($fetched, $id, 'the event is fetched');
+$node->stop('immediate');
+$session->{run}->finish;
+$node->start;
+is($node->safe_psql('postgres', "SELECT event_name FROM notification_events WHERE id = $id"),
+	'seen', 'what was fetched outlasts a crash');
+
 $node->stop;
 done_testing();
