@@ -82,6 +82,9 @@ static volatile sig_atomic_t overran = false;
 static TimestampTz call_deadline = DT_NOEND;
 static TimestampTz overrun_since = 0;
 
+/* attempts that were counted and whose end was not recorded */
+static int	open_attempts = 0;
+
 /*
  * Called from time to time during a call.  A process that was stopped for a
  * while finds its timeout long past; the call shall have heard of it before it
@@ -140,12 +143,13 @@ careful_arm_timeout(int timeout)
 
 /*
  * It has come to its end, or failed.  A cancel that comes too late for it is
- * nobody's.
+ * nobody's; but who was told to die in a call dies of that, though it be later.
  */
 void
 careful_disarm_timeout(void)
 {
-	call_deadline = DT_NOEND;
+	if (!ProcDiePending)
+		call_deadline = DT_NOEND;
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	worker_hold_cancels();
 }
@@ -449,14 +453,32 @@ careful_release(List *healths)
 }
 
 /*
- * The process is being terminated.  If that did not happen during a call, no
- * event can be the cause; so the marks are taken, though only where that waits
- * for no lock: there are no interrupts any more.
+ * An attempt was counted; its end is recorded.  Who ends in between, or fails to
+ * record it, leaves that to the successor, who looks for such attempts where it
+ * finds a mark (retry_recover_attempts).
+ */
+void
+careful_attempt_begins(void)
+{
+	open_attempts++;
+}
+
+void
+careful_attempt_ends(void)
+{
+	Assert(open_attempts > 0);
+	open_attempts--;
+}
+
+/*
+ * The process is being terminated.  If that did not happen during a call, or an
+ * attempt, no event can be the cause; so the marks are taken, though only where
+ * the log and the progress can be had at once: there are no interrupts any more.
  */
 void
 careful_release_at_exit(List *healths)
 {
-	if (call_deadline != DT_NOEND || !any_mark(healths, true))
+	if (call_deadline != DT_NOEND || open_attempts > 0 || !any_mark(healths, true))
 		return;
 	AbortOutOfAnyTransaction();
 	batch_never_wait_for_commit();

@@ -14,6 +14,8 @@ extern void careful_init(void);
 extern bool careful_take_up(HandlerRun *run);
 extern void careful_release_gone(List **healths);
 extern void careful_release(List *healths);
+extern void careful_attempt_begins(void);
+extern void careful_attempt_ends(void);
 extern void careful_release_at_exit(List *healths);
 extern bool careful_bound(HandlerRun *run, int nevents);
 extern void careful_note_commit(int nevents);

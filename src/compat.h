@@ -62,6 +62,11 @@ extern PGDLLEXPORT void _PG_init(void);
 #define MyProcNumber (MyProc->pgprocno)
 #endif
 
+/* 19 wants to be told when a hand-made tuple descriptor is complete */
+#if PG_VERSION_NUM < 190000
+#define TupleDescFinalize(desc) ((void) (desc))
+#endif
+
 /* 17 takes the relation instead of its oid */
 #if PG_VERSION_NUM < 170000
 #define pne_identity_sequence(rel, attnum) \

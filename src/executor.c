@@ -349,7 +349,8 @@ owner_changed(Datum arg, int cacheid, uint32 hashvalue)
  * SIGTERM; at a shutdown it may come twice.  Where nothing is being done there
  * is nothing to interrupt, and the executor leaves in good order, as it does
  * where it is about to leave anyway; else it dies at the next opportunity, and is
- * taken for lost only if that was during a call (careful_release_at_exit).
+ * taken for lost only if that was during a call, or an attempt that is counted
+ * (careful_release_at_exit).
  */
 static void
 executor_terminate(SIGNAL_ARGS)

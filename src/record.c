@@ -28,6 +28,7 @@
 #include "utils/lsyscache.h"
 #include "utils/numeric.h"
 
+#include "compat.h"
 #include "record.h"
 
 /* fields of the record, as a row */
@@ -54,7 +55,7 @@ struct ChangeRecord
 
 	/* the columns to record; 0: whole rows */
 	int			ncolumns;
-	AttrNumber *columns;
+	const AttrNumber *columns;
 	TupleDesc	columns_desc;
 
 	/* what is written directly, in the order of keys of a jsonb */
@@ -87,6 +88,7 @@ prepare_to_jsonb(void)
 	TupleDescInitEntry(desc, RECORD_TABLE, "table", TEXTOID, -1, 0);
 	TupleDescInitEntry(desc, RECORD_NEW, "new", RECORDOID, -1, 0);
 	TupleDescInitEntry(desc, RECORD_OLD, "old", RECORDOID, -1, 0);
+	TupleDescFinalize(desc);
 	BlessTupleDesc(desc);
 
 	/* to_jsonb asks its call expression for the type of its argument */
@@ -150,6 +152,13 @@ make_by_to_jsonb(const ChangeRecord *record, TupleDesc desc, const char *operati
 static void
 set_string(JsonbValue *value, const char *string, int length)
 {
+	/* the server's own limit and words */
+	if (length > JENTRY_OFFLENMASK)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("string too long to represent as jsonb string"),
+				 errdetail("Due to an implementation restriction, jsonb strings cannot exceed %d bytes.",
+						   JENTRY_OFFLENMASK)));
 	value->type = jbvString;
 	value->val.string.val = unconstify(char *, string);
 	value->val.string.len = length;
@@ -191,7 +200,7 @@ prepare_fields(ChangeRecord *record, TupleDesc desc)
 	record->fields = palloc(sizeof(Field) * Max(n, 1));
 	for (int i = 0; i < n; i++)
 	{
-		AttrNumber	attnum = record->ncolumns > 0 ? record->columns[i] : (AttrNumber) (i + 1);
+		AttrNumber	attnum = (AttrNumber) (record->ncolumns > 0 ? record->columns[i] : i + 1);
 		Form_pg_attribute attribute = TupleDescAttr(desc, attnum - 1);
 		Field	   *field = &record->fields[record->nfields];
 		char	   *name;
@@ -371,8 +380,8 @@ make_directly(const ChangeRecord *record, TupleDesc desc, const char *operation,
 
 /*
  * What the records of changes of a table need, with these columns of it, or with
- * whole rows where there are none.  Lives in the current memory context; the
- * table must not change meanwhile.
+ * whole rows where there are none.  Lives in the current memory context, as the
+ * columns must; the table must not change meanwhile.
  */
 ChangeRecord *
 record_prepare(Relation rel, int ncolumns, const AttrNumber *columns)
@@ -383,18 +392,16 @@ record_prepare(Relation rel, int ncolumns, const AttrNumber *columns)
 	record->schema = get_namespace_name(RelationGetNamespace(rel));
 	record->table = pstrdup(RelationGetRelationName(rel));
 	record->ncolumns = ncolumns;
-	if (ncolumns > 0)
+	record->columns = columns;
+	prepare_fields(record, desc);
+	if (!record->direct && ncolumns > 0)
 	{
-		record->columns = palloc(sizeof(AttrNumber) * ncolumns);
 		record->columns_desc = CreateTemplateTupleDesc(ncolumns);
 		for (int i = 0; i < ncolumns; i++)
-		{
-			record->columns[i] = columns[i];
 			TupleDescCopyEntry(record->columns_desc, (AttrNumber) (i + 1), desc, columns[i]);
-		}
+		TupleDescFinalize(record->columns_desc);
 		BlessTupleDesc(record->columns_desc);
 	}
-	prepare_fields(record, desc);
 	return record;
 }
 

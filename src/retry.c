@@ -616,6 +616,7 @@ run_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh)
 	BatchOutcome outcome;
 	int			tries = 0;
 
+	careful_attempt_begins();
 	FAULT_POINT("after-charge");
 	for (;;)
 	{
@@ -625,9 +626,10 @@ run_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh)
 		FreeErrorData(error);
 	}
 	if (outcome == BATCH_FAILED)
-		return record_failed_attempt(run, event_id, event_name, attempts, error);
-	if (outcome != BATCH_DONE)
+		outcome = record_failed_attempt(run, event_id, event_name, attempts, error);
+	else if (outcome != BATCH_DONE)
 		release_attempt(run, event_id, attempts);
+	careful_attempt_ends();
 	return outcome;
 }
 

@@ -157,6 +157,19 @@ start_over();
 $offset = run('die of exit', 'one', 1, 'batch_size => 20');
 start_over();
 
+# a call that has ended before its process does
+$offset = log_size();
+$node->safe_psql(
+	'postgres', qq(
+	CREATE FUNCTION die_late(notification_events) RETURNS void LANGUAGE c AS '$module', 'die_late';
+	SELECT create_event_handler('deadly', 'die_late', owner => 'ann', max_attempts => 2,
+		retry_delay => '50 ms', max_retry_delay => '50 ms', batch_size => 20);
+	SELECT count(notify_event(CASE i WHEN 17 THEN 'die late' ELSE 'event ' || i END)) FROM generate_series(1, 41) i;
+));
+wait_for("delivered = 40 AND dead = 1 FROM event_handler_stats WHERE handler = 'deadly'");
+is(in_log(qr/executor FATAL:  terminating/, $offset), 3, 'a call that ends before its process does');
+start_over();
+
 # however many events the filter refuses before it: they do not move what is
 # stored of the position
 $offset = log_size();

@@ -6,12 +6,14 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "executor/executor.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
 
 PG_MODULE_MAGIC;
 
 PG_FUNCTION_INFO_V1(die_of);
+PG_FUNCTION_INFO_V1(die_late);
 
 /*
  * die_of(text): of a segmentation fault, of SIGKILL as the kernel sends it when
@@ -35,5 +37,21 @@ die_of(PG_FUNCTION_ARGS)
 		default:
 			break;
 	}
+	PG_RETURN_VOID();
+}
+
+/*
+ * die_late(notification_events): an event "die late" terminates its process, as
+ * pg_terminate_backend() would; but the call comes to its end before anybody
+ * looks.
+ */
+Datum
+die_late(PG_FUNCTION_ARGS)
+{
+	bool		isnull;
+	Datum		name = GetAttributeByName(PG_GETARG_HEAPTUPLEHEADER(0), "event_name", &isnull);
+
+	if (!isnull && strcmp(TextDatumGetCString(name), "die late") == 0)
+		raise(SIGTERM);
 	PG_RETURN_VOID();
 }
