@@ -55,13 +55,18 @@
 /* how often a serialization failure or deadlock is tried again at once */
 #define IMMEDIATE_TRIES 3
 
-/* the events of one turn that concern the handler */
+/*
+ * The events of one turn: those that concern the handler by their names.  Their
+ * rows are read by each transaction that is to run them, so what it calls with
+ * is what it sees.
+ */
 typedef struct Batch
 {
 	int			nevents;
-	Event	  **events;
-	int64	   *indexes;		/* of each in the window */
-	int64		end;			/* index behind the last one looked at */
+	int64	   *ids;
+	ItemPointerData *places;
+	int64	   *indexes;		/* of each in the window, and of what is behind */
+	EventChunk *chunk;			/* the rows that were read last */
 } Batch;
 
 /* what an attempt to run some of them told */
@@ -147,7 +152,7 @@ batch_commit_transaction(int timeout)
 	PopActiveSnapshot();
 	SPI_finish();
 	if (timeout > 0)
-		careful_arm_timeout(timeout);
+		careful_arm_timeout(GetCurrentTimestamp(), timeout);
 	CommitTransactionCommand();
 	if (timeout > 0)
 		careful_disarm_timeout();
@@ -224,15 +229,18 @@ batch_check_handler(HandlerRun *run)
 }
 
 /*
- * Call the handler's function under its timeout.
+ * Call the handler's function under its timeout.  After the last call of a batch
+ * careful_disarm_timeout() is to follow.
  */
 void
-batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc)
+batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchFigures *figures)
 {
 	FAULT_POINT("before-call");
-	careful_arm_timeout(run->definition->timeout);
+	stats_call_begins(figures, events, nevents);
+	careful_arm_timeout(figures->now, run->definition->timeout);
 	handler_call(&run->call, events, nevents, desc);
-	careful_disarm_timeout();
+	careful_call_returned();
+	stats_call_ends(figures);
 }
 
 /*
@@ -429,7 +437,25 @@ batch_finish_window(HandlerRun *run)
 	MemoryContextSwitchTo(old);
 	window_release(run->window);
 	run->window = NULL;
+	if (run->names != NULL)
+		pfree(run->names);
+	run->names = NULL;
 	run->next = 0;
+	if (run->ahead_since == 0)
+		run->ahead_since = GetCurrentTimestamp();
+}
+
+/*
+ * The handler moves to index next of its window, past events that do not concern
+ * it: nevents of them were looked at.
+ */
+static void
+pass_over(HandlerRun *run, int64 next, int nevents)
+{
+	if (next == run->next)
+		return;
+	run->next = next;
+	run->health->unstored += nevents;
 	if (run->ahead_since == 0)
 		run->ahead_since = GetCurrentTimestamp();
 }
@@ -460,20 +486,21 @@ batch_may_run(const HandlerRun *run)
 }
 
 /*
- * Which events of the batch pass the handler's filter, and how many.  The one
- * that is being looked at is the suspect.
+ * Which events of the batch pass the handler's filter, and how many.  Those that
+ * are NULL do not.  The one that is being looked at is the suspect.
  */
 int
 batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect)
 {
 	int			count = 0;
 
-	careful_arm_timeout(run->definition->timeout);
+	careful_arm_timeout(GetCurrentTimestamp(), run->definition->timeout);
 	for (int i = 0; i < nevents; i++)
 	{
 		*suspect = i;
 		CHECK_FOR_INTERRUPTS();
-		passes[i] = match_filter(&run->definition->pattern, events[i]->tuple, desc);
+		passes[i] = events[i] != NULL &&
+			match_filter(&run->definition->pattern, events[i]->tuple, desc);
 		count += passes[i];
 	}
 	*suspect = -1;
@@ -504,17 +531,38 @@ call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, co
 			continue;
 
 		*suspect = (nchosen == 1 && !at_once) || nevents == 1 ? through - 1 : -1;
-		stats_call_begins(figures, chosen, nchosen);
-		batch_call_handler(run, chosen, nchosen, desc);
-		stats_call_ends(figures);
+		batch_call_handler(run, chosen, nchosen, desc, figures);
 		progress->delivered += nchosen;
 		progress->last_event_id = chosen[nchosen - 1]->id;
 		nchosen = 0;
-		if (GetCurrentTimestamp() >= deadline)
+		if (figures->now >= deadline)
 			break;
 	}
+	careful_disarm_timeout();
 	*suspect = -1;
 	return through;
+}
+
+/*
+ * Read events of a batch from index from on: nevents, unless they are too large
+ * for that.  Returns how many; those that are not there any more, or that the
+ * handler is not to see, are NULL.
+ */
+static int
+read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, Event **events)
+{
+	EventChunk *chunk = batch->chunk;
+
+	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->ids + from, batch->places + from, nevents);
+	match_row_security(log, chunk->events, chunk->length);
+	for (int i = 0; i < chunk->length; i++)
+	{
+		Event	   *event = &chunk->events[i];
+
+		events[i] = (event->tuple != NULL && !event->hidden &&
+					 match_name(&run->definition->pattern, event->name)) ? event : NULL;
+	}
+	return chunk->length;
 }
 
 /*
@@ -524,20 +572,20 @@ static BatchOutcome
 try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 {
 	MemoryContext context = CurrentMemoryContext;
-	Event	  **events = batch->events + from;
 	int			nevents = to - from;
+	Event	  **events = palloc(sizeof(Event *) * nevents);
 	bool	   *passes = palloc(sizeof(bool) * nevents);
 	BatchFigures figures;
 	ProgressFigures progress = {0};
 	volatile BatchOutcome outcome = BATCH_DONE;
+	volatile bool ready = false;
 	volatile bool wrote = false;
-	volatile int64 next = batch->indexes[from];
 
 	attempt->done = 0;
 	attempt->suspect = -1;
 	attempt->error = NULL;
 	stats_batch_begins(&figures, nevents);
-	executor_report_running(run->definition->name, events[0]->id, nevents);
+	executor_report_running(run->definition->name, batch->ids[from], nevents);
 
 	PG_TRY();
 	{
@@ -548,40 +596,36 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 		log = table_open(catalog_lookup(false)->log, AccessShareLock);
 		desc = RelationGetDescr(log);
 
-		if (run->window->chunk_changes != catalog_log_changes())
-		{
-			/* the rows in memory may have another shape by now */
-			run->window->chunk_length = 0;
-			outcome = BATCH_STALE;
-		}
-		else if (executor_asked_to_leave() || !batch_check_handler(run))
+		if (executor_asked_to_leave() || !batch_check_handler(run))
 			outcome = BATCH_SUSPENDED;
-		else if (batch_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
-		{
-			attempt->done = nevents;
-			next = (to == batch->nevents) ? batch->end : batch->indexes[to];
-		}
-		else if (!progress_lock(run))
-			outcome = BATCH_STALE;
 		else
 		{
-			int			through;
+			nevents = read_events(run, batch, from, nevents, log, events);
+			ready = true;
 
-			handler_prepare_call(&run->call, run->definition, run->approved);
-			through = call_for_events(run, events, nevents, desc, passes, &figures, &progress, &attempt->suspect);
-			next = (from + through == batch->nevents) ? batch->end :
-				batch->indexes[from + through - 1] + 1;
-			progress_store(run, next, &progress);
-			outage_charge_parked(run);
-			wrote = true;
-			attempt->done = through;
-			FAULT_POINT("after-call");
+			if (batch_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
+				attempt->done = nevents;
+			else if (!progress_lock(run))
+				outcome = BATCH_STALE;
+			else
+			{
+				handler_prepare_call(&run->call, run->definition, run->approved);
+				attempt->done = call_for_events(run, events, nevents, desc, passes, &figures, &progress,
+												&attempt->suspect);
+				progress_store(run, batch->indexes[from + attempt->done], &progress);
+				outage_charge_parked(run);
+				wrote = true;
+				FAULT_POINT("after-call");
+			}
 		}
 		table_close(log, NoLock);
 		batch_commit_transaction(wrote ? run->definition->timeout : 0);
 	}
 	PG_CATCH();
 	{
+		/* up to here nothing was the handler's or its events' doing */
+		if (!ready)
+			PG_RE_THROW();
 		attempt->done = 0;
 		attempt->error = batch_abort_transaction(context);
 		outcome = BATCH_FAILED;
@@ -591,22 +635,21 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 
 	if (outcome == BATCH_DONE)
 	{
+		int64		next = batch->indexes[from + attempt->done];
+
 		if (wrote)
 		{
 			FAULT_POINT("after-commit");
 			/* the events may go with their window: count them first */
 			stats_batch_committed(run->definition, &figures);
 			progress_stored(run, next);
-			careful_note_commit(nevents);
+			careful_note_commit(attempt->done);
 			outage_over(run);
 			executor_progress_committed((int) progress.delivered);
 		}
 		else
 		{
-			run->next = next;
-			run->health->unstored += nevents;
-			if (run->ahead_since == 0)
-				run->ahead_since = GetCurrentTimestamp();
+			pass_over(run, next, attempt->done);
 		}
 	}
 	executor_discard_session();
@@ -641,10 +684,8 @@ run_events(HandlerRun *run, Batch *batch, int from, int to, int *done)
 
 	if (to - from == 1)
 	{
-		int64		next = (to == batch->nevents) ? batch->end : batch->indexes[from] + 1;
-
 		*done = 1;
-		return retry_record_failure(run, batch->events[from], next, attempt.error);
+		return retry_record_failure(run, &batch->chunk->events[0], batch->indexes[to], attempt.error);
 	}
 
 	/* the events before the suspect, or one half, then what was left out */
@@ -663,80 +704,125 @@ run_events(HandlerRun *run, Batch *batch, int from, int to, int *done)
 }
 
 /*
+ * Leave out of the batch what the handler is not to be called with.
+ */
+static void
+thin_out(HandlerRun *run, Batch *batch)
+{
+	Event	  **events = palloc(sizeof(Event *) * batch->nevents);
+	int			count = 0;
+	int			nevents;
+	Relation	log;
+
+	batch_start_transaction();
+	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	nevents = read_events(run, batch, 0, batch->nevents, log, events);
+	table_close(log, NoLock);
+	batch_commit_transaction(0);
+
+	/* where the first one was stays the position of who is called with none */
+	for (int i = 0; i < nevents; i++)
+	{
+		batch->indexes[count + 1] = batch->indexes[i + 1];
+		if (events[i] == NULL)
+			continue;
+		batch->places[count] = batch->places[i];
+		batch->ids[count++] = batch->ids[i];
+	}
+	batch->nevents = count;
+	if (count == 0)
+		pass_over(run, batch->indexes[1], nevents);
+}
+
+/*
  * Run the events of a batch one by one, each tried only after that is recorded
  * for good, until the batch's time is up.
  */
 static void
-run_carefully(HandlerRun *run, const Batch *batch)
+run_carefully(HandlerRun *run, Batch *batch)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
-	int64	   *ids = palloc(sizeof(int64) * batch->nevents);
 
-	/* the events may go with their window */
-	for (int i = 0; i < batch->nevents; i++)
-		ids[i] = batch->events[i]->id;
+	thin_out(run, batch);
 	for (int i = 0; i < batch->nevents; i++)
 	{
-		int64		next = (i + 1 == batch->nevents) ? batch->end : batch->indexes[i] + 1;
-
 		CHECK_FOR_INTERRUPTS();
-		if (retry_run_fresh(run, ids[i], next) != BATCH_DONE ||
+		if (retry_run_fresh(run, batch->ids[i], batch->indexes[i + 1]) != BATCH_DONE ||
 			batch_is_held(run) || GetCurrentTimestamp() >= deadline)
 			break;
 	}
 }
 
 /*
- * Let the handler have its turn in its window, whose chunk of events is in
- * memory: look at events until a batch of those that concern it is full or the
- * chunk ends, and run that batch.  False if none concerned it.
+ * Move on to the next event of the window that concerns the handler by its name.
+ * False if there is none: then the window is finished.
  */
 bool
-batch_turn(HandlerRun *run)
+batch_seek(HandlerRun *run)
 {
 	Window	   *window = run->window;
+
+	/* after each turn it stands at such an event */
+	if (run->names == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(run->context);
+
+		run->names = match_names(&run->definition->pattern, window->names);
+		MemoryContextSwitchTo(old);
+		pass_over(run, window_next(window, run->next, run->names), 0);
+	}
+	if (run->next < window->nids)
+		return true;
+	batch_finish_window(run);
+	return false;
+}
+
+/*
+ * The events of a turn, from where the handler is in its window on: limit at
+ * most.
+ */
+static void
+fill_batch(HandlerRun *run, Batch *batch, int limit)
+{
+	Window	   *window = run->window;
+	int64		room = Min(window->nids - run->next, limit);
+	int64		i;
+
+	batch->nevents = 0;
+	batch->ids = palloc(sizeof(int64) * room);
+	batch->places = palloc(sizeof(ItemPointerData) * room);
+	batch->indexes = palloc(sizeof(int64) * (room + 1));
+	batch->chunk = chunk_create(CurrentMemoryContext);
+	for (i = run->next; i < window->nids && batch->nevents < limit; i = window_next_after(window, i, run->names))
+	{
+		batch->places[batch->nevents] = window->places[i];
+		batch->ids[batch->nevents] = window->ids[i];
+		batch->indexes[batch->nevents++] = i;
+	}
+	batch->indexes[batch->nevents] = i;
+}
+
+/*
+ * Let the handler have its turn in its window, where it stands at an event that
+ * concerns it: run a batch.
+ */
+void
+batch_turn(HandlerRun *run)
+{
 	HandlerHealth *health = run->health;
-	int64		chunk_end = window->chunk_start + window->chunk_length;
-	int			limit = (health->probes > 0) ? 1 : run->definition->batch_size;
-	Batch		batch = {0};
-	Size		bytes = 0;
+	Batch		batch;
 	int			done;
 
-	Assert(run->next >= window->chunk_start && run->next < chunk_end);
+	Assert(health->taken_up);
 
-	batch.events = palloc(sizeof(Event *) * window->chunk_length);
-	batch.indexes = palloc(sizeof(int64) * window->chunk_length);
-	for (batch.end = run->next; batch.end < chunk_end; batch.end++)
-	{
-		Event	   *event = &window->chunk[batch.end - window->chunk_start];
-
-		if (batch.nevents == limit || bytes >= (Size) pne_batch_bytes * 1024)
-			break;
-		if (event->tuple == NULL || event->hidden ||
-			!match_name(&run->definition->pattern, event->name))
-			continue;
-		batch.events[batch.nevents] = event;
-		batch.indexes[batch.nevents++] = batch.end;
-		bytes += event->size;
-	}
-
-	if (batch.nevents == 0)
-	{
-		run->next = batch.end;
-		if (run->ahead_since == 0)
-			run->ahead_since = GetCurrentTimestamp();
-	}
+	fill_batch(run, &batch, (health->probes > 0) ? 1 : run->definition->batch_size);
+	if (!careful_bound(run, batch.nevents))
+		return;
+	if (health->careful > 0)
+		run_carefully(run, &batch);
 	else
-	{
-		if (!careful_take_up(run) || !careful_bound(run, batch.nevents))
-			return true;
-		if (health->careful > 0)
-			run_carefully(run, &batch);
-		else
-			(void) run_events(run, &batch, 0, batch.nevents, &done);
-	}
+		(void) run_events(run, &batch, 0, batch.nevents, &done);
 
 	if (run->window != NULL && run->next >= run->window->nids)
 		batch_finish_window(run);
-	return batch.nevents > 0;
 }

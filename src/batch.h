@@ -11,6 +11,7 @@
 #include "utils/palloc.h"
 
 #include "handler.h"
+#include "stats.h"
 #include "window.h"
 
 /*
@@ -49,6 +50,8 @@ typedef struct HandlerRun
 	HandlerCall call;
 	EventSnapshot *cursor;
 	Window	   *window;			/* or NULL: the next one is to be read */
+	WantedNames *names;			/* those of the window that concern the handler;
+								 * or NULL: not known yet */
 	int64		next;			/* index in window->ids of the next event */
 	TimestampTz ahead_since;	/* 0: what is in memory is stored */
 	TimestampTz next_retry_at;	/* earliest retry that waits; DT_NOEND: none */
@@ -79,7 +82,7 @@ extern void batch_commit_transaction(int timeout);
 extern ErrorData *batch_abort_transaction(MemoryContext context);
 extern bool batch_check_handler(HandlerRun *run);
 extern int	batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect);
-extern void batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc);
+extern void batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchFigures *figures);
 extern bool batch_try_again(const ErrorData *error, int tries);
 
 extern bool progress_lock(HandlerRun *run);
@@ -91,6 +94,7 @@ extern void batch_finish_window(HandlerRun *run);
 extern void batch_leave_alone(HandlerRun *run);
 extern bool batch_is_held(const HandlerRun *run);
 extern bool batch_may_run(const HandlerRun *run);
-extern bool batch_turn(HandlerRun *run);
+extern bool batch_seek(HandlerRun *run);
+extern void batch_turn(HandlerRun *run);
 
 #endif							/* PNE_BATCH_H */

@@ -130,9 +130,9 @@ careful_init(void)
  * a transaction: a timer that is started for each would cost more than a call.
  */
 void
-careful_arm_timeout(int timeout)
+careful_arm_timeout(TimestampTz now, int timeout)
 {
-	call_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
+	call_deadline = TimestampTzPlusMilliseconds(now, timeout);
 	overrun_since = 0;
 	if (!get_timeout_active(overrun_timeout))
 		enable_timeout_every(overrun_timeout, call_deadline, OVERRUN_CHECK_MS);
@@ -144,14 +144,26 @@ careful_arm_timeout(int timeout)
 /*
  * It has come to its end, or failed.  A cancel that comes too late for it is
  * nobody's; but who was told to die in a call dies of that, though it be later.
+ *
+ * The timer goes on: who calls again soon moves it, and who does not stops it
+ * with careful_disarm_timeout().
+ */
+void
+careful_call_returned(void)
+{
+	if (!ProcDiePending)
+		call_deadline = DT_NOEND;
+	worker_hold_cancels();
+}
+
+/*
+ * The same, and no other call is to follow.
  */
 void
 careful_disarm_timeout(void)
 {
-	if (!ProcDiePending)
-		call_deadline = DT_NOEND;
 	disable_timeout(STATEMENT_TIMEOUT, false);
-	worker_hold_cancels();
+	careful_call_returned();
 }
 
 /*
@@ -276,41 +288,64 @@ write_mark(HandlerRun *run)
 }
 
 /*
- * Before the first batch of a handler in this process, and of each of its
- * definitions: leave our mark, and find out whether a predecessor was lost.
- * False where the handler cannot go on for now.
+ * The mark is there, and flushed.
  */
-bool
-careful_take_up(HandlerRun *run)
+static void
+taken_up(HandlerRun *run, bool lost)
 {
-	bool		lost;
-
-	if (run->health->taken_up)
-		return true;
-
-	batch_start_transaction();
-	if (!progress_lock(run))
-	{
-		batch_commit_transaction(0);
-		return false;
-	}
-	lost = write_mark(run);
-	if (lost)
-		retry_recover_attempts(run);
-	ForceSyncCommit();
-	batch_commit_transaction(0);
-	FAULT_POINT("after-mark");
-
 	run->health->marked = run->health->taken_up = true;
 	if (!lost)
-		return true;
+		return;
 	run->next_retry_at = 0;		/* look again */
 	ereport(LOG,
 			(errmsg("event handler \"%s\" goes on carefully: an executor that ran it was lost",
 					run->definition->name),
 			 errdetail("One of its events may be the cause. The next %d are tried one by one, each attempt recorded before it.",
 					   run->health->careful)));
-	return true;
+}
+
+/*
+ * Before the first batch of handlers in this process, and of each of their
+ * definitions: leave our mark, and find out whether a predecessor was lost.  Those
+ * that cannot go on for now are not taken up.
+ *
+ * One transaction for all of them, as it waits for its flush.
+ */
+void
+careful_take_up(List *runs)
+{
+	ListCell   *lc;
+	List	   *locked = NIL;
+	List	   *lost = NIL;
+	MemoryContext context = CurrentMemoryContext;
+
+	batch_start_transaction();
+	foreach(lc, runs)
+	{
+		HandlerRun *run = lfirst(lc);
+		MemoryContext old;
+		bool		is_lost;
+
+		if (!progress_lock(run))
+			continue;
+		is_lost = write_mark(run);
+		if (is_lost)
+			retry_recover_attempts(run);
+		old = MemoryContextSwitchTo(context);
+		locked = lappend(locked, run);
+		if (is_lost)
+			lost = lappend(lost, run);
+		MemoryContextSwitchTo(old);
+	}
+	if (locked != NIL)
+		ForceSyncCommit();
+	batch_commit_transaction(0);
+	FAULT_POINT("after-mark");
+
+	foreach(lc, locked)
+	{
+		taken_up(lfirst(lc), list_member_ptr(lost, lfirst(lc)));
+	}
 }
 
 /*

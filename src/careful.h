@@ -11,7 +11,7 @@
 #include "batch.h"
 
 extern void careful_init(void);
-extern bool careful_take_up(HandlerRun *run);
+extern void careful_take_up(List *runs);
 extern void careful_release_gone(List **healths);
 extern void careful_release(List *healths);
 extern void careful_attempt_begins(void);
@@ -20,7 +20,8 @@ extern void careful_release_at_exit(List *healths);
 extern bool careful_bound(HandlerRun *run, int nevents);
 extern void careful_note_commit(int nevents);
 
-extern void careful_arm_timeout(int timeout);
+extern void careful_arm_timeout(TimestampTz now, int timeout);
+extern void careful_call_returned(void);
 extern void careful_disarm_timeout(void);
 extern void careful_stop_watch(void);
 extern bool careful_overran(void);

@@ -53,6 +53,9 @@
  */
 #define SEARCH_MS 1000
 
+/* ... reading at most so many events at a time, if no more are wanted */
+#define MAX_STEP 1000
+
 /*
  * Who finds the lock taken, and so with every ring, looks again soon, then later
  * and later, up to this time, in ms: who rings because he lets go of it may do
@@ -360,7 +363,7 @@ search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapsh
 	search->upto = event_snapshot_build(snapshot);
 	copy_position(&search->position, &consumer->position);
 	search->limit = limit;
-	search->chunk = limit;
+	search->step = limit;
 	search->max_bytes = (Size) pne_batch_bytes * 1024;
 	search->found = palloc(sizeof(Event) * limit);
 }
@@ -419,29 +422,33 @@ look_at_event(EventSearch *search, const Event *event, bool match)
 }
 
 /*
- * Look through the events of a window, until enough are found or the time is
- * up.  Returns how many were looked at.
+ * Look through events, until enough are found or the time is up.  Returns how
+ * many were looked at.
  */
 static int64
-search_window(EventSearch *search, Window *window, bool match, TimestampTz deadline)
+search_events(EventSearch *search, const int64 *ids, ItemPointer places, int64 nids, bool match,
+			  TimestampTz deadline)
 {
+	EventChunk *chunk = chunk_create(CurrentMemoryContext);
 	int64		next = 0;
 
-	while (next < window->nids && !search_is_full(search))
+	while (next < nids && !search_is_full(search))
 	{
-		window_load_chunk(window, search->log, search->snapshot, next, search->chunk);
-		hide_events(search, window->chunk, window->chunk_length);
-		for (int i = 0; i < window->chunk_length && !search_is_full(search); i++)
+		(void) chunk_load(chunk, search->log, search->snapshot, ids + next,
+						  places != NULL ? places + next : NULL, (int) Min(nids - next, search->step));
+		hide_events(search, chunk->events, chunk->length);
+		for (int i = 0; i < chunk->length && !search_is_full(search); i++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			look_at_event(search, &window->chunk[i], match);
+			look_at_event(search, &chunk->events[i], match);
 			next++;
 		}
 		/* where few match, in larger steps */
-		search->chunk = Max(search->chunk, Min(search->chunk * 2, WINDOW_CHUNK_EVENTS));
+		search->step = Max(search->step, Min(search->step * 2, MAX_STEP));
 		if (GetCurrentTimestamp() >= deadline)
 			break;
 	}
+	chunk_free(chunk);
 	return next;
 }
 
@@ -452,11 +459,7 @@ search_window(EventSearch *search, Window *window, bool match, TimestampTz deadl
 int
 search_ids(EventSearch *search, const int64 *ids, int nids)
 {
-	Window	   *window = window_from_ids(ids, nids, CurrentMemoryContext);
-	int			next = (int) search_window(search, window, false, DT_NOEND);
-
-	window_release(window);
-	return next;
+	return (int) search_events(search, ids, NULL, nids, false, DT_NOEND);
 }
 
 /*
@@ -483,12 +486,12 @@ search_log(EventSearch *search)
 			break;
 
 		if (position->window != NULL && read_on)
-			window = window_read_on(search->log, position, search->snapshot, search->chunk, CurrentMemoryContext);
+			window = window_read_on(search->log, position, search->snapshot, search->step, CurrentMemoryContext);
 		else
 			window = window_read(search->log, position, search->snapshot, search->upto, CurrentMemoryContext);
 		read_on = (window->nids > 0);
 
-		next = search_window(search, window, true, deadline);
+		next = search_events(search, window->ids, window->places, window->nids, true, deadline);
 		{
 			EventPosition come_to = window_position(window, next);
 

@@ -39,7 +39,7 @@ typedef struct EventSearch
 	EventPosition position;		/* what is before it was looked at */
 	int64		passed;			/* events that were looked at */
 	bool		finished;		/* the position has come to upto */
-	int			chunk;			/* so many are read at a time */
+	int			step;			/* so many are read at a time */
 	int			limit;			/* so many are wanted at most, */
 	Size		max_bytes;		/* and about so much data */
 	Size		bytes;

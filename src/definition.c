@@ -655,7 +655,6 @@ pne_call_event_handler(PG_FUNCTION_ARGS)
 	List	   *handlers;
 	Handler    *handler;
 	Relation	log;
-	HeapTuple	tuple;
 	Event		event;
 	Event	   *events = &event;
 	Oid			function;
@@ -685,13 +684,11 @@ pne_call_event_handler(PG_FUNCTION_ARGS)
 				 errhint("%s", problem.hint)));
 
 	log = table_open(catalog_lookup(false)->log, AccessShareLock);
-	tuple = window_fetch_event(log, GetActiveSnapshot(), id);
-	if (tuple == NULL)
+	if (!event_fetch(&event, log, GetActiveSnapshot(), id))
 		ereport(ERROR,
 				(errcode(ERRCODE_NO_DATA_FOUND),
 				 errmsg("event %lld does not exist", (long long) id),
 				 errhint("It was not committed, or it was deleted from notification_events.")));
-	event_from_tuple(&event, log, tuple);
 	match_row_security(log, &event, 1);
 	if (event.hidden)
 		ereport(ERROR,

@@ -185,7 +185,7 @@ replay_event(TupleTableSlot *slot, int64 id, void *arg)
 	if (!event_position_passed(&state->handler->position, event_slot_txid(slot), id))
 		return true;
 	old = MemoryContextSwitchTo(state->context);
-	event_from_tuple(&state->events[state->nevents], state->log, ExecCopySlotHeapTuple(slot));
+	event_from_slot(&state->events[state->nevents], slot);
 	MemoryContextSwitchTo(old);
 	state->bytes += state->events[state->nevents++].size;
 	if (state->nevents == REPLAY_CHUNK || state->bytes >= (Size) pne_batch_bytes * 1024)
@@ -241,7 +241,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 				 errhint("A superuser wakes it with activate_events().")));
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	window_scan_ids(state->log, GetActiveSnapshot(), from, to, replay_event, state);
+	event_scan_ids(state->log, GetActiveSnapshot(), from, to, replay_event, state);
 	schedule_replay(state);
 	PopActiveSnapshot();
 	SPI_finish();
@@ -433,7 +433,7 @@ read_event(EventOfInterest *event, Relation log)
 
 	if (!may_read && !has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, RelationGetRelationName(log));
-	window_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
+	event_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
 	if (event->tuple != NULL && may_read)
 		match_row_security(log, &row, 1);
 	return !row.hidden;

@@ -7,11 +7,11 @@
  * session of that role, and nothing needs to be taken back from it.
  *
  * Work goes in rounds.  A round begins with one short transaction that locks
- * the log, takes a snapshot and reads what lies between it and the handlers'
- * positions; handlers that stand at the same position share what is read.
- * Then each handler that has something in its window has a turn of one batch
- * (batch.c).  A slow handler falls behind alone: it keeps its window, the
- * others take new ones.
+ * the log, takes a snapshot and reads which events lie between it and the
+ * handlers' positions; handlers that stand at the same position share what is
+ * read.  Then each handler that has something in its window has a turn of one
+ * batch (batch.c), whose rows it reads.  A slow handler falls behind alone: it
+ * keeps its window, the others take new ones.
  *
  * An executor sleeps until its bell is rung or a retry of its handlers is due.
  * It leaves when the launcher wants its place for another owner, when the
@@ -62,6 +62,12 @@
 
 /* what is done at leaving may take so long, in ms */
 #define LEAVE_TIMEOUT_MS 1000
+
+/*
+ * Handlers that are taken up in one transaction.  It has locks of each, and the
+ * server room for 64 locks of each of its sessions.
+ */
+#define TAKE_UP_AT_ONCE 50
 
 /* a position that passed only events of others is stored after this, in ms */
 #define LAZY_STORE_MS 5000
@@ -181,7 +187,7 @@ try_discard_session(bool log_failure)
 
 	PG_TRY();
 	{
-		careful_arm_timeout(DISCARD_TIMEOUT_MS);
+		careful_arm_timeout(GetCurrentTimestamp(), DISCARD_TIMEOUT_MS);
 		discard_session();
 		careful_disarm_timeout();
 		careful_stop_watch();
@@ -417,7 +423,7 @@ executor_leave(void)
 	leaves_soon = true;
 	PG_TRY();
 	{
-		careful_arm_timeout(LEAVE_TIMEOUT_MS);
+		careful_arm_timeout(GetCurrentTimestamp(), LEAVE_TIMEOUT_MS);
 		batch_never_wait_for_commit();
 		if (log_is_there())
 		{
@@ -578,7 +584,7 @@ take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapsho
 	}
 	if (run->window == NULL)
 	{
-		run->window = window_read(log, &position, snapshot, upto, windows_context);
+		run->window = window_read_names(log, &position, snapshot, upto, windows_context);
 		if (position.window == NULL)
 		{
 			run->window->references++;
@@ -599,35 +605,6 @@ take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapsho
 		if (position.window == NULL)
 			run->ahead_since = ahead_since;
 	}
-}
-
-/*
- * Whether the events at the handler's position are in memory.
- */
-static bool
-chunk_is_there(const HandlerRun *run)
-{
-	const Window *window = run->window;
-
-	return window != NULL && run->next >= window->chunk_start &&
-		run->next < window->chunk_start + window->chunk_length;
-}
-
-/*
- * Have them there.
- */
-static void
-take_chunk(HandlerRun *run, Relation log, Snapshot snapshot)
-{
-	if (chunk_is_there(run))
-		return;
-
-	/* others are elsewhere in it: from here on each goes at its own pace */
-	if (run->window->references > 1 && run->window->chunk_length > 0)
-		run->window = window_split(run->window, windows_context);
-	window_load_chunk(run->window, log, snapshot, run->next,
-					  Max(run->definition->batch_size, WINDOW_CHUNK_EVENTS));
-	match_row_security(log, run->window->chunk, run->window->chunk_length);
 }
 
 /*
@@ -685,11 +662,8 @@ read_windows(void)
 			continue;
 		if (run->window == NULL)
 			take_window(run, log, snapshot, upto, &fresh);
-		if (run->window != NULL)
-		{
-			take_chunk(run, log, snapshot);
+		if (run->window != NULL && batch_seek(run))
 			work = true;
-		}
 		else if (run->health->probes > 0 && run->next_retry_at == DT_NOEND)
 			outage_over(run);	/* nothing is left to probe with */
 	}
@@ -705,6 +679,40 @@ read_windows(void)
 }
 
 /*
+ * Whether the handler may have a batch: it stands in its window at an event that
+ * concerns it.
+ */
+static bool
+has_batch(const HandlerRun *run)
+{
+	return batch_may_run(run) && run->window != NULL && !batch_is_held(run);
+}
+
+/*
+ * Second step of a round: take up the handlers that have work for the first
+ * time, as many at once as their locks allow.
+ */
+static void
+take_up_handlers(void)
+{
+	List	   *fresh = NIL;
+	ListCell   *lc;
+
+	foreach(lc, runs)
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (has_batch(run) && !run->health->taken_up)
+			fresh = lappend(fresh, run);
+		if (list_length(fresh) == TAKE_UP_AT_ONCE || (fresh != NIL && lnext(runs, lc) == NULL))
+		{
+			careful_take_up(fresh);
+			fresh = NIL;
+		}
+	}
+}
+
+/*
  * A handler's turn: what of its retries is due, and a batch of its window.  In
  * an outage, the next event, or if there is none the next retry.
  */
@@ -717,21 +725,24 @@ take_turn(HandlerRun *run)
 		return;
 	if (run->health->probes > 0)
 	{
-		if (chunk_is_there(run) && !batch_is_held(run) && batch_turn(run))
-			return;
-		if (retries_due && batch_may_run(run))
+		if (has_batch(run))
+		{
+			if (run->health->taken_up)
+				batch_turn(run);
+		}
+		else if (retries_due)
 			retry_run_due(run);
 		return;
 	}
 
 	if (retries_due)
 		retry_run_due(run);
-	if (batch_may_run(run) && chunk_is_there(run) && !batch_is_held(run))
-		(void) batch_turn(run);
+	if (has_batch(run) && run->health->taken_up)
+		batch_turn(run);
 }
 
 /*
- * Second step of a round: a turn for each handler.
+ * Third step of a round: a turn for each handler.
  */
 static void
 take_turns(MemoryContext turn_context)
@@ -810,6 +821,8 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		if (!work)
 			break;
 		worked = worked || work;
+		if (!executor_asked_to_leave())
+			take_up_handlers();
 		take_turns(turn_context);
 		MemoryContextSwitchTo(cycle_context);
 		asked = (requests != persist_requests_seen) || asked;

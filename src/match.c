@@ -92,6 +92,8 @@ glob_match(const char *pattern, const char *string)
 		if (*pattern == '*')
 		{
 			star = pattern++;
+			if (*pattern == '\0')
+				return true;
 			retry = string;
 		}
 		else if (*pattern == '?')
@@ -122,6 +124,24 @@ bool
 match_name(const EventPattern *pattern, const char *event_name)
 {
 	return glob_match(pattern->event_name, event_name);
+}
+
+/*
+ * Which of some names fit, by their numbers.  What has no number of its own may.
+ */
+WantedNames *
+match_names(const EventPattern *pattern, const EventNames *names)
+{
+	WantedNames *wanted = palloc(offsetof(WantedNames, names) + sizeof(bool) * names->count);
+
+	wanted->names[NAME_UNKNOWN] = names->has_unknown;
+	wanted->count = names->has_unknown ? 1 : 0;
+	for (int number = NAME_UNKNOWN + 1; number < names->count; number++)
+	{
+		wanted->names[number] = match_name(pattern, names->names[number]);
+		wanted->count += wanted->names[number];
+	}
+	return wanted;
 }
 
 /*

@@ -8,6 +8,7 @@
 #ifndef PNE_MATCH_H
 #define PNE_MATCH_H
 
+#include "names.h"
 #include "window.h"
 
 /* what handlers and consumers say of the events they want */
@@ -20,6 +21,7 @@ typedef struct EventPattern
 
 extern void match_set_pattern(EventPattern *pattern, char *event_name, Datum filter);
 extern bool match_name(const EventPattern *pattern, const char *event_name);
+extern WantedNames *match_names(const EventPattern *pattern, const EventNames *names);
 extern bool match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc desc);
 extern bool match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc desc);
 extern bool match_pending(const EventPattern *pattern, const EventPosition *position, Relation log,

@@ -58,6 +58,9 @@ static TimestampTz ahead_since = 0;
 static Window *window = NULL;
 static int64 next = 0;
 
+/* the events that are being announced */
+static EventChunk *chunk = NULL;
+
 /*
  * Once per listener.
  */
@@ -65,6 +68,7 @@ void
 relay_init(void)
 {
 	relay_context = AllocSetContextCreate(TopMemoryContext, "relay", ALLOCSET_DEFAULT_SIZES);
+	chunk = chunk_create(relay_context);
 }
 
 /*
@@ -138,6 +142,7 @@ finish_window(bool found)
 	MemoryContextSwitchTo(old);
 	window_release(window);
 	window = NULL;
+	chunk_clear(chunk);
 	if (found && ahead_since == 0)
 		ahead_since = GetCurrentTimestamp();
 }
@@ -202,10 +207,11 @@ relay_announce(Relation log, Snapshot snapshot, const char *channel)
 		return;
 
 	event_context = AllocSetContextCreate(CurrentMemoryContext, "announcement", ALLOCSET_DEFAULT_SIZES);
-	window_load_chunk(window, log, snapshot, next, ANNOUNCE_CHUNK);
-	for (int i = 0; i < window->chunk_length; i++)
+	(void) chunk_load(chunk, log, snapshot, window->ids + next, window->places + next,
+					  (int) Min(window->nids - next, ANNOUNCE_CHUNK));
+	for (int i = 0; i < chunk->length; i++)
 	{
-		Event	   *event = &window->chunk[i];
+		Event	   *event = &chunk->events[i];
 		MemoryContext old;
 
 		/* deleted meanwhile: there is nothing to tell */
@@ -236,9 +242,9 @@ relay_announced(void)
 	if (window == NULL)
 		return 0;
 
-	for (int i = 0; i < window->chunk_length; i++)
+	for (int i = 0; i < chunk->length; i++)
 	{
-		Event	   *event = &window->chunk[i];
+		Event	   *event = &chunk->events[i];
 
 		if (event->tuple == NULL)
 			continue;
@@ -246,7 +252,7 @@ relay_announced(void)
 		announced++;
 	}
 	stats_flush_noted();
-	next += window->chunk_length;
+	next += chunk->length;
 	if (next >= window->nids)
 		finish_window(true);
 	return announced;

@@ -232,7 +232,8 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 	bool		parked = outage_is_to_blame(run, error);
 	TimestampTz due = parked ? outage_next_probe(run) : due_again(run, 1);
 	int64		event_id = event->id;
-	char	   *event_name = pstrdup(event->name);
+	/* no name: the event was deleted, and what failed is to pass it */
+	char	   *event_name = event->name ? pstrdup(event->name) : NULL;
 
 	batch_start_transaction();
 	if (!progress_lock(run))
@@ -513,19 +514,17 @@ call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool nev
 {
 	const char *name = run->definition->name;
 	ProgressFigures progress = {.delivered = 1, .retried = fresh ? 0 : 1, .last_event_id = event->id};
-	HeapTuple	tuple = window_fetch_event(log, GetActiveSnapshot(), event->id);
-	MemoryContext old;
+	MemoryContext old = MemoryContextSwitchTo(context);
+	bool		found = event_fetch(event, log, GetActiveSnapshot(), event->id);
 	bool		passes;
 	int			suspect;
 
-	if (tuple == NULL)
+	MemoryContextSwitchTo(old);
+	if (!found)
 	{
 		discard_retry(name, event->id, "the event was deleted from notification_events");
 		return false;
 	}
-	old = MemoryContextSwitchTo(context);
-	event_from_tuple(event, log, heap_copytuple(tuple));
-	MemoryContextSwitchTo(old);
 
 	match_row_security(log, event, 1);
 	if (event->hidden)
@@ -543,9 +542,8 @@ call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool nev
 	}
 
 	handler_prepare_call(&run->call, run->definition, run->approved);
-	stats_call_begins(figures, &event, 1);
-	batch_call_handler(run, &event, 1, RelationGetDescr(log));
-	stats_call_ends(figures);
+	batch_call_handler(run, &event, 1, RelationGetDescr(log), figures);
+	careful_disarm_timeout();
 	delete_retry(name, event->id);
 	progress_store(run, run->next, &progress);
 	outage_charge_parked(run);
@@ -750,7 +748,9 @@ retry_run_due(HandlerRun *run)
 		CHECK_FOR_INTERRUPTS();
 		if (waiting[i].due > now || (i > 0 && now >= deadline))
 			break;
-		if (!careful_take_up(run))
+		if (!run->health->taken_up)
+			careful_take_up(list_make1(run));
+		if (!run->health->taken_up)
 			return;
 		executor_report_running(run->definition->name, waiting[i].event_id, 1);
 		outcome = retry_charge(run, waiting[i].event_id, &attempts);

@@ -8,7 +8,6 @@
 #ifndef PNE_STATS_H
 #define PNE_STATS_H
 
-#include "portability/instr_time.h"
 #include "storage/lwlock.h"
 
 #include "handler.h"
@@ -22,7 +21,7 @@ typedef struct BatchFigures
 	int64		calls;
 	double		total_time;		/* ms */
 	double		max_time;		/* ms */
-	instr_time	call_began;
+	TimestampTz now;			/* when the present call began, or the last one ended */
 } BatchFigures;
 
 extern Size stats_shmem_size(void);

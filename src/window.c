@@ -33,9 +33,7 @@
  */
 #include "postgres.h"
 
-#include "access/detoast.h"
 #include "access/genam.h"
-#include "access/htup_details.h"
 #include "access/relscan.h"
 #include "access/stratnum.h"
 #include "access/table.h"
@@ -260,36 +258,13 @@ event_position_passed(const EventPosition *position, uint64 xid, int64 id)
 }
 
 /*
- * The transaction that recorded an event.
- */
-uint64
-event_slot_txid(TupleTableSlot *slot)
-{
-	bool		isnull;
-	Datum		value = slot_getattr(slot, Anum_event_txid, &isnull);
-
-	Assert(!isnull);
-	return U64FromFullTransactionId(DatumGetFullTransactionId(value));
-}
-
-static int64
-slot_id(TupleTableSlot *slot)
-{
-	bool		isnull;
-	Datum		value = slot_getattr(slot, Anum_event_id, &isnull);
-
-	Assert(!isnull);
-	return DatumGetInt64(value);
-}
-
-/*
  * One scan of the index on txid, for the keys given.  False if the callback
  * has ended it.
  */
 static bool
 scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey keys,
 		   const EventPosition *position, const EventSnapshot *upto,
-		   WindowCallback callback, void *arg)
+		   EventCallback callback, void *arg)
 {
 	IndexScanDesc scan;
 	TupleTableSlot *slot = table_slot_create(log, NULL);
@@ -300,7 +275,7 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 	while (go_on && index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
 		uint64		xid = event_slot_txid(slot);
-		int64		id = slot_id(slot);
+		int64		id = event_slot_id(slot);
 
 		CHECK_FOR_INTERRUPTS();
 		if (event_snapshot_sees(upto, xid) && !event_position_passed(position, xid, id))
@@ -319,7 +294,7 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
  */
 void
 window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
-			const EventSnapshot *upto, WindowCallback callback, void *arg)
+			const EventSnapshot *upto, EventCallback callback, void *arg)
 {
 	const EventSnapshot *cursor = position->cursor;
 	Relation	index;
@@ -352,9 +327,22 @@ typedef struct CollectState
 {
 	Window	   *window;
 	int64		room;
-	WindowCallback wanted;		/* or NULL: all are */
+	bool		ascending;		/* all ids so far */
+	EventCallback wanted;		/* or NULL: all are */
 	void	   *arg;
 } CollectState;
+
+static void
+make_room(CollectState *state)
+{
+	Window	   *window = state->window;
+
+	state->room *= 2;
+	window->ids = repalloc_huge(window->ids, state->room * sizeof(int64));
+	window->places = repalloc_huge(window->places, state->room * sizeof(ItemPointerData));
+	if (window->names != NULL)
+		window->name_numbers = repalloc_huge(window->name_numbers, state->room * sizeof(uint32));
+}
 
 static bool
 collect_id(TupleTableSlot *slot, int64 id, void *arg)
@@ -365,12 +353,59 @@ collect_id(TupleTableSlot *slot, int64 id, void *arg)
 	if (state->wanted != NULL && !state->wanted(slot, id, state->arg))
 		return true;
 	if (window->nids == state->room)
+		make_room(state);
+	if (window->nids > 0 && window->ids[window->nids - 1] > id)
+		state->ascending = false;
+	if (window->names != NULL)
 	{
-		state->room *= 2;
-		window->ids = repalloc_huge(window->ids, state->room * sizeof(int64));
+		bool		isnull;
+		text	   *name = DatumGetTextPP(slot_getattr(slot, Anum_event_name, &isnull));
+
+		window->name_numbers[window->nids] = names_number(window->names, VARDATA_ANY(name),
+														  (int) VARSIZE_ANY_EXHDR(name));
 	}
+	window->places[window->nids] = slot->tts_tid;
 	window->ids[window->nids++] = id;
 	return true;
+}
+
+/* an event while the window is sorted */
+typedef struct SortedEvent
+{
+	int64		id;
+	ItemPointerData place;
+	uint32		name_number;
+} SortedEvent;
+
+static int
+compare_events(const void *a, const void *b)
+{
+	return compare_int64(&((const SortedEvent *) a)->id, &((const SortedEvent *) b)->id);
+}
+
+/*
+ * Bring what was collected in the order of the ids.
+ */
+static void
+sort_window(Window *window)
+{
+	SortedEvent *sorted = MemoryContextAllocHuge(window->context, sizeof(SortedEvent) * window->nids);
+
+	for (int64 i = 0; i < window->nids; i++)
+	{
+		sorted[i].id = window->ids[i];
+		sorted[i].place = window->places[i];
+		sorted[i].name_number = (window->names != NULL) ? window->name_numbers[i] : 0;
+	}
+	qsort(sorted, window->nids, sizeof(SortedEvent), compare_events);
+	for (int64 i = 0; i < window->nids; i++)
+	{
+		window->ids[i] = sorted[i].id;
+		window->places[i] = sorted[i].place;
+		if (window->names != NULL)
+			window->name_numbers[i] = sorted[i].name_number;
+	}
+	pfree(sorted);
 }
 
 /*
@@ -388,8 +423,77 @@ window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapsh
 	window->from = event_snapshot_copy(from);
 	window->upto = event_snapshot_copy(upto);
 	window->through = PG_INT64_MAX;
-	window->chunk_context = AllocSetContextCreate(context, "event window chunk", ALLOCSET_DEFAULT_SIZES);
 	MemoryContextSwitchTo(old);
+	return window;
+}
+
+/*
+ * Have each event tell where the next one of its name is.
+ */
+static void
+link_names(Window *window)
+{
+	int64	   *next = palloc(sizeof(int64) * window->names->count);
+
+	window->same_name = MemoryContextAllocHuge(window->context, sizeof(int64) * window->nids);
+	for (int number = 0; number < window->names->count; number++)
+		next[number] = window->nids;
+	for (int64 i = window->nids - 1; i >= 0; i--)
+	{
+		window->same_name[i] = next[window->name_numbers[i]];
+		next[window->name_numbers[i]] = i;
+	}
+	pfree(next);
+}
+
+/*
+ * The next event, from index i on, whose name is one of those that are wanted, by
+ * their numbers; nids if there is none.
+ */
+int64
+window_next(const Window *window, int64 i, const WantedNames *wanted)
+{
+	while (i < window->nids && !wanted->names[window->name_numbers[i]])
+		i++;
+	return i;
+}
+
+/*
+ * The same from an event on that has such a name, which is not returned.
+ */
+int64
+window_next_after(const Window *window, int64 i, const WantedNames *wanted)
+{
+	return wanted->count == 1 ? window->same_name[i] : window_next(window, i + 1, wanted);
+}
+
+static Window *
+read_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
+			MemoryContext parent, bool with_names, EventCallback wanted, void *arg)
+{
+	Window	   *window;
+	CollectState state = {.room = INITIAL_IDS, .ascending = true, .wanted = wanted, .arg = arg};
+	MemoryContext old;
+
+	if (position->window != NULL)
+		upto = position->window;
+	window = window_create(parent, position->cursor, upto);
+	old = MemoryContextSwitchTo(window->context);
+	window->ids = palloc(state.room * sizeof(int64));
+	window->places = palloc(state.room * sizeof(ItemPointerData));
+	if (with_names)
+	{
+		window->names = names_create();
+		window->name_numbers = palloc(state.room * sizeof(uint32));
+	}
+	MemoryContextSwitchTo(old);
+
+	state.window = window;
+	window_scan(log, position, snapshot, upto, collect_id, &state);
+	if (!state.ascending)
+		sort_window(window);
+	if (with_names)
+		link_names(window);
 	return window;
 }
 
@@ -403,7 +507,17 @@ Window *
 window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 			const EventSnapshot *upto, MemoryContext parent)
 {
-	return window_read_wanted(log, position, snapshot, upto, parent, NULL, NULL);
+	return read_window(log, position, snapshot, upto, parent, false, NULL, NULL);
+}
+
+/*
+ * The same with the events' names.
+ */
+Window *
+window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
+				  const EventSnapshot *upto, MemoryContext parent)
+{
+	return read_window(log, position, snapshot, upto, parent, true, NULL, NULL);
 }
 
 /*
@@ -413,23 +527,9 @@ window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 Window *
 window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,
 				   const EventSnapshot *upto, MemoryContext parent,
-				   WindowCallback wanted, void *arg)
+				   EventCallback wanted, void *arg)
 {
-	Window	   *window;
-	CollectState state;
-
-	if (position->window != NULL)
-		upto = position->window;
-	window = window_create(parent, position->cursor, upto);
-	state.window = window;
-	state.room = INITIAL_IDS;
-	state.wanted = wanted;
-	state.arg = arg;
-	window->ids = MemoryContextAlloc(window->context, state.room * sizeof(int64));
-
-	window_scan(log, position, snapshot, upto, collect_id, &state);
-	qsort(window->ids, window->nids, sizeof(int64), compare_int64);
-	return window;
+	return read_window(log, position, snapshot, upto, parent, false, wanted, arg);
 }
 
 typedef struct ReadOnState
@@ -447,7 +547,10 @@ read_on(TupleTableSlot *slot, int64 id, void *arg)
 	uint64		xid = event_slot_txid(slot);
 
 	if (event_snapshot_sees(window->upto, xid) && !event_snapshot_sees(window->from, xid))
+	{
+		window->places[window->nids] = slot->tts_tid;
 		window->ids[window->nids++] = id;
+	}
 	if (window->nids < state->limit && ++state->looked_at < READ_ON_ROWS)
 		return true;
 	window->through = id;
@@ -473,23 +576,9 @@ window_read_on(Relation log, const EventPosition *position, Snapshot snapshot, i
 	ReadOnState state = {window, limit, 0};
 
 	window->ids = MemoryContextAlloc(window->context, limit * sizeof(int64));
+	window->places = MemoryContextAlloc(window->context, limit * sizeof(ItemPointerData));
 	if (position->last_id < PG_INT64_MAX)
-		window_scan_ids(log, snapshot, position->last_id + 1, PG_INT64_MAX, read_on, &state);
-	return window;
-}
-
-/*
- * A window of events that somebody names by their ids, in ascending order.
- */
-Window *
-window_from_ids(const int64 *ids, int nids, MemoryContext parent)
-{
-	EventSnapshot *nothing = event_snapshot_nothing();
-	Window	   *window = window_create(parent, nothing, nothing);
-
-	window->nids = nids;
-	window->ids = MemoryContextAlloc(window->context, nids * sizeof(int64));
-	memcpy(window->ids, ids, nids * sizeof(int64));
+		event_scan_ids(log, snapshot, position->last_id + 1, PG_INT64_MAX, read_on, &state);
 	return window;
 }
 
@@ -512,140 +601,12 @@ window_position(const Window *window, int64 next)
 	return position;
 }
 
-/*
- * A window of one's own in place of a reference to a shared one, without any
- * events in memory.
- */
-Window *
-window_split(Window *window, MemoryContext parent)
-{
-	Window	   *result = window_create(parent, window->from, window->upto);
-
-	result->nids = window->nids;
-	result->ids = MemoryContextAllocHuge(result->context, window->nids * sizeof(int64));
-	memcpy(result->ids, window->ids, window->nids * sizeof(int64));
-	window_release(window);
-	return result;
-}
-
 void
 window_release(Window *window)
 {
 	Assert(window->references > 0);
 	if (--window->references == 0)
 		MemoryContextDelete(window->context);
-}
-
-/*
- * Copy what matching needs out of an event's row.
- */
-void
-event_from_tuple(Event *event, Relation log, HeapTuple tuple)
-{
-	TupleDesc	desc = RelationGetDescr(log);
-	bool		isnull;
-	Datum		value;
-
-	event->tuple = tuple;
-	event->id = DatumGetInt64(heap_getattr(tuple, Anum_event_id, desc, &isnull));
-	event->name = TextDatumGetCString(heap_getattr(tuple, Anum_event_name, desc, &isnull));
-	value = heap_getattr(tuple, Anum_event_created_at, desc, &isnull);
-	event->created_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
-	event->size = tuple->t_len;
-	value = heap_getattr(tuple, Anum_event_data, desc, &isnull);
-	if (!isnull)
-		event->size += toast_raw_datum_size(value);
-	event->hidden = false;
-}
-
-/*
- * Every event with an id between two bounds, included, by id.
- */
-void
-window_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 to, WindowCallback callback, void *arg)
-{
-	Relation	index = index_open(catalog_lookup(false)->log_pkey, AccessShareLock);
-	IndexScanDesc scan = pne_index_beginscan(log, index, snapshot, 2);
-	TupleTableSlot *slot = table_slot_create(log, NULL);
-	ScanKeyData keys[2];
-	bool		go_on = true;
-
-	ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, F_INT8GE, Int64GetDatum(from));
-	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE, Int64GetDatum(to));
-	index_rescan(scan, keys, 2, NULL, 0);
-	while (go_on && index_getnext_slot(scan, ForwardScanDirection, slot))
-	{
-		CHECK_FOR_INTERRUPTS();
-		go_on = callback(slot, slot_id(slot), arg);
-	}
-	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	index_close(index, AccessShareLock);
-}
-
-static bool
-copy_event(TupleTableSlot *slot, int64 id, void *arg)
-{
-	*(HeapTuple *) arg = ExecCopySlotHeapTuple(slot);
-	return false;
-}
-
-/*
- * One event's row by its id, copied, or NULL.
- */
-HeapTuple
-window_fetch_event(Relation log, Snapshot snapshot, int64 id)
-{
-	HeapTuple	tuple = NULL;
-
-	window_scan_ids(log, snapshot, id, id, copy_event, &tuple);
-	return tuple;
-}
-
-/*
- * Have the events of a window from index start on in memory: at most limit, or
- * about batch_bytes of them.
- */
-void
-window_load_chunk(Window *window, Relation log, Snapshot snapshot, int64 start, int limit)
-{
-	Relation	index = index_open(catalog_lookup(false)->log_pkey, AccessShareLock);
-	IndexScanDesc scan = pne_index_beginscan(log, index, snapshot, 1);
-	TupleTableSlot *slot = table_slot_create(log, NULL);
-	int64		count = Min(window->nids - start, limit);
-	Size		bytes = 0;
-	MemoryContext old;
-
-	Assert(start < window->nids && limit > 0);
-
-	MemoryContextReset(window->chunk_context);
-	window->chunk_changes = catalog_log_changes();
-	window->chunk_start = start;
-	window->chunk_length = 0;
-
-	old = MemoryContextSwitchTo(window->chunk_context);
-	window->chunk = palloc0(sizeof(Event) * count);
-	for (int64 i = 0; i < count && bytes < (Size) pne_batch_bytes * 1024; i++)
-	{
-		Event	   *event = &window->chunk[i];
-		ScanKeyData key;
-
-		CHECK_FOR_INTERRUPTS();
-		event->id = window->ids[start + i];
-		ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(event->id));
-		index_rescan(scan, &key, 1, NULL, 0);
-		if (index_getnext_slot(scan, ForwardScanDirection, slot))
-		{
-			event_from_tuple(event, log, ExecCopySlotHeapTuple(slot));
-			bytes += event->size;
-		}
-		window->chunk_length++;
-	}
-	MemoryContextSwitchTo(old);
-
-	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	index_close(index, AccessShareLock);
 }
 
 /*

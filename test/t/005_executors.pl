@@ -127,7 +127,11 @@ $node->safe_psql(
 	SELECT drop_event_handler(name) FROM event_handlers;
 	TRUNCATE seen;
 	ALTER SYSTEM SET pg_notify_events.max_executors = 1;
-	SELECT pg_reload_conf();
+));
+# or bob's executor of before might still be there
+$node->restart;
+$node->safe_psql(
+	'postgres', q(
 	CREATE FUNCTION slow(e notification_events) RETURNS void LANGUAGE sql AS $$
 		INSERT INTO public.seen (handler, id) VALUES ('slow', e.id);
 		SELECT pg_sleep(0.2);

@@ -23,7 +23,7 @@ $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION fail(e notification_events) RETURNS void LANGUAGE plpgsql AS
 		$$ BEGIN IF e.event_name = 'bad' THEN RAISE 'bad'; END IF; END $$;
-	SELECT create_event_handler('fails', 'fail', '*d', owner => 'bob', retry_delay => '4 s');
+	SELECT create_event_handler('fails', 'fail', '*d', owner => 'bob', retry_delay => '10 s');
 	SELECT create_event_handler('idle_' || n, 'record', owner => 'ann') FROM generate_series(1, 10) n;
 	SELECT notify_event('bad');
 ));

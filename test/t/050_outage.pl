@@ -303,7 +303,7 @@ start_over();
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', '%', '53100');
-	SELECT create_event_handler('first', 'first', event_name => 'a%', owner => 'ann', retry_delay => '2 s');
+	SELECT create_event_handler('first', 'first', event_name => 'a%', owner => 'ann', retry_delay => '6 s');
 	SELECT create_event_handler('second', 'second', event_name => 'b*', owner => 'bob');
 	SELECT alter_event_handler('first', event_name => 'a*');
 	SELECT notify_event('a 1');
@@ -321,7 +321,7 @@ is(figures('first', 'state'), 'backing off', 'the handler still backs off');
 wait_for('last_value > 1 FROM called_at');
 my $delay = $node->safe_psql('postgres',
 	"SELECT last_value - $failed_at FROM called_at");
-cmp_ok($delay, '>=', 1500, "the next executor keeps to the delay ($delay ms)");
+cmp_ok($delay, '>=', 4500, "the next executor keeps to the delay ($delay ms)");
 isnt(worker_pid($node, 'executor', 'postgres', 'ann'),
 	$pid, 'and it is another one');
 

@@ -1,0 +1,52 @@
+/*-------------------------------------------------------------------------
+ *
+ * event.h
+ *		Events: rows of the log.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_EVENT_H
+#define PNE_EVENT_H
+
+#include "access/htup.h"
+#include "executor/tuptable.h"
+#include "utils/relcache.h"
+#include "utils/snapshot.h"
+#include "utils/timestamp.h"
+
+typedef struct Event
+{
+	int64		id;
+	TimestampTz created_at;		/* DT_NOBEGIN: null */
+	Size		size;			/* bytes of the row, detoasted or not as stored */
+	char	   *name;
+	bool		hidden;			/* row security hides it from the handlers' owner */
+	HeapTuple	tuple;			/* NULL: deleted since the window was read */
+} Event;
+
+/*
+ * Events in memory, in ascending order of their ids.
+ */
+typedef struct EventChunk
+{
+	MemoryContext context;		/* of the events */
+	int			length;
+	Event	   *events;
+} EventChunk;
+
+/* called for each event of a scan; false ends it */
+typedef bool (*EventCallback) (TupleTableSlot *slot, int64 id, void *arg);
+
+extern uint64 event_slot_txid(TupleTableSlot *slot);
+extern int64 event_slot_id(TupleTableSlot *slot);
+extern void event_from_slot(Event *event, TupleTableSlot *slot);
+extern void event_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 to,
+						   EventCallback callback, void *arg);
+extern bool event_fetch(Event *event, Relation log, Snapshot snapshot, int64 id);
+extern EventChunk *chunk_create(MemoryContext parent);
+extern void chunk_clear(EventChunk *chunk);
+extern void chunk_free(EventChunk *chunk);
+extern int	chunk_load(EventChunk *chunk, Relation log, Snapshot snapshot,
+					   const int64 *ids, ItemPointer places, int nids);
+
+#endif							/* PNE_EVENT_H */
