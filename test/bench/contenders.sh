@@ -6,6 +6,8 @@
 #	make_orders DATABASE		with the table "orders" alone: what is possible at all
 #	make_recipe DATABASE		the recipe that applications write by hand
 #	make_extension DATABASE ANNOUNCE PAYLOAD	pg_notify_events
+#	make_noting DATABASE		in one of make_extension: a function note() for a handler,
+#								which notes in "calls" when it began
 #	make_pgq DATABASE			PgQ, with its trigger in C
 #	$insert_order				what a transaction of the load does to "orders"
 #	$insert_both				the same and an event row, in one statement: no trigger
@@ -73,6 +75,21 @@ make_extension()
 			id bigint := notify_event(name);
 		BEGIN
 			RETURN CASE current_setting('pg_notify_events.payload') WHEN 'id' THEN id::text ELSE name END;
+		END
+		$$;
+	SQL
+}
+
+# The clock is read before anything else is done.
+make_noting()
+{
+	script "$1" <<-'SQL'
+		CREATE TABLE calls (id bigint, at timestamptz);
+		CREATE FUNCTION note(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
+		DECLARE
+			began timestamptz := clock_timestamp();
+		BEGIN
+			INSERT INTO public.calls VALUES (e.id, began);
 		END
 		$$;
 	SQL

@@ -3,7 +3,7 @@
  * latency.c
  *	  From the start of an INSERT to its announcement, on an idle server.
  *
- * usage: latency COUNT RATE
+ * usage: latency COUNT RATE [insert | listen]
  *
  * One connection inserts COUNT rows into "orders", RATE a second, one at a
  * time; another one LISTENs.  Prints for each how many microseconds passed from
@@ -12,11 +12,19 @@
  * last one are there.  The first few, for which the server fills its caches,
  * are not counted.
  *
+ * Who else is to receive does the same in two programs.  With "insert" there is
+ * only the former connection: printed is when each INSERT was sent, and the next
+ * one waits for the result only.  With "listen" there is only the latter: printed
+ * is "listening" when it does, then when each announcement was received.  Both
+ * are microseconds since the epoch, as that is the clock of others, too, and
+ * COUNT includes the first few.
+ *
  *-------------------------------------------------------------------------
  */
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "client.h"
 
@@ -26,6 +34,44 @@
 static PGconn *listening;
 static PGconn *inserting;
 
+static int64_t
+since_epoch_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (int64_t) now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+static void
+start_listening(void)
+{
+	listening = connect_to_server("listen");
+	execute(listening, "LISTEN " CHANNEL);
+}
+
+static void
+start_inserting(void)
+{
+	inserting = connect_to_server("insert");
+	prepare(inserting, "insert", "INSERT INTO orders (customer, amount) VALUES ('Ada', 12.50)");
+}
+
+static void
+send_insert(void)
+{
+	if (!PQsendQueryPrepared(inserting, "insert", 0, NULL, NULL, NULL, 0))
+		fail("%s", PQerrorMessage(inserting));
+}
+
+/* Sleeps until that time. */
+static void
+wait_until(int64_t time)
+{
+	while (now_us() < time)
+		wait_for_input(inserting, listening != NULL ? listening : inserting, -1, time);
+}
+
 /* One INSERT; returns how long its announcement took. */
 static int64_t
 insert_and_receive(void)
@@ -34,8 +80,7 @@ insert_and_receive(void)
 	int64_t		received = 0;
 	bool		inserted = false;
 
-	if (!PQsendQueryPrepared(inserting, "insert", 0, NULL, NULL, NULL, 0))
-		fail("%s", PQerrorMessage(inserting));
+	send_insert();
 	while (!inserted || received == 0)
 	{
 		PGnotify   *notification;
@@ -60,29 +105,72 @@ insert_and_receive(void)
 	return received - start;
 }
 
-int
-main(int argc, char **argv)
+/* Inserts alone. */
+static void
+insert_all(int count, int64_t interval)
 {
-	int			count;
-	int64_t		interval;
 	int64_t		next;
 
-	if (argc != 3 || atoi(argv[2]) <= 0)
-		fail("usage: latency COUNT RATE");
-	count = atoi(argv[1]);
-	interval = 1000000 / atoi(argv[2]);
+	start_inserting();
+	next = now_us();
+	for (int i = 0; i < count; i++)
+	{
+		PGresult   *result;
+		int64_t		start;
 
-	listening = connect_to_server("listen");
-	execute(listening, "LISTEN " CHANNEL);
-	inserting = connect_to_server("insert");
-	prepare(inserting, "insert", "INSERT INTO orders (customer, amount) VALUES ('Ada', 12.50)");
+		wait_until(next);
+		next += interval;
+		start = since_epoch_us();
+		send_insert();
+		printf("%" PRId64 "\n", start);
+		while ((result = result_if_complete(inserting)) == NULL)
+			wait_for_input(inserting, inserting, -1, now_us() + GIVE_UP);
+		PQclear(result);
+	}
+	PQfinish(inserting);
+}
+
+/* Receives alone. */
+static void
+receive_all(int count)
+{
+	int			received = 0;
+
+	start_listening();
+	printf("listening\n");
+	fflush(stdout);
+	while (received < count)
+	{
+		int64_t		give_up = now_us() + GIVE_UP;
+		PGnotify   *notification;
+
+		while ((notification = PQnotifies(listening)) == NULL)
+		{
+			if (now_us() > give_up)
+				fail("an event is not announced");
+			wait_for_input(listening, listening, -1, give_up);
+		}
+		printf("%" PRId64 "\n", since_epoch_us());
+		PQfreemem(notification);
+		received++;
+	}
+	PQfinish(listening);
+}
+
+/* Does both, and prints how long it took. */
+static void
+insert_and_receive_all(int count, int64_t interval)
+{
+	int64_t		next;
+
+	start_listening();
+	start_inserting();
 	next = now_us();
 	for (int i = -FIRST_FEW; i < count; i++)
 	{
 		int64_t		latency;
 
-		while (now_us() < next)
-			wait_for_input(listening, inserting, -1, next);
+		wait_until(next);
 		next += interval;
 		latency = insert_and_receive();
 		if (i >= 0)
@@ -90,5 +178,26 @@ main(int argc, char **argv)
 	}
 	PQfinish(listening);
 	PQfinish(inserting);
+}
+
+int
+main(int argc, char **argv)
+{
+	int			count;
+	int64_t		interval;
+
+	if (argc < 3 || argc > 4 || atoi(argv[2]) <= 0)
+		fail("usage: latency COUNT RATE [insert | listen]");
+	count = atoi(argv[1]);
+	interval = 1000000 / atoi(argv[2]);
+
+	if (argc == 3)
+		insert_and_receive_all(count, interval);
+	else if (strcmp(argv[3], "insert") == 0)
+		insert_all(count, interval);
+	else if (strcmp(argv[3], "listen") == 0)
+		receive_all(count);
+	else
+		fail("what is %s?", argv[3]);
 	return 0;
 }

@@ -18,7 +18,9 @@
 #	slow_flush on|off		starts it again, with a WAL flush that takes 1 ms, or without
 #	settle DATABASE			between two runs
 #	measured ...			a run, again while others disturb it and there is patience
+#	watched ...				what it does besides the load of run_load, with cores_others
 #	load_with, run_load ...	pgbench, with a LISTEN client that measures
+#	handler_latency ...		from an INSERT to its handler
 #	record, figure			to and from the CSV file
 #	target ...				says whether one is met.  No time is ever a failure
 #	problem TEXT			what is wrong whatever the time: reported at the end
@@ -37,6 +39,8 @@ output=			# directory of the results
 settle_time=2	# seconds
 patience=0		# minutes that may go by until all runs had the machine for themselves
 disturbed=0.1	# processors taken by others, above which a run had not
+rate=100		# INSERTs a second, where their latency is measured
+first_few=20	# of them, for which the server fills its caches, are left out
 problems=()
 
 # bench_begin CSV: everything up to the programs; $output exists afterwards
@@ -394,6 +398,58 @@ measured()
 		cat "$area/csv" >"$csv"
 		sleep 5
 	done
+}
+
+# watched CONDITION CONTENDER ROUND COMMAND...: runs it here, and records
+# cores_others; the clients' little is among it
+watched()
+{
+	local status=0
+	local -a before after
+
+	read -r -a before < <(echo "$(processor_ticks) ${EPOCHREALTIME/./}")
+	"${@:4}" || status=$?
+	read -r -a after < <(echo "$(processor_ticks) ${EPOCHREALTIME/./}")
+	record "${@:1:3}" cores_others "$(ratio "($((after[0] - before[0])) - $((after[1] - before[1]))) * 1000000 / $(getconf CLK_TCK)" \
+		"$((after[2] - before[2]))")"
+	return "$status"
+}
+
+# insert_paced DATABASE COUNT: INSERTs, $rate a second, one at a time, the first
+# few and COUNT; $area/starts is when each was sent
+insert_paced()
+{
+	run "$2 INSERTs, $rate a second: $1" with_server env "PGDATABASE=$1" \
+		"$area/latency" "$((first_few + $2))" "$rate" insert || return
+	cp "$last_log" "$area/starts"
+}
+
+# times_from_start FILE COUNT: $area/times is the microseconds from $area/starts
+# to FILE, line by line, without the first few.  Fails where they are not the
+# same INSERTs, which what ends before it starts shows, too.
+times_from_start()
+{
+	[[ $(wc -l <"$area/starts") == $((first_few + $2)) && $(wc -l <"$1") == $((first_few + $2)) ]] || return
+	paste "$area/starts" "$1" | awk -v first="$first_few" '
+		$2 < $1 { wrong = 1 }
+		NR > first { printf "%d\n", $2 - $1 }
+		END { exit wrong }' >"$area/times"
+}
+
+# handler_latency DATABASE COUNT: of make_noting, which has no handler, then;
+# $area/times is the microseconds from sending an INSERT to the first line of the
+# handler.  One client inserts, so its events' ids are in the order of the INSERTs.
+handler_latency()
+{
+	script "$1" <<-'SQL' || return
+		TRUNCATE calls;
+		SELECT create_event_handler('note', 'note');
+	SQL
+	insert_paced "$1" "$2" || return
+	query "$1" "CALL wait_for_event_handlers('60 s')" || return
+	query "$1" 'SELECT (extract(epoch FROM at) * 1000000)::bigint FROM calls ORDER BY id' >"$area/ends" || return
+	query "$1" "SELECT drop_event_handler('note')" >/dev/null || return
+	times_from_start "$area/ends" "$2"
 }
 
 # record_times CONDITION CONTENDER ROUND NAME FILE: percentiles of a file of
