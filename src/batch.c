@@ -48,6 +48,7 @@
 #include "executor.h"
 #include "fault.h"
 #include "outage.h"
+#include "pace.h"
 #include "retry.h"
 #include "settings.h"
 #include "stats.h"
@@ -260,6 +261,30 @@ batch_try_again(const ErrorData *error, int tries)
  */
 
 /*
+ * The row is where it was when it was read or written last: its place saves a
+ * look-up of the name, which would have to pass all versions of the row that
+ * cannot be removed.  Where it is not there any more the name tells.
+ */
+static int
+execute_at(HandlerRun *run, OwnStatement *by_place, OwnStatement *by_name, Datum *values, char *nulls)
+{
+	int			place = by_place->nargs - 1;
+	int			count = 0;
+	bool		isnull;
+
+	if (ItemPointerIsValid(&run->progress_tid))
+	{
+		values[place] = PointerGetDatum(&run->progress_tid);
+		count = own_execute(by_place, values, nulls, 0);
+	}
+	if (count == 0)
+		count = own_execute(by_name, values, nulls, 0);
+	if (count == 1)
+		run->progress_tid = *(ItemPointer) DatumGetPointer(own_value(0, 1, &isnull));
+	return count;
+}
+
+/*
  * Lock the handler's progress row.  False where it is not what was read
  * before: then whatever was read is void (stale).  False, too, where somebody
  * else has it or wants it, because other handlers shall not wait for that.
@@ -267,33 +292,42 @@ batch_try_again(const ErrorData *error, int tries)
 bool
 progress_lock(HandlerRun *run)
 {
+#define LOCK_PROGRESS(place) \
+	"SELECT p.ctid, p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id " \
+	"FROM @s._event_handler_progress AS p " \
+	"WHERE p.handler OPERATOR(pg_catalog.=) $1" place " FOR UPDATE SKIP LOCKED"
 	static OwnStatement lock_progress = {
-		.sql = "SELECT p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id "
-		"FROM @s._event_handler_progress AS p "
-		"WHERE p.handler OPERATOR(pg_catalog.=) $1 FOR UPDATE SKIP LOCKED",
+		.sql = LOCK_PROGRESS(""),
 		.target = OWN_PROGRESS,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
+	static OwnStatement lock_progress_at = {
+		.sql = LOCK_PROGRESS(" AND p.ctid OPERATOR(pg_catalog.=) $2"),
+		.target = OWN_PROGRESS,
+		.nargs = 2,
+		.argtypes = {TEXTOID, TIDOID},
+	};
 	Handler    *handler = run->definition;
-	Datum		name = CStringGetTextDatum(handler->name);
+	Datum		values[2] = {CStringGetTextDatum(handler->name), (Datum) 0};
 	EventPosition stored = {0};
 	int64		version;
 	char	   *window;
 	bool		isnull;
 
-	if (!handler_begin_batch(handler->name) || own_execute(&lock_progress, &name, NULL, 1) != 1)
+	if (!handler_begin_batch(handler->name) ||
+		execute_at(run, &lock_progress_at, &lock_progress, values, NULL) != 1)
 	{
 		batch_leave_alone(run);
 		return false;
 	}
 
-	version = DatumGetInt64(own_value(0, 1, &isnull));
-	stored.cursor = event_snapshot_parse(own_text(0, 2));
-	window = own_text(0, 3);
+	version = DatumGetInt64(own_value(0, 2, &isnull));
+	stored.cursor = event_snapshot_parse(own_text(0, 3));
+	window = own_text(0, 4);
 	if (window != NULL)
 		stored.window = event_snapshot_parse(window);
-	stored.last_id = DatumGetInt64(own_value(0, 4, &isnull));
+	stored.last_id = DatumGetInt64(own_value(0, 5, &isnull));
 	if (isnull)
 		stored.last_id = 0;
 
@@ -330,22 +364,31 @@ position_at(HandlerRun *run, int64 next)
 void
 progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
 {
+#define UPDATE_PROGRESS(place) \
+	"UPDATE @s._event_handler_progress SET " \
+	"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, " \
+	"delivered = delivered OPERATOR(pg_catalog.+) $5, " \
+	"retried = retried OPERATOR(pg_catalog.+) $6, " \
+	"last_event_id = COALESCE($7, last_event_id), " \
+	"last_delivered_at = CASE WHEN $7 IS NULL THEN last_delivered_at " \
+	"ELSE pg_catalog.clock_timestamp() END " \
+	"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8" place " " \
+	"RETURNING ctid"
 	static OwnStatement update_progress = {
-		.sql = "UPDATE @s._event_handler_progress SET "
-		"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, "
-		"delivered = delivered OPERATOR(pg_catalog.+) $5, "
-		"retried = retried OPERATOR(pg_catalog.+) $6, "
-		"last_event_id = COALESCE($7, last_event_id), "
-		"last_delivered_at = CASE WHEN $7 IS NULL THEN last_delivered_at "
-		"ELSE pg_catalog.clock_timestamp() END "
-		"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8",
+		.sql = UPDATE_PROGRESS(""),
 		.target = OWN_PROGRESS,
 		.nargs = 8,
 		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID},
 	};
+	static OwnStatement update_progress_at = {
+		.sql = UPDATE_PROGRESS(" AND ctid OPERATOR(pg_catalog.=) $9"),
+		.target = OWN_PROGRESS,
+		.nargs = 9,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIDOID},
+	};
 	EventPosition position = position_at(run, next);
-	Datum		values[8] = {0};
-	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[9] = {0};
+	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = CStringGetTextDatum(run->definition->name);
 	values[1] = CStringGetTextDatum(event_snapshot_text(position.cursor));
@@ -367,8 +410,9 @@ progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
 	 * The row is locked, so it can be gone only if the handler dropped itself;
 	 * should it have created itself again, that is another handler.
 	 */
-	if (own_execute(&update_progress, values, nulls, 0) != 1)
+	if (execute_at(run, &update_progress_at, &update_progress, values, nulls) != 1)
 		run->stale = true;
+	pace_progress_written(GetTopTransactionId());
 }
 
 /*

@@ -8,6 +8,7 @@
 #ifndef PNE_BATCH_H
 #define PNE_BATCH_H
 
+#include "storage/itemptr.h"
 #include "utils/palloc.h"
 
 #include "handler.h"
@@ -48,6 +49,7 @@ typedef struct HandlerRun
 	HandlerHealth *health;
 	Oid			approved;		/* the function that this transaction may call */
 	HandlerCall call;
+	ItemPointerData progress_tid;	/* where the progress row was last; or invalid */
 	EventSnapshot *cursor;
 	Window	   *window;			/* or NULL: the next one is to be read */
 	WantedNames *names;			/* those of the window that concern the handler;

@@ -50,6 +50,7 @@
 #include "executor.h"
 #include "fault.h"
 #include "outage.h"
+#include "pace.h"
 #include "retry.h"
 #include "settings.h"
 #include "worker.h"
@@ -670,6 +671,7 @@ read_windows(void)
 
 	foreach(lc, fresh)
 		window_release(lfirst(lc));
+	pace_look(log);
 	PopActiveSnapshot();
 	SPI_finish();
 	table_close(log, NoLock);
@@ -742,25 +744,33 @@ take_turn(HandlerRun *run)
 }
 
 /*
- * Third step of a round: a turn for each handler.
+ * Third step of a round: a turn for each handler.  Returns how long, in ms, to
+ * wait before the next one.
  */
-static void
+static int
 take_turns(MemoryContext turn_context)
 {
 	ListCell   *lc;
+	int			nturns = 0;
+	bool		backlog = false;
 
 	foreach(lc, runs)
 	{
 		HandlerRun *run = lfirst(lc);
 
 		if (executor_asked_to_leave())
-			return;
+			return 0;
 		MemoryContextReset(turn_context);
 		MemoryContextSwitchTo(turn_context);
+		if (has_batch(run))
+			nturns++;
 		take_turn(run);
+		if (has_batch(run))
+			backlog = true;
 		CHECK_FOR_INTERRUPTS();
 		pgstat_report_stat(false);
 	}
+	return backlog ? 0 : pace_batches(nturns);
 }
 
 /*
@@ -792,6 +802,25 @@ next_deadline(void)
 	return deadline;
 }
 
+static void
+executor_sleep(TimestampTz until)
+{
+	leaves_soon = true;
+	worker_sleep(my_bell, until);
+	leaves_soon = false;
+}
+
+/*
+ * Let events come together for a while, whoever rings.
+ */
+static void
+executor_pause(int ms)
+{
+	leaves_soon = true;
+	worker_pause(ms);
+	leaves_soon = false;
+}
+
 /*
  * Work until there is none.  Returns whether there was any.
  */
@@ -805,6 +834,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 	for (;;)
 	{
 		bool		work;
+		int			interval;
 
 		(void) doorbell_answer(my_bell);
 		CHECK_FOR_INTERRUPTS();
@@ -823,12 +853,13 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		worked = worked || work;
 		if (!executor_asked_to_leave())
 			take_up_handlers();
-		take_turns(turn_context);
+		interval = take_turns(turn_context);
 		MemoryContextSwitchTo(cycle_context);
 		asked = (requests != persist_requests_seen) || asked;
 		store_positions(requests != persist_requests_seen);
 		persist_requests_seen = requests;
 		pg_atomic_write_u32(&my_slot->persisted, requests);
+		executor_pause(interval);
 	}
 
 	/* who asked during the rounds may have to wait for what came in the last */
@@ -836,14 +867,6 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 	careful_release_gone(&healths);
 	persist_requests_seen = requests;
 	return worked;
-}
-
-static void
-executor_sleep(TimestampTz until)
-{
-	leaves_soon = true;
-	worker_sleep(my_bell, until);
-	leaves_soon = false;
 }
 
 /*

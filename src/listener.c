@@ -48,6 +48,7 @@
 #include "handler.h"
 #include "listener.h"
 #include "notify_queue.h"
+#include "pace.h"
 #include "relay.h"
 #include "retry.h"
 #include "settings.h"
@@ -729,6 +730,7 @@ listener_cycle(MemoryContext cycle_context)
 {
 	Bell	   *bell = &my_slot->bells[LISTENER_BELL];
 	bool		rung;
+	bool		looked = false;
 	TimestampTz now;
 	TimestampTz until;
 
@@ -759,6 +761,7 @@ listener_cycle(MemoryContext cycle_context)
 	else if (rung || has_more_to_announce() || now >= next_thing_due())
 	{
 		look();
+		looked = true;
 		worker_recovered(&my_slot->listener);
 		show_phase();
 	}
@@ -766,6 +769,8 @@ listener_cycle(MemoryContext cycle_context)
 	until = Min(next_yield_check, bridge_due());
 	if (my_slot->listener.not_before <= now)
 		until = Min(until, next_thing_due());
+	if (looked && !has_more_to_announce())
+		worker_pause(pace_round());
 	if (!notifyInterruptPending && !doorbell_is_rung(bell) && !has_more_to_announce())
 	{
 		pgstat_report_stat(true);

@@ -197,6 +197,21 @@ worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity)
 						   activity);
 }
 
+static void
+wait_on_latch(int events, long timeout)
+{
+	static uint32 wait_event = 0;
+
+	if (wait_event == 0)
+		wait_event = pne_wait_event("PgNotifyEventsMain");
+	(void) WaitLatch(MyLatch, events, timeout, wait_event);
+
+	worker_hold_cancels();
+	CHECK_FOR_INTERRUPTS();
+	if (catchupInterruptPending)
+		ProcessCatchupInterrupt();
+}
+
 /*
  * Sleep until the bell is rung or a time has come (DT_NOEND: no time).
  *
@@ -207,12 +222,8 @@ worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity)
 void
 worker_sleep(Bell *bell, TimestampTz until)
 {
-	static uint32 wait_event = 0;
 	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 	long		timeout = -1;
-
-	if (wait_event == 0)
-		wait_event = pne_wait_event("PgNotifyEventsMain");
 
 	if (doorbell_is_rung(bell))
 		return;
@@ -223,12 +234,18 @@ worker_sleep(Bell *bell, TimestampTz until)
 			return;
 		events |= WL_TIMEOUT;
 	}
-	(void) WaitLatch(MyLatch, events, timeout, wait_event);
+	wait_on_latch(events, timeout);
+}
 
-	worker_hold_cancels();
-	CHECK_FOR_INTERRUPTS();
-	if (catchupInterruptPending)
-		ProcessCatchupInterrupt();
+/*
+ * Sleep so many ms, though somebody rings.
+ */
+void
+worker_pause(int ms)
+{
+	if (ms <= 0)
+		return;
+	wait_on_latch(WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms);
 }
 
 /*

@@ -46,6 +46,7 @@ extern void worker_commit_short_transaction(void);
 extern void worker_came_alive(Worker *worker, WorkerPhase phase);
 extern void worker_went_away(Worker *worker, bool clean);
 extern void worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity);
+extern void worker_pause(int ms);
 extern void worker_sleep(Bell *bell, TimestampTz until);
 extern bool worker_reload_config(void);
 extern void worker_abort(Worker *worker, bool log);

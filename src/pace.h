@@ -1,0 +1,19 @@
+/*-------------------------------------------------------------------------
+ *
+ * pace.h
+ *		How often a worker looks for events, and an executor stores progress.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_PACE_H
+#define PNE_PACE_H
+
+#include "access/transam.h"
+#include "utils/relcache.h"
+
+extern int	pace_round(void);
+extern int	pace_batches(int nhandlers);
+extern void pace_progress_written(TransactionId xid);
+extern void pace_look(Relation log);
+
+#endif							/* PNE_PACE_H */
