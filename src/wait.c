@@ -70,17 +70,22 @@ handler_is_done(const Handler *handler, Relation log, Snapshot snapshot, const E
 
 	if (handler->paused || handler->dormant || !handler_check(handler, &problem))
 		return true;
-	if (handler->position.window == NULL && event_snapshot_covers(handler->position.cursor, upto))
+	if (event_snapshot_covers(handler->position.cursor, upto))
 		return true;
+
+	/* inside a window there is something left for it, or its executor moves on */
+	if (handler->position.window != NULL && event_snapshot_covers(upto, handler->position.window))
+		return false;
 	return !match_pending(&handler->pattern, &handler->position, log, snapshot, upto, NULL);
 }
 
 /*
- * The names of the handlers that are not done, or NULL.  upto is where they
- * have to come to; NULL: what is visible now, which is returned.
+ * The names of the handlers that are not done, all or the first one, or NULL.
+ * upto is where they have to come to; NULL: what is visible now, which is
+ * returned.
  */
 static char *
-handlers_not_done(EventSnapshot **upto, MemoryContext context)
+handlers_not_done(EventSnapshot **upto, bool all, MemoryContext context)
 {
 	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	Snapshot	snapshot;
@@ -112,6 +117,8 @@ handlers_not_done(EventSnapshot **upto, MemoryContext context)
 			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "", handler->name);
 		else
 			others++;
+		if (!all)
+			break;
 	}
 	if (others > 0)
 		appendStringInfo(&names, ngettext("%s%d of another role", "%s%d of other roles", others),
@@ -217,6 +224,7 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		TimestampTz now;
+		bool		is_last;
 
 		CHECK_FOR_INTERRUPTS();
 		slot = shared_find_database(MyDatabaseId);
@@ -238,14 +246,15 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 			asked_at = now;
 			doorbell_ring_database(MyDatabaseId);
 		}
-		names = handlers_not_done(&upto, context);
+		is_last = (now >= deadline);
+		names = handlers_not_done(&upto, is_last, context);
 		SPI_commit();
 
 		/* what is done counts a moment later; but a long call is not waited for */
 		now = GetCurrentTimestamp();
 		if (names == NULL && done_at == 0)
 			done_at = now;
-		if (now >= deadline ||
+		if (is_last ||
 			(names == NULL && (executors_have_counted(request) ||
 							   TimestampDifferenceExceeds(done_at, now, COUNT_GRACE_MS))))
 			break;
