@@ -27,6 +27,9 @@
 #include "catalog.h"
 #include "match.h"
 
+/* rows behind a position that match_pending() looks at before all others */
+#define LOOK_BEHIND 1000
+
 /*
  * Whether a jsonpath is a predicate ($.a > 1), as @@ wants it, or a path.
  */
@@ -216,6 +219,8 @@ match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc de
 typedef struct PendingSearch
 {
 	const EventPattern *pattern;
+	const EventPosition *position;
+	const EventSnapshot *upto;
 	bool		found;
 	int64		passed;
 } PendingSearch;
@@ -233,6 +238,17 @@ found_pending(TupleTableSlot *slot, int64 id, void *arg)
 	return !search->found;
 }
 
+static bool
+found_behind(TupleTableSlot *slot, int64 id, void *arg)
+{
+	PendingSearch *search = (PendingSearch *) arg;
+	uint64		xid = event_slot_txid(slot);
+
+	if (!event_snapshot_sees(search->upto, xid) || event_position_passed(search->position, xid, id))
+		return ++search->passed < LOOK_BEHIND;
+	return found_pending(slot, id, arg) && search->passed < LOOK_BEHIND;
+}
+
 /*
  * Whether the log holds an event for the pattern, by name, between a position
  * and a snapshot.  If not, passed is how many of others lie there.
@@ -241,8 +257,19 @@ bool
 match_pending(const EventPattern *pattern, const EventPosition *position, Relation log,
 			  Snapshot snapshot, const EventSnapshot *upto, int64 *passed)
 {
-	PendingSearch search = {pattern, false, 0};
+	PendingSearch search = {pattern, position, upto, false, 0};
 
+	/*
+	 * Who is inside a window mostly has the next one right behind the last, while
+	 * the window begins with all that it has passed.
+	 */
+	if (position->window != NULL && position->last_id < PG_INT64_MAX)
+	{
+		event_scan_ids(log, snapshot, position->last_id + 1, PG_INT64_MAX, found_behind, &search);
+		if (search.found)
+			return true;
+		search.passed = 0;
+	}
 	window_scan(log, position, snapshot, upto, found_pending, &search);
 	if (passed != NULL)
 		*passed = search.passed;

@@ -72,10 +72,6 @@ handler_is_done(const Handler *handler, Relation log, Snapshot snapshot, const E
 		return true;
 	if (event_snapshot_covers(handler->position.cursor, upto))
 		return true;
-
-	/* inside a window there is something left for it, or its executor moves on */
-	if (handler->position.window != NULL && event_snapshot_covers(upto, handler->position.window))
-		return false;
 	return !match_pending(&handler->pattern, &handler->position, log, snapshot, upto, NULL);
 }
 
