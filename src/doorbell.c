@@ -85,7 +85,8 @@ doorbell_ring_executors(DatabaseSlot *slot)
 }
 
 /*
- * Wake listener and executors of a database.
+ * Wake listener and executors of a database; the latter first, as what they do
+ * is waited for.
  */
 void
 doorbell_ring_database(Oid dboid)
@@ -94,8 +95,8 @@ doorbell_ring_database(Oid dboid)
 
 	if (slot == NULL)
 		return;
-	doorbell_ring(&slot->bells[LISTENER_BELL]);
 	doorbell_ring_executors(slot);
+	doorbell_ring(&slot->bells[LISTENER_BELL]);
 }
 
 void
