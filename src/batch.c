@@ -52,6 +52,7 @@
 #include "retry.h"
 #include "settings.h"
 #include "stats.h"
+#include "worker.h"
 
 /* how often a serialization failure or deadlock is tried again at once */
 #define IMMEDIATE_TRIES 3
@@ -153,7 +154,7 @@ batch_commit_transaction(int timeout)
 	PopActiveSnapshot();
 	SPI_finish();
 	if (timeout > 0)
-		careful_arm_timeout(GetCurrentTimestamp(), timeout);
+		careful_arm_timeout(timeout);
 	CommitTransactionCommand();
 	if (timeout > 0)
 		careful_disarm_timeout();
@@ -238,7 +239,7 @@ batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc,
 {
 	FAULT_POINT("before-call");
 	stats_call_begins(figures, events, nevents);
-	careful_arm_timeout(figures->now, run->definition->timeout);
+	careful_arm_timeout(run->definition->timeout);
 	handler_call(&run->call, events, nevents, desc);
 	careful_call_returned();
 	stats_call_ends(figures);
@@ -538,7 +539,7 @@ batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc
 {
 	int			count = 0;
 
-	careful_arm_timeout(GetCurrentTimestamp(), run->definition->timeout);
+	careful_arm_timeout(run->definition->timeout);
 	for (int i = 0; i < nevents; i++)
 	{
 		*suspect = i;
@@ -588,6 +589,17 @@ call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, co
 }
 
 /*
+ * The events of the handler can be read (again).
+ */
+static void
+reading_works(HandlerRun *run)
+{
+	if (run->health->unreadable != NULL)
+		pfree(run->health->unreadable);
+	run->health->unreadable = NULL;
+}
+
+/*
  * Read events of a batch from index from on: nevents, unless they are too large
  * for that.  Returns how many; those that are not there any more, or that the
  * handler is not to see, are NULL.
@@ -599,6 +611,8 @@ read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, 
 
 	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->ids + from, batch->places + from, nevents);
 	match_row_security(log, chunk->events, chunk->length);
+	/* a policy that has caught an error has ended all holding */
+	worker_hold_cancels();
 	for (int i = 0; i < chunk->length; i++)
 	{
 		Event	   *event = &chunk->events[i];
@@ -607,6 +621,33 @@ read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, 
 					 match_name(&run->definition->pattern, event->name)) ? event : NULL;
 	}
 	return chunk->length;
+}
+
+/*
+ * In a PG_CATCH block: before the events of a batch were read, or while they were,
+ * there was an error; of a policy, for example.  Nothing of that was the doing
+ * of the handler or of an event, so nothing is charged; and it is this handler's
+ * alone, as others may have other events.
+ */
+static void
+reading_failed(HandlerRun *run, MemoryContext context)
+{
+	HandlerHealth *health = run->health;
+	ErrorData  *error = batch_abort_transaction(context);
+	const char *message = error->message ? error->message : "";
+
+	executor_report_error(message);
+	if (health->unreadable == NULL || strcmp(health->unreadable, message) != 0)
+	{
+		reading_works(run);
+		health->unreadable = MemoryContextStrdup(TopMemoryContext, message);
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("the events of event handler \"%s\" cannot be read: %s", run->definition->name, message),
+				 errhint("They wait, and are tried again. Look at the policies on notification_events.")));
+	}
+	batch_leave_alone(run);
+	FreeErrorData(error);
 }
 
 /*
@@ -646,6 +687,7 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 		{
 			nevents = read_events(run, batch, from, nevents, log, events);
 			ready = true;
+			reading_works(run);
 
 			if (batch_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
 				attempt->done = nevents;
@@ -667,12 +709,12 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 	}
 	PG_CATCH();
 	{
-		/* up to here nothing was the handler's or its events' doing */
-		if (!ready)
-			PG_RE_THROW();
 		attempt->done = 0;
-		attempt->error = batch_abort_transaction(context);
-		outcome = BATCH_FAILED;
+		outcome = ready ? BATCH_FAILED : BATCH_SUSPENDED;
+		if (ready)
+			attempt->error = batch_abort_transaction(context);
+		else
+			reading_failed(run, context);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -684,7 +726,6 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 		if (wrote)
 		{
 			FAULT_POINT("after-commit");
-			/* the events may go with their window: count them first */
 			stats_batch_committed(run->definition, &figures);
 			progress_stored(run, next);
 			careful_note_commit(attempt->done);
@@ -748,21 +789,49 @@ run_events(HandlerRun *run, Batch *batch, int from, int to, int *done)
 }
 
 /*
+ * Read the events of a batch, of which those that the handler is not to be called
+ * with are NULL, in a transaction of its own.  Returns how many were read: none
+ * where the handler cannot go on for now.
+ */
+static int
+look_at_events(HandlerRun *run, Batch *batch, Event **events)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile int nevents = 0;
+
+	PG_TRY();
+	{
+		Relation	log;
+
+		batch_start_transaction();
+		log = table_open(catalog_lookup(false)->log, AccessShareLock);
+		if (!executor_asked_to_leave() && batch_check_handler(run))
+		{
+			nevents = read_events(run, batch, 0, batch->nevents, log, events);
+			reading_works(run);
+		}
+		table_close(log, NoLock);
+		batch_commit_transaction(0);
+	}
+	PG_CATCH();
+	{
+		nevents = 0;
+		reading_failed(run, context);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return nevents;
+}
+
+/*
  * Leave out of the batch what the handler is not to be called with.
  */
 static void
 thin_out(HandlerRun *run, Batch *batch)
 {
 	Event	  **events = palloc(sizeof(Event *) * batch->nevents);
+	int			nevents = look_at_events(run, batch, events);
 	int			count = 0;
-	int			nevents;
-	Relation	log;
-
-	batch_start_transaction();
-	log = table_open(catalog_lookup(false)->log, AccessShareLock);
-	nevents = read_events(run, batch, 0, batch->nevents, log, events);
-	table_close(log, NoLock);
-	batch_commit_transaction(0);
 
 	/* where the first one was stays the position of who is called with none */
 	for (int i = 0; i < nevents; i++)
@@ -774,7 +843,7 @@ thin_out(HandlerRun *run, Batch *batch)
 		batch->ids[count++] = batch->ids[i];
 	}
 	batch->nevents = count;
-	if (count == 0)
+	if (count == 0 && nevents > 0)
 		pass_over(run, batch->indexes[1], nevents);
 }
 

@@ -35,6 +35,7 @@ typedef struct HandlerHealth
 	bool		parked;			/* events wait for the end of an outage */
 	TimestampTz probe_at;		/* when the next probe may be */
 	char	   *problem;		/* what was logged of why it is suspended */
+	char	   *unreadable;		/* ... and of why its events cannot be read */
 } HandlerHealth;
 
 /*

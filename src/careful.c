@@ -130,15 +130,14 @@ careful_init(void)
  * a transaction: a timer that is started for each would cost more than a call.
  */
 void
-careful_arm_timeout(TimestampTz now, int timeout)
+careful_arm_timeout(int timeout)
 {
-	call_deadline = TimestampTzPlusMilliseconds(now, timeout);
+	call_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 	overrun_since = 0;
 	if (!get_timeout_active(overrun_timeout))
 		enable_timeout_every(overrun_timeout, call_deadline, OVERRUN_CHECK_MS);
 	enable_timeout_at(STATEMENT_TIMEOUT, call_deadline);
-	QueryCancelPending = false;
-	RESUME_CANCEL_INTERRUPTS();
+	worker_allow_cancels();
 }
 
 /*
@@ -246,11 +245,12 @@ careful_note_commit(int nevents)
 
 /*
  * Leave our mark, and for how many events a successor would have to be careful,
- * in the transaction that has locked the row.  Returns whether the mark of
- * another executor was there.
+ * in the transaction that has locked the row; unless the mark of another executor
+ * is there (lost), and others are to be taken up in the transaction.  Returns
+ * whether it was left.
  */
 static bool
-write_mark(HandlerRun *run)
+write_mark(HandlerRun *run, bool alone, bool *lost)
 {
 	static OwnStatement select_mark = {
 		.sql = "SELECT p.in_use, p.careful FROM @s._event_handler_progress AS p "
@@ -268,9 +268,9 @@ write_mark(HandlerRun *run)
 	};
 	Datum		values[3];
 	bool		marked = false;
-	bool		lost = false;
 	bool		isnull;
 
+	*lost = false;
 	values[0] = CStringGetTextDatum(run->definition->name);
 	values[1] = Int64GetDatum(my_mark);
 	values[2] = Int32GetDatum(MAX_UNSTORED + MAX_UNFLUSHED + run->definition->batch_size);
@@ -279,23 +279,31 @@ write_mark(HandlerRun *run)
 		int64		mark = DatumGetInt64(own_value(0, 1, &isnull));
 
 		marked = !isnull;
-		lost = marked && mark != my_mark && !shared_executor_lives(mark);
-		if (!marked || lost)
+		*lost = marked && mark != my_mark && !shared_executor_lives(mark);
+		if (*lost && !alone)
+			return false;
+		if (!marked || *lost)
 			run->health->careful = DatumGetInt32(own_value(0, 2, &isnull));
 	}
 	own_execute(&update_mark, values, NULL, 0);
-	return lost;
+	return true;
 }
 
 /*
  * The mark is there, and flushed.
  */
 static void
-taken_up(HandlerRun *run, bool lost)
+taken_up(HandlerRun *run)
 {
 	run->health->marked = run->health->taken_up = true;
-	if (!lost)
-		return;
+}
+
+/*
+ * And the mark of another executor was there.
+ */
+static void
+taken_over(HandlerRun *run)
+{
 	run->next_retry_at = 0;		/* look again */
 	ereport(LOG,
 			(errmsg("event handler \"%s\" goes on carefully: an executor that ran it was lost",
@@ -309,42 +317,53 @@ taken_up(HandlerRun *run, bool lost)
  * definitions: leave our mark, and find out whether a predecessor was lost.  Those
  * that cannot go on for now are not taken up.
  *
- * One transaction for all of them, as it waits for its flush.
+ * One transaction for all of them, as it waits for its flush; but one of its own
+ * for each whose executor was lost, as its attempts may be locked by somebody.
  */
 void
 careful_take_up(List *runs)
 {
-	ListCell   *lc;
-	List	   *locked = NIL;
-	List	   *lost = NIL;
 	MemoryContext context = CurrentMemoryContext;
+	bool		alone = (list_length(runs) == 1);
+	bool		lost = false;
+	List	   *marked = NIL;
+	List	   *left_out = NIL;
+	ListCell   *lc;
 
 	batch_start_transaction();
 	foreach(lc, runs)
 	{
 		HandlerRun *run = lfirst(lc);
 		MemoryContext old;
-		bool		is_lost;
+		bool		done;
 
 		if (!progress_lock(run))
 			continue;
-		is_lost = write_mark(run);
-		if (is_lost)
+		done = write_mark(run, alone, &lost);
+		if (done && lost)
 			retry_recover_attempts(run);
 		old = MemoryContextSwitchTo(context);
-		locked = lappend(locked, run);
-		if (is_lost)
-			lost = lappend(lost, run);
+		if (done)
+			marked = lappend(marked, run);
+		else
+			left_out = lappend(left_out, run);
 		MemoryContextSwitchTo(old);
 	}
-	if (locked != NIL)
+	if (marked != NIL)
 		ForceSyncCommit();
 	batch_commit_transaction(0);
 	FAULT_POINT("after-mark");
 
-	foreach(lc, locked)
+	/* all, before anything that could be interrupted: who has a mark releases it */
+	foreach(lc, marked)
 	{
-		taken_up(lfirst(lc), list_member_ptr(lost, lfirst(lc)));
+		taken_up(lfirst(lc));
+	}
+	if (alone && lost && marked != NIL)
+		taken_over(linitial(marked));
+	foreach(lc, left_out)
+	{
+		careful_take_up(list_make1(lfirst(lc)));
 	}
 }
 

@@ -112,6 +112,12 @@ executor_is_me(void)
  * ----------
  */
 
+void
+executor_report_error(const char *message)
+{
+	worker_report_error(&my_slot->worker, message);
+}
+
 bool
 executor_asked_to_leave(void)
 {
@@ -188,7 +194,7 @@ try_discard_session(bool log_failure)
 
 	PG_TRY();
 	{
-		careful_arm_timeout(GetCurrentTimestamp(), DISCARD_TIMEOUT_MS);
+		careful_arm_timeout(DISCARD_TIMEOUT_MS);
 		discard_session();
 		careful_disarm_timeout();
 		careful_stop_watch();
@@ -424,7 +430,7 @@ executor_leave(void)
 	leaves_soon = true;
 	PG_TRY();
 	{
-		careful_arm_timeout(GetCurrentTimestamp(), LEAVE_TIMEOUT_MS);
+		careful_arm_timeout(LEAVE_TIMEOUT_MS);
 		batch_never_wait_for_commit();
 		if (log_is_there())
 		{
@@ -609,6 +615,23 @@ take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapsho
 }
 
 /*
+ * Have the handler stand at an event that concerns it: in its window, or where
+ * nothing is left in that one, in the next.  False if there is none.
+ */
+static bool
+find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto, List **fresh)
+{
+	do
+	{
+		if (run->window == NULL)
+			take_window(run, log, snapshot, upto, fresh);
+		if (run->window != NULL && batch_seek(run))
+			return true;
+	} while (!event_snapshot_equal(run->cursor, upto));
+	return false;
+}
+
+/*
  * First step of a round: read what there is to do.  True if there is.
  */
 static bool
@@ -661,9 +684,7 @@ read_windows(void)
 			work = true;
 		if (batch_is_held(run))
 			continue;
-		if (run->window == NULL)
-			take_window(run, log, snapshot, upto, &fresh);
-		if (run->window != NULL && batch_seek(run))
+		if (find_work(run, log, snapshot, upto, &fresh))
 			work = true;
 		else if (run->health->probes > 0 && run->next_retry_at == DT_NOEND)
 			outage_over(run);	/* nothing is left to probe with */
@@ -848,6 +869,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		MemoryContextSwitchTo(cycle_context);
 		if (executor_asked_to_leave())
 			executor_leave();
+		careful_release_gone(&healths);
 		if (!work)
 			break;
 		worked = worked || work;
@@ -859,12 +881,14 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		store_positions(requests != persist_requests_seen);
 		persist_requests_seen = requests;
 		pg_atomic_write_u32(&my_slot->persisted, requests);
+		worker_recovered(&my_slot->worker);
 		executor_pause(interval);
+		if (executor_asked_to_leave())
+			executor_leave();
 	}
 
 	/* who asked during the rounds may have to wait for what came in the last */
 	store_positions(asked || requests != persist_requests_seen);
-	careful_release_gone(&healths);
 	persist_requests_seen = requests;
 	return worked;
 }

@@ -92,8 +92,8 @@ worker_hold_cancels(void)
  * From here on a cancel is acted upon, which is also how lock_timeout ends a
  * wait; until worker_hold_cancels() is called, or an error is.
  */
-static void
-allow_cancels(void)
+void
+worker_allow_cancels(void)
 {
 	QueryCancelPending = false;
 	if (QueryCancelHoldoffCount > 0)
@@ -126,7 +126,7 @@ worker_start_short_transaction(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
-	allow_cancels();
+	worker_allow_cancels();
 	(void) set_config_option("lock_timeout", LOCK_TIMEOUT_TEXT,
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }

@@ -40,6 +40,7 @@ typedef struct Duty
 
 extern void worker_signals(void);
 extern void worker_hold_cancels(void);
+extern void worker_allow_cancels(void);
 extern void worker_connect(Oid dboid, Oid owner);
 extern void worker_start_short_transaction(void);
 extern void worker_commit_short_transaction(void);

@@ -105,7 +105,8 @@ $holder->query_safe('SELECT pg_advisory_unlock(1)');
 $holder->quit;
 check_calls('who comes to an event that was deleted passes it');
 
-# A policy that fails is not the events' fault: nothing is charged to them.
+# A policy that fails is not the events' fault: nothing is charged to them, and the
+# owner's other handlers go on.
 $node->safe_psql(
 	'postgres', q(
 	CREATE TABLE broken (broken boolean);
@@ -113,7 +114,7 @@ $node->safe_psql(
 	GRANT SELECT ON broken TO ann;
 	CREATE FUNCTION may_see(name text) RETURNS boolean LANGUAGE plpgsql AS $$
 	BEGIN
-		IF (SELECT b.broken FROM public.broken b) THEN
+		IF name <> 'other' AND (SELECT b.broken FROM public.broken b) THEN
 			RAISE 'the policy is broken';
 		END IF;
 		RETURN name <> 'secret';
@@ -121,15 +122,43 @@ $node->safe_psql(
 	CREATE POLICY events ON notification_events FOR SELECT USING (may_see(event_name));
 	ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
 	INSERT INTO notification_events (event_name) VALUES ('one'), ('secret'), ('two');
+	CREATE FUNCTION take_other(e notification_events) RETURNS void LANGUAGE sql AS
+		$$ INSERT INTO calls (handler, event_name, id) VALUES ('other', e.event_name, e.id) $$;
+	SELECT create_event_handler('other', 'take_other', 'other', owner => 'ann');
 ));
 $node->poll_query_until('postgres',
 	q(SELECT last_error = 'the policy is broken' FROM event_worker_stats WHERE kind = 'executor'))
   or die "the policy does not fail";
 is($node->safe_psql('postgres', 'SELECT count(*) FROM event_retries'), '0', 'a policy that fails: nothing is charged');
+$node->safe_psql('postgres', q(SELECT notify_event('other')));
+$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM calls WHERE handler = 'other'))
+  or die "the other handler has no turn";
 $node->safe_psql('postgres', 'UPDATE broken SET broken = false');
 wait_for_handlers($node, 'postgres');
-is($node->safe_psql('postgres', q(SELECT string_agg(event_name, ' ' ORDER BY n) FROM calls)),
+is($node->safe_psql('postgres', q(SELECT string_agg(event_name, ' ' ORDER BY n) FROM calls WHERE handler = 'all' AND event_name <> 'other')),
 	'one two', 'when it works again, what it lets pass is delivered');
+
+# A policy that catches an error ends all holding of cancels; the timeout of the
+# call works all the same, and its process stays.
+$node->safe_psql(
+	'postgres', q(
+	SELECT drop_event_handler(name) FROM event_handlers;
+	CREATE OR REPLACE FUNCTION may_see(name text) RETURNS boolean LANGUAGE plpgsql AS $$
+	BEGIN
+		RETURN name::integer > 0;
+	EXCEPTION WHEN others THEN
+		RETURN true;
+	END $$;
+	CREATE FUNCTION sleep(e notification_events) RETURNS void LANGUAGE plpgsql AS
+		$$ BEGIN PERFORM pg_sleep(60); END $$;
+	SELECT create_event_handler('sleeps', 'sleep', 'sleep', owner => 'ann', timeout => '200 ms', max_attempts => 1);
+));
+my $pid = worker_pid($node, 'executor', 'postgres', 'ann');
+$node->safe_psql('postgres', q(SELECT notify_event('sleep')));
+$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM event_retries WHERE state = 'dead'))
+  or die "the call does not end";
+is($node->safe_psql('postgres', 'SELECT last_sqlstate FROM event_retries'), '57014', 'its timeout has ended the call');
+is(worker_pid($node, 'executor', 'postgres', 'ann'), $pid, 'and its process goes on');
 
 $node->stop;
 done_testing();
