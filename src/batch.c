@@ -833,7 +833,10 @@ thin_out(HandlerRun *run, Batch *batch)
 	int			nevents = look_at_events(run, batch, events);
 	int			count = 0;
 
-	/* where the first one was stays the position of who is called with none */
+	/*
+	 * Each that stays moves the position right behind itself.  What is left out
+	 * is passed with the next one, or in the next turn; all, if none stays.
+	 */
 	for (int i = 0; i < nevents; i++)
 	{
 		batch->indexes[count + 1] = batch->indexes[i + 1];

@@ -6,8 +6,8 @@
  * A window has many events and, mostly, few names.  So names get numbers, each
  * event has one, and each handler matches its pattern with each name once
  * (match_names): after that it finds its events among all others by a look at a
- * number, and reads no row that is not for it.  That is what makes a thousand
- * handlers that share a log cost about what one does.
+ * number, and reads no row that is not for it: so a handler's batches are full
+ * however many others share the log.
  *
  * Somebody may use a new name for each event.  Only the first MAX_NAMES of a
  * window are told from each other; the rest is one number, and whether such an
