@@ -216,6 +216,89 @@ SELECT count(*) FROM take_events();
 DROP TABLE bulk;
 
 --
+-- The rows of a statement are stored many at once, unless somebody could notice
+--
+CREATE TABLE numbers (n integer);
+CREATE TRIGGER notify AFTER INSERT ON numbers REFERENCING NEW TABLE AS new_rows
+	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('number', new);
+-- More than are stored at once, few and large ones.
+INSERT INTO numbers SELECT i FROM generate_series(1, 2500) i;
+SELECT count(*), min((event_data #>> '{new,n}')::integer), max((event_data #>> '{new,n}')::integer),
+	bool_and(txid::text = (SELECT DISTINCT xmin::text FROM numbers)) AS stamped,
+	count(origin_txid) AS restored, count(DISTINCT announce) AS decisions, count(DISTINCT created_at) AS times
+	FROM notification_events;
+-- They are found by the index, too.
+SET enable_seqscan = off;
+SET enable_bitmapscan = off;
+SELECT count(*) FROM notification_events WHERE id >= 0;
+SELECT count(DISTINCT n.id) FROM notification_events t, notification_events n WHERE n.txid = t.txid
+	AND t.id = (SELECT min(id) FROM notification_events);
+RESET enable_seqscan;
+RESET enable_bitmapscan;
+SELECT count(*) FROM take_events();
+CREATE TABLE texts (t text);
+CREATE TRIGGER notify AFTER INSERT ON texts REFERENCING NEW TABLE AS new_rows
+	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('text', new);
+INSERT INTO texts SELECT string_agg(md5((i * 1000 + j)::text), '' ORDER BY j)
+	FROM generate_series(1, 30) i, generate_series(1, 500) j GROUP BY i;
+SELECT count(*), count(DISTINCT new ->> 't'), min(length(new ->> 't')), bool_and(new ->> 't' IN (SELECT t FROM texts)) AS same
+	FROM take_events();
+DROP TABLE texts;
+
+-- A foreign AFTER trigger fires for each of them and sees all.
+CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE NOTICE '% % sees %, of %', TG_WHEN, NEW.event_data #>> '{new,n}', (SELECT count(*) FROM notification_events),
+		CASE WHEN NEW.txid = pg_current_xact_id() THEN 'this transaction' ELSE 'no transaction' END;
+	RETURN CASE WHEN NEW.event_data #>> '{new,n}' = '2' AND TG_WHEN = 'BEFORE' THEN NULL ELSE NEW END;
+END
+$$;
+CREATE TRIGGER see AFTER INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION see();
+INSERT INTO numbers VALUES (1), (2), (3);
+SELECT new ->> 'n' AS n FROM take_events();
+DROP TRIGGER see ON notification_events;
+
+-- A foreign BEFORE trigger sees those that are stored before, and can swallow one.
+CREATE TRIGGER see BEFORE INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION see();
+INSERT INTO numbers VALUES (1), (2), (3);
+SELECT count(*), count(txid) AS stamped FROM notification_events;
+SELECT new ->> 'n' AS n FROM take_events();
+ALTER TABLE notification_events DISABLE TRIGGER see;
+INSERT INTO numbers VALUES (1), (2), (3);
+SELECT new ->> 'n' AS n FROM take_events();
+DROP TRIGGER see ON notification_events;
+
+-- Without its row trigger the log takes nothing.
+\set VERBOSITY terse
+ALTER TABLE notification_events DISABLE TRIGGER zz_notification_event_row;
+SELECT notify_event('unstamped');
+INSERT INTO numbers VALUES (1), (2);
+ALTER TABLE notification_events ENABLE ALWAYS TRIGGER zz_notification_event_row;
+
+-- Constraints hold for each of them, and columns that were added have their defaults.
+ALTER TABLE notification_events ADD CONSTRAINT few CHECK (event_data #>> '{new,n}' <> '3') NOT VALID;
+INSERT INTO numbers SELECT i FROM generate_series(1, 5) i;
+SELECT notify_event('other', '{"new": {"n": 3}}');
+INSERT INTO numbers VALUES (1), (2);
+SELECT new ->> 'n' AS n FROM take_events();
+ALTER TABLE notification_events DROP CONSTRAINT few;
+CREATE FUNCTION public.stored_before() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM notification_events';
+ALTER TABLE notification_events ADD COLUMN stored_after bigint DEFAULT public.stored_before();
+INSERT INTO numbers VALUES (1), (2), (3);
+SELECT event_data #>> '{new,n}' AS n, stored_after FROM notification_events ORDER BY id;
+ALTER TABLE notification_events DROP COLUMN stored_after;
+DROP FUNCTION public.stored_before();
+SELECT count(*) FROM take_events();
+
+-- An error among them undoes all.
+SELECT pg_get_serial_sequence('notification_events', 'id') AS sequence \gset
+INSERT INTO notification_events (id, event_name) SELECT last_value + 3, 'in the way' FROM :sequence;
+INSERT INTO numbers VALUES (1), (2), (3), (4);
+\set VERBOSITY default
+SELECT event_name FROM take_events();
+DROP TABLE numbers;
+
+--
 -- Partitioned tables and inheritance: the statement's table, its columns
 --
 CREATE TABLE parted (k integer, v text) PARTITION BY LIST (k);

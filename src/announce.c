@@ -92,36 +92,32 @@ data_may_fit(Datum data)
 }
 
 /*
- * What an announcement of the event carries; name, id or json by the setting.
+ * What an announcement of an event carries; name, id or json by the setting.
  */
 static char *
-announcement_payload(HeapTuple event, TupleDesc desc, const char *name)
+announcement_payload(int64 id, const char *name, Datum data, bool data_is_null)
 {
 	StringInfoData buf;
-	bool		isnull;
-	Datum		value;
 
 	if (pne_payload == PAYLOAD_NAME)
 		return pstrdup(name);
 
 	initStringInfo(&buf);
-	value = heap_getattr(event, Anum_event_id, desc, &isnull);
 	if (pne_payload == PAYLOAD_ID)
 	{
-		appendStringInfo(&buf, INT64_FORMAT, DatumGetInt64(value));
+		appendStringInfo(&buf, INT64_FORMAT, id);
 		return buf.data;
 	}
 
-	appendStringInfo(&buf, "{\"id\": " INT64_FORMAT ", \"name\": ", DatumGetInt64(value));
+	appendStringInfo(&buf, "{\"id\": " INT64_FORMAT ", \"name\": ", id);
 	escape_json(&buf, name);
-	value = heap_getattr(event, Anum_event_data, desc, &isnull);
-	if (!isnull && data_may_fit(value))
+	if (!data_is_null && data_may_fit(data))
 	{
-		char	   *data = DatumGetCString(DirectFunctionCall1(jsonb_out, value));
+		char	   *text = DatumGetCString(DirectFunctionCall1(jsonb_out, data));
 		static const char key[] = ", \"data\": ";
 
-		if (buf.len + strlen(key) + strlen(data) + 1 <= ANNOUNCEMENT_MAX_BYTES)
-			appendStringInfo(&buf, "%s%s", key, data);
+		if (buf.len + strlen(key) + strlen(text) + 1 <= ANNOUNCEMENT_MAX_BYTES)
+			appendStringInfo(&buf, "%s%s", key, text);
 	}
 	appendStringInfoChar(&buf, '}');
 	return buf.data;
@@ -131,9 +127,12 @@ announcement_payload(HeapTuple event, TupleDesc desc, const char *name)
  * Announce an event when the current transaction commits.
  */
 void
-announce_event(const char *channel, HeapTuple event, TupleDesc desc, const char *name)
+announce_event(const char *channel, const Event *event, TupleDesc desc)
 {
-	Async_Notify(channel, announcement_payload(event, desc, name));
+	bool		isnull;
+	Datum		data = heap_getattr(event->tuple, Anum_event_data, desc, &isnull);
+
+	Async_Notify(channel, announcement_payload(event->id, event->name, data, isnull));
 }
 
 /*
@@ -194,7 +193,7 @@ queue_is_crowded(Size bytes)
  * if that is to do it.
  */
 bool
-announce_emitted(HeapTuple event, TupleDesc desc, const char *name)
+announce_emitted(int64 id, Datum name, Datum data, bool data_is_null)
 {
 	char	   *payload;
 
@@ -203,7 +202,7 @@ announce_emitted(HeapTuple event, TupleDesc desc, const char *name)
 	if (pne_announce == ANNOUNCE_RELAY && listener_is_expected())
 		return true;
 
-	payload = announcement_payload(event, desc, name);
+	payload = announcement_payload(id, TextDatumGetCString(name), data, data_is_null);
 	if (queue_is_crowded(strlen(pne_channel) + strlen(payload)) && listener_is_expected())
 	{
 		DatabaseSlot *slot = shared_find_database(MyDatabaseId);

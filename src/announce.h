@@ -8,10 +8,11 @@
 #ifndef PNE_ANNOUNCE_H
 #define PNE_ANNOUNCE_H
 
-#include "access/htup.h"
 #include "access/tupdesc.h"
 
-extern bool announce_emitted(HeapTuple event, TupleDesc desc, const char *name);
-extern void announce_event(const char *channel, HeapTuple event, TupleDesc desc, const char *name);
+#include "event.h"
+
+extern bool announce_emitted(int64 id, Datum name, Datum data, bool data_is_null);
+extern void announce_event(const char *channel, const Event *event, TupleDesc desc);
 
 #endif							/* PNE_ANNOUNCE_H */

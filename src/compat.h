@@ -97,6 +97,21 @@ pne_init_range_table(EState *estate, RangeTblEntry *rte)
 #endif
 }
 
+/*
+ * 16 can insert into summarizing indexes only; 19 has flags, and another order.
+ */
+static inline List *
+pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlot *slot)
+{
+#if PG_VERSION_NUM < 160000
+	return ExecInsertIndexTuples(result_rel, slot, estate, false, false, NULL, NIL);
+#elif PG_VERSION_NUM < 190000
+	return ExecInsertIndexTuples(result_rel, slot, estate, false, false, NULL, NIL, false);
+#else
+	return ExecInsertIndexTuples(result_rel, estate, 0, slot, NIL, NULL);
+#endif
+}
+
 /* 17 has named wait events for extensions */
 #if PG_VERSION_NUM < 170000
 #define pne_wait_event(name) PG_WAIT_EXTENSION

@@ -3,50 +3,28 @@
  * emit.c
  *		notify_event(): from a change, or a call, to a row of the log.
  *
- * An event is inserted with the executor's own functions and not through SPI,
- * as the emitting user.  No other identity is involved, so a trigger that
- * somebody has put on the log fires as whoever emits, and cannot borrow the
- * rights of the extension's owner.  Left out on purpose, compared to an INSERT
- * statement, are privileges and INSERT policies on the log (EXECUTE on
- * notify_event is the right to write events), statement triggers and partition
- * routing; constraints, indexes and row triggers all apply.
- *
- * The log's own row trigger stamps every row, whichever way it comes: from
- * notify_event(), from a plain INSERT, COPY or logical replication.  It is also
- * what settles who announces the event (announce.c), and asks for the doorbell
- * at commit.
- *
- * What a trigger records of a change is made in record.c.
+ * What a trigger records of a change is made in record.c, the row is inserted in
+ * append.c.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/table.h"
-#include "access/tableam.h"
-#include "access/xact.h"
 #include "catalog/pg_collation.h"
-#include "catalog/pg_trigger.h"
-#include "catalog/pg_type.h"
-#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
-#include "miscadmin.h"
-#include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
 #include "utils/formatting.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
-#include "utils/xid8.h"
 
-#include "announce.h"
+#include "append.h"
 #include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
-#include "doorbell.h"
 #include "record.h"
 
 /* arguments of CREATE TRIGGER ... EXECUTE FUNCTION notify_event(...) */
@@ -56,17 +34,6 @@
 
 /* what a trigger fires for: INSERT, DELETE, UPDATE, TRUNCATE, as in its event */
 #define OPERATIONS (TRIGGER_EVENT_OPMASK + 1)
-
-/* the log, open for inserts; kept over the rows of one call */
-typedef struct EmitTarget
-{
-	Relation	log;
-	EState	   *estate;
-	ResultRelInfo *result_rel;
-	TupleTableSlot *slot;
-	Oid			sequence;
-	ExprState **defaults;		/* of columns beyond ours, or NULL */
-} EmitTarget;
 
 /*
  * What a trigger's arguments mean, worked out at its first firing in a
@@ -80,7 +47,6 @@ typedef struct EmitTrigger
 	ChangeRecord *record;		/* without that */
 } EmitTrigger;
 
-PG_FUNCTION_INFO_V1(pne_notification_event_row);
 PG_FUNCTION_INFO_V1(pne_notify_event_trigger);
 PG_FUNCTION_INFO_V1(pne_notify_event_jsonb);
 PG_FUNCTION_INFO_V1(pne_notify_event_text);
@@ -125,256 +91,6 @@ parse_event_data(const char *json, const char *hint)
 	PG_END_TRY();
 
 	return result;
-}
-
-/* ----------
- * The row trigger of the log
- * ----------
- */
-
-/*
- * A trigger behind ours could change what we set, and with it hide the event
- * from those who follow the log.  Triggers fire by name, so one cannot come in
- * between unseen.
- */
-static void
-check_fires_last(TriggerData *trigdata)
-{
-	TriggerDesc *triggers = trigdata->tg_relation->trigdesc;
-
-	for (int i = triggers->numtriggers - 1; i >= 0; i--)
-	{
-		Trigger    *trigger = &triggers->triggers[i];
-
-		if (trigger->tgoid == trigdata->tg_trigger->tgoid)
-			return;
-		if (TRIGGER_FOR_ROW(trigger->tgtype) && TRIGGER_FOR_BEFORE(trigger->tgtype) &&
-			TRIGGER_FOR_INSERT(trigger->tgtype))
-			ereport(ERROR,
-					(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-					 errmsg("trigger \"%s\" on table \"%s\" would fire after the extension's own",
-							trigger->tgname, RelationGetRelationName(trigdata->tg_relation)),
-					 errhint("Triggers fire in the order of their names: give it one before \"%s\".",
-							 trigdata->tg_trigger->tgname)));
-	}
-}
-
-/*
- * Row trigger of notification_events: stamps the row with its transaction and
- * with who announces it, asks for the doorbell.
- *
- * txid, origin_txid and announce are set whatever was given.  A given txid can
- * only come from elsewhere (a dump, a publisher): it goes to origin_txid, and
- * the row is not announced again.
- */
-Datum
-pne_notification_event_row(PG_FUNCTION_ARGS)
-{
-	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	TupleDesc	desc;
-	HeapTuple	tuple;
-	int			columns[] = {Anum_event_txid, Anum_event_origin_txid, Anum_event_announce};
-	Datum		values[lengthof(columns)];
-	bool		nulls[lengthof(columns)] = {false};
-	bool		restored;
-	bool		isnull;
-	Datum		name;
-
-	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		!TRIGGER_FIRED_BEFORE(trigdata->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) ||
-		!TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("_notification_event_row() must be called as a BEFORE INSERT row trigger")));
-
-	check_fires_last(trigdata);
-	desc = RelationGetDescr(trigdata->tg_relation);
-	tuple = trigdata->tg_trigtuple;
-	if (desc->natts < Natts_event ||
-		TupleDescAttr(desc, Anum_event_txid - 1)->atttypid != XID8OID)
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("_notification_event_row() is a trigger of notification_events only")));
-
-	values[1] = heap_getattr(tuple, Anum_event_txid, desc, &isnull);
-	restored = !isnull;
-	nulls[1] = isnull;
-	values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
-
-	values[2] = BoolGetDatum(false);
-
-	name = heap_getattr(tuple, Anum_event_name, desc, &isnull);
-	if (!restored && !isnull)
-	{
-		char	   *event_name = TextDatumGetCString(name);
-
-		check_event_name(event_name, (int) strlen(event_name));
-		values[2] = BoolGetDatum(announce_emitted(tuple, desc, event_name));
-	}
-
-	doorbell_at_commit(RING_EVENTS);
-	return PointerGetDatum(heap_modify_tuple_by_cols(tuple, desc, lengthof(columns),
-													 columns, values, nulls));
-}
-
-/* ----------
- * Inserting into the log
- * ----------
- */
-
-/*
- * Defaults of columns that somebody has added to the log.
- */
-static ExprState **
-prepare_defaults(Relation log, EState *estate)
-{
-	TupleDesc	desc = RelationGetDescr(log);
-	ExprState **defaults;
-
-	if (desc->natts == Natts_event)
-		return NULL;
-
-	defaults = palloc0(sizeof(ExprState *) * desc->natts);
-	for (int i = Natts_event; i < desc->natts; i++)
-	{
-		Form_pg_attribute attribute = TupleDescAttr(desc, i);
-		Expr	   *expr;
-
-		if (attribute->attisdropped || attribute->attgenerated)
-			continue;
-		expr = (Expr *) build_column_default(log, i + 1);
-		if (expr != NULL)
-			defaults[i] = ExecPrepareExpr(expr, estate);
-	}
-	return defaults;
-}
-
-/*
- * The sequence that ids are drawn from.  To look it up is a scan of pg_depend,
- * so it is remembered until something happens to the log.
- */
-static Oid
-log_sequence(Relation log)
-{
-	static Oid	known_log = InvalidOid;
-	static Oid	sequence = InvalidOid;
-	static uint64 known_changes = 0;
-	const EventCatalog *where = catalog_lookup(true);
-
-	/* of another table nobody would tell us that it has changed */
-	if (where == NULL || where->log != RelationGetRelid(log))
-		return pne_identity_sequence(log, Anum_event_id);
-	if (known_log != where->log || known_changes != catalog_log_changes())
-	{
-		uint64		changes = catalog_log_changes();
-
-		sequence = pne_identity_sequence(log, Anum_event_id);
-		known_log = RelationGetRelid(log);
-		known_changes = changes;
-	}
-	return sequence;
-}
-
-/*
- * Open the log for inserts.  schema is the extension's.
- */
-static void
-emit_begin(EmitTarget *target, Oid schema)
-{
-	Oid			relid;
-	RangeTblEntry *rte = makeNode(RangeTblEntry);
-
-	PreventCommandIfReadOnly("notify_event()");
-	PreventCommandIfParallelMode("notify_event()");
-	PreventCommandDuringRecovery("notify_event()");
-
-	relid = get_relname_relid("notification_events", schema);
-	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s.notification_events does not exist",
-						quote_identifier(get_namespace_name(schema))),
-				 errhint("It belongs to extension pg_notify_events and must keep its name.")));
-	target->log = table_open(relid, RowExclusiveLock);
-	target->sequence = log_sequence(target->log);
-
-	rte->rtekind = RTE_RELATION;
-	rte->relid = relid;
-	rte->relkind = target->log->rd_rel->relkind;
-	rte->rellockmode = RowExclusiveLock;
-
-	target->estate = CreateExecutorState();
-	pne_init_range_table(target->estate, rte);
-	target->result_rel = makeNode(ResultRelInfo);
-	InitResultRelInfo(target->result_rel, target->log, 1, NULL, 0);
-	target->estate->es_opened_result_relations =
-		lappend(target->estate->es_opened_result_relations, target->result_rel);
-	target->estate->es_output_cid = GetCurrentCommandId(true);
-	ExecOpenIndices(target->result_rel, false);
-	target->slot = ExecInitExtraTupleSlot(target->estate, RelationGetDescr(target->log),
-										  &TTSOpsVirtual);
-	target->defaults = prepare_defaults(target->log, target->estate);
-
-	AfterTriggerBeginQuery();
-}
-
-/*
- * Insert one event.  True and its id, unless a foreign BEFORE trigger has
- * swallowed the row.
- */
-static bool
-emit_row(EmitTarget *target, Datum name, Datum data, bool data_is_null, int64 *id)
-{
-	TupleTableSlot *slot = target->slot;
-	int			natts = RelationGetDescr(target->log)->natts;
-	bool		inserted;
-	bool		isnull;
-
-	ExecClearTuple(slot);
-	for (int i = 0; i < natts; i++)
-	{
-		slot->tts_values[i] = (Datum) 0;
-		slot->tts_isnull[i] = true;
-		if (target->defaults != NULL && target->defaults[i] != NULL)
-			slot->tts_values[i] = ExecEvalExpr(target->defaults[i],
-											   GetPerTupleExprContext(target->estate),
-											   &slot->tts_isnull[i]);
-	}
-
-	slot->tts_values[Anum_event_id - 1] = Int64GetDatum(nextval_internal(target->sequence, false));
-	slot->tts_isnull[Anum_event_id - 1] = false;
-	slot->tts_values[Anum_event_name - 1] = name;
-	slot->tts_isnull[Anum_event_name - 1] = false;
-	slot->tts_values[Anum_event_data - 1] = data;
-	slot->tts_isnull[Anum_event_data - 1] = data_is_null;
-	slot->tts_values[Anum_event_created_at - 1] =
-		TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-	slot->tts_isnull[Anum_event_created_at - 1] = false;
-	ExecStoreVirtualTuple(slot);
-
-	ItemPointerSetInvalid(&slot->tts_tid);
-	ExecSimpleRelationInsert(target->result_rel, target->estate, slot);
-	inserted = ItemPointerIsValid(&slot->tts_tid);
-	if (inserted && id != NULL)
-		*id = DatumGetInt64(slot_getattr(slot, Anum_event_id, &isnull));
-
-	ExecClearTuple(slot);
-	ResetPerTupleExprContext(target->estate);
-	return inserted;
-}
-
-/*
- * Fire AFTER triggers of the log and close it.
- */
-static void
-emit_end(EmitTarget *target)
-{
-	AfterTriggerEndQuery(target->estate);
-	ExecCloseIndices(target->result_rel);
-	ExecResetTupleTable(target->estate->es_tupleTable, false);
-	FreeExecutorState(target->estate);
-	table_close(target->log, NoLock);
 }
 
 /* ----------
@@ -554,7 +270,7 @@ transition_next(Tuplestorestate *store, int pointer, TupleTableSlot *slot, Memor
  * UPDATE stand at the same positions.
  */
 static void
-emit_transition_rows(EmitTarget *target, EmitTrigger *state, TriggerData *trigdata, Datum name)
+emit_transition_rows(LogAppend *append, EmitTrigger *state, TriggerData *trigdata, Datum name)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
 	Tuplestorestate *new_rows = trigdata->tg_newtable;
@@ -588,7 +304,7 @@ emit_transition_rows(EmitTarget *target, EmitTrigger *state, TriggerData *trigda
 			break;
 		CHECK_FOR_INTERRUPTS();
 		old = MemoryContextSwitchTo(row_context);
-		emit_row(target, name, change_data(state, trigdata, new_row, old_row), false, NULL);
+		append_event(append, name, change_data(state, trigdata, new_row, old_row), false, NULL);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row_context);
 	}
@@ -614,8 +330,9 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	EmitTrigger *state = (EmitTrigger *) fcinfo->flinfo->fn_extra;
-	EmitTarget	target;
+	LogAppend  *append;
 	Datum		name;
+	bool		by_row;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
@@ -634,7 +351,8 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 		state = trigger_prepare(fcinfo, trigdata);
 	name = change_name(state, fcinfo, trigdata);
 
-	emit_begin(&target, get_func_namespace(fcinfo->flinfo->fn_oid));
+	by_row = trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL;
+	append = append_begin(get_func_namespace(fcinfo->flinfo->fn_oid), by_row);
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 	{
 		HeapTuple	new_row = NULL;
@@ -646,13 +364,13 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 			old_row = trigdata->tg_trigtuple;
 		if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 			new_row = trigdata->tg_newtuple;
-		emit_row(&target, name, change_data(state, trigdata, new_row, old_row), false, NULL);
+		append_event(append, name, change_data(state, trigdata, new_row, old_row), false, NULL);
 	}
-	else if (trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL)
-		emit_transition_rows(&target, state, trigdata, name);
+	else if (by_row)
+		emit_transition_rows(append, state, trigdata, name);
 	else
-		emit_row(&target, name, change_data(state, trigdata, NULL, NULL), false, NULL);
-	emit_end(&target);
+		append_event(append, name, change_data(state, trigdata, NULL, NULL), false, NULL);
+	append_end(append);
 
 	return PointerGetDatum(NULL);
 }
@@ -668,7 +386,7 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 static Datum
 emit_call(FunctionCallInfo fcinfo, Datum data, bool data_is_null)
 {
-	EmitTarget	target;
+	LogAppend  *append;
 	int64		id = 0;
 	bool		inserted;
 	text	   *name;
@@ -681,9 +399,9 @@ emit_call(FunctionCallInfo fcinfo, Datum data, bool data_is_null)
 	name = PG_GETARG_TEXT_PP(0);
 	check_event_name(VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 
-	emit_begin(&target, get_func_namespace(fcinfo->flinfo->fn_oid));
-	inserted = emit_row(&target, PointerGetDatum(name), data, data_is_null, &id);
-	emit_end(&target);
+	append = append_begin(get_func_namespace(fcinfo->flinfo->fn_oid), false);
+	inserted = append_event(append, PointerGetDatum(name), data, data_is_null, &id);
+	append_end(append);
 
 	if (!inserted)
 		PG_RETURN_NULL();

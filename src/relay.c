@@ -219,7 +219,7 @@ relay_announce(Relation log, Snapshot snapshot, const char *channel)
 			continue;
 		CHECK_FOR_INTERRUPTS();
 		old = MemoryContextSwitchTo(event_context);
-		announce_event(channel, event->tuple, desc, event->name);
+		announce_event(channel, event, desc);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(event_context);
 	}

@@ -1,0 +1,17 @@
+/*-------------------------------------------------------------------------
+ *
+ * append.h
+ *		Inserting events into the log.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_APPEND_H
+#define PNE_APPEND_H
+
+typedef struct LogAppend LogAppend;
+
+extern LogAppend *append_begin(Oid schema, bool many);
+extern bool append_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id);
+extern void append_end(LogAppend *append);
+
+#endif							/* PNE_APPEND_H */

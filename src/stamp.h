@@ -1,0 +1,16 @@
+/*-------------------------------------------------------------------------
+ *
+ * stamp.h
+ *		What the extension writes on each row of the log.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_STAMP_H
+#define PNE_STAMP_H
+
+#include "utils/reltrigger.h"
+
+extern void stamp_event(Datum *values, bool *nulls);
+extern bool stamp_trigger_is_alone(const TriggerDesc *triggers);
+
+#endif							/* PNE_STAMP_H */
