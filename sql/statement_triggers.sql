@@ -263,6 +263,9 @@ CREATE TRIGGER see BEFORE INSERT ON notification_events FOR EACH ROW EXECUTE FUN
 INSERT INTO numbers VALUES (1), (2), (3);
 SELECT count(*), count(txid) AS stamped FROM notification_events;
 SELECT new ->> 'n' AS n FROM take_events();
+ALTER TABLE notification_events ENABLE ALWAYS TRIGGER see;
+INSERT INTO numbers VALUES (1), (2), (3);
+SELECT new ->> 'n' AS n FROM take_events();
 ALTER TABLE notification_events DISABLE TRIGGER see;
 INSERT INTO numbers VALUES (1), (2), (3);
 SELECT new ->> 'n' AS n FROM take_events();
