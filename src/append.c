@@ -12,9 +12,10 @@
  * routing; constraints, indexes and row triggers all apply.
  *
  * What the log's own row trigger would do is done here, as long as no other
- * BEFORE trigger is there (stamp.c).  Nobody can look at the log between two
- * rows then, so the rows of a statement can be stored many at once, as COPY does:
- * one search for room and one WAL record for each page.
+ * BEFORE trigger is there (stamp.c).  No trigger can look at the log between two
+ * rows then, so the rows of a statement can be stored many at once, under the
+ * same conditions as those of COPY: one search for room and one WAL record for
+ * each page.
  *
  *-------------------------------------------------------------------------
  */
