@@ -271,6 +271,29 @@ INSERT INTO numbers VALUES (1), (2), (3);
 SELECT new ->> 'n' AS n FROM take_events();
 DROP TRIGGER see ON notification_events;
 
+-- What such a trigger keeps from one row to the next outlives the row.
+CREATE TABLE words (w text);
+CREATE TRIGGER notify AFTER INSERT ON words REFERENCING NEW TABLE AS new_rows
+	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('word', new);
+CREATE FUNCTION definer() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET work_mem = '1MB' AS $$
+BEGIN
+	RETURN NEW;
+END
+$$;
+CREATE TRIGGER definer BEFORE INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION definer();
+INSERT INTO words SELECT repeat('x', i * 100) FROM generate_series(1, 40) i;
+SELECT count(*), sum(length(new ->> 'w')) FROM take_events();
+DROP TRIGGER definer ON notification_events;
+DROP TABLE words;
+
+-- A row trigger may have transition tables, too: each row is one event.
+CREATE TABLE words (w text);
+CREATE TRIGGER notify AFTER INSERT ON words REFERENCING NEW TABLE AS new_rows
+	FOR EACH ROW EXECUTE FUNCTION notify_event('word', new);
+INSERT INTO words VALUES ('a'), ('b');
+SELECT new ->> 'w' AS w FROM take_events();
+DROP TABLE words;
+
 -- Without its row trigger the log takes nothing.
 \set VERBOSITY terse
 ALTER TABLE notification_events DISABLE TRIGGER zz_notification_event_row;

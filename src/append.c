@@ -150,7 +150,7 @@ append_begin(Oid schema, bool many)
 	ExecOpenIndices(append->result_rel, false);
 	append->defaults = prepare_defaults(append->log, append->estate);
 
-	append->stamps = stamp_trigger_is_alone(append->result_rel->ri_TrigDesc);
+	append->stamps = stamp_trigger_is_alone(append->log);
 	if (append->stamps)
 		append->result_rel->ri_TrigDesc->trig_insert_before_row = false;	/* in our copy */
 	append->gathers = many && append->stamps && append->defaults == NULL &&
@@ -262,11 +262,15 @@ gather_row(LogAppend *append, TupleTableSlot *slot)
 static bool
 store_row(LogAppend *append, TupleTableSlot *slot, int64 *id)
 {
+	MemoryContext old;
 	bool		inserted;
 	bool		isnull;
 
+	/* what is kept for the next row, of a trigger's function for example, is made here */
+	old = MemoryContextSwitchTo(append->estate->es_query_cxt);
 	ItemPointerSetInvalid(&slot->tts_tid);
 	ExecSimpleRelationInsert(append->result_rel, append->estate, slot);
+	MemoryContextSwitchTo(old);
 	inserted = ItemPointerIsValid(&slot->tts_tid);
 	if (inserted && id != NULL)
 		*id = DatumGetInt64(slot_getattr(slot, Anum_event_id, &isnull));

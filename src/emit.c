@@ -351,7 +351,8 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 		state = trigger_prepare(fcinfo, trigdata);
 	name = change_name(state, fcinfo, trigdata);
 
-	by_row = trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL;
+	by_row = TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) &&
+		(trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL);
 	append = append_begin(get_func_namespace(fcinfo->flinfo->fn_oid), by_row);
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 	{

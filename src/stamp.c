@@ -62,17 +62,26 @@ check_fires_last(TriggerData *trigdata)
 	}
 }
 
+static bool
+has_columns_of_log(TupleDesc desc)
+{
+	return desc->natts >= Natts_event &&
+		TupleDescAttr(desc, Anum_event_txid - 1)->atttypid == XID8OID;
+}
+
 /*
  * Whether ours is the only trigger that an INSERT into the log fires before a
  * row is stored, and certain to fire.
  */
 bool
-stamp_trigger_is_alone(const TriggerDesc *triggers)
+stamp_trigger_is_alone(Relation log)
 {
 	const EventCatalog *catalog = catalog_lookup(true);
+	const TriggerDesc *triggers = log->trigdesc;
 	bool		found = false;
 
-	if (catalog == NULL || triggers == NULL)
+	if (catalog == NULL || catalog->log != RelationGetRelid(log) || triggers == NULL ||
+		!has_columns_of_log(RelationGetDescr(log)))
 		return false;
 	for (int i = 0; i < triggers->numtriggers; i++)
 	{
@@ -80,7 +89,7 @@ stamp_trigger_is_alone(const TriggerDesc *triggers)
 
 		if (!fires_before_insert(trigger))
 			continue;
-		if (trigger->tgfoid != catalog->row_function || trigger->tgqual != NULL ||
+		if (found || trigger->tgfoid != catalog->row_function || trigger->tgqual != NULL ||
 			trigger->tgenabled != TRIGGER_FIRES_ALWAYS)
 			return false;
 		found = true;
@@ -136,8 +145,7 @@ pne_notification_event_row(PG_FUNCTION_ARGS)
 
 	check_fires_last(trigdata);
 	desc = RelationGetDescr(trigdata->tg_relation);
-	if (desc->natts < Natts_event ||
-		TupleDescAttr(desc, Anum_event_txid - 1)->atttypid != XID8OID)
+	if (!has_columns_of_log(desc))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("_notification_event_row() is a trigger of notification_events only")));

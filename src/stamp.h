@@ -8,9 +8,9 @@
 #ifndef PNE_STAMP_H
 #define PNE_STAMP_H
 
-#include "utils/reltrigger.h"
+#include "utils/relcache.h"
 
 extern void stamp_event(Datum *values, bool *nulls);
-extern bool stamp_trigger_is_alone(const TriggerDesc *triggers);
+extern bool stamp_trigger_is_alone(Relation log);
 
 #endif							/* PNE_STAMP_H */
