@@ -15,11 +15,6 @@
  * event that fails alone has failed; it is recorded in event_retries, in a
  * transaction that moves past it.
  *
- * Before a transaction writes, it locks the progress row and compares it with
- * what the window was read from (progress_lock).  So whatever happened in
- * between - another executor, a changed definition, a replaced handler - only
- * costs the window.
- *
  * The transaction runs as the handler's owner, whose session this is.  Only the
  * statements on the own tables do not (catalog.c).
  *
@@ -30,12 +25,10 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
-#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -48,7 +41,7 @@
 #include "executor.h"
 #include "fault.h"
 #include "outage.h"
-#include "pace.h"
+#include "progress.h"
 #include "retry.h"
 #include "settings.h"
 #include "stats.h"
@@ -256,218 +249,6 @@ batch_try_again(const ErrorData *error, int tries)
 		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK;
 }
 
-/* ----------
- * Progress
- * ----------
- */
-
-/*
- * The row is where it was when it was read or written last: its place saves a
- * look-up of the name, which would have to pass all versions of the row that
- * cannot be removed.  Where it is not there any more the name tells.
- */
-static int
-execute_at(HandlerRun *run, OwnStatement *by_place, OwnStatement *by_name, Datum *values, char *nulls)
-{
-	int			place = by_place->nargs - 1;
-	int			count = 0;
-	bool		isnull;
-
-	if (ItemPointerIsValid(&run->progress_tid))
-	{
-		values[place] = PointerGetDatum(&run->progress_tid);
-		count = own_execute(by_place, values, nulls, 0);
-	}
-	if (count == 0)
-		count = own_execute(by_name, values, nulls, 0);
-	if (count == 1)
-		run->progress_tid = *(ItemPointer) DatumGetPointer(own_value(0, 1, &isnull));
-	return count;
-}
-
-/*
- * Lock the handler's progress row.  False where it is not what was read
- * before: then whatever was read is void (stale).  False, too, where somebody
- * else has it or wants it, because other handlers shall not wait for that.
- */
-bool
-progress_lock(HandlerRun *run)
-{
-#define LOCK_PROGRESS(place) \
-	"SELECT p.ctid, p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id " \
-	"FROM @s._event_handler_progress AS p " \
-	"WHERE p.handler OPERATOR(pg_catalog.=) $1" place " FOR UPDATE SKIP LOCKED"
-	static OwnStatement lock_progress = {
-		.sql = LOCK_PROGRESS(""),
-		.target = OWN_PROGRESS,
-		.nargs = 1,
-		.argtypes = {TEXTOID},
-	};
-	static OwnStatement lock_progress_at = {
-		.sql = LOCK_PROGRESS(" AND p.ctid OPERATOR(pg_catalog.=) $2"),
-		.target = OWN_PROGRESS,
-		.nargs = 2,
-		.argtypes = {TEXTOID, TIDOID},
-	};
-	Handler    *handler = run->definition;
-	Datum		values[2] = {CStringGetTextDatum(handler->name), (Datum) 0};
-	EventPosition stored = {0};
-	int64		version;
-	char	   *window;
-	bool		isnull;
-
-	if (!handler_begin_batch(handler->name) ||
-		execute_at(run, &lock_progress_at, &lock_progress, values, NULL) != 1)
-	{
-		batch_leave_alone(run);
-		return false;
-	}
-
-	version = DatumGetInt64(own_value(0, 2, &isnull));
-	stored.cursor = event_snapshot_parse(own_text(0, 3));
-	window = own_text(0, 4);
-	if (window != NULL)
-		stored.window = event_snapshot_parse(window);
-	stored.last_id = DatumGetInt64(own_value(0, 5, &isnull));
-	if (isnull)
-		stored.last_id = 0;
-
-	run->stale = version != handler->version ||
-		!event_snapshot_equal(stored.cursor, handler->position.cursor) ||
-		!event_snapshot_equal(stored.window, handler->position.window) ||
-		stored.last_id != handler->position.last_id;
-	return !run->stale;
-}
-
-/*
- * The position of a handler that has come to index next of its window.
- */
-static EventPosition
-position_at(HandlerRun *run, int64 next)
-{
-	EventPosition position = {run->cursor, NULL, 0};
-
-	/* no window was read: the stored one, if any, stands */
-	if (run->window == NULL)
-		return event_snapshot_equal(run->cursor, run->definition->position.cursor) ?
-			run->definition->position : position;
-	if (next > 0 || run->window->nids == 0)
-		return window_position(run->window, next);
-	if (event_snapshot_equal(run->definition->position.window, run->window->upto))
-		position = run->definition->position;	/* a continued window, untouched */
-	return position;
-}
-
-/*
- * Store that the handler has come to index next, within the transaction that
- * locked its row.
- */
-void
-progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
-{
-#define UPDATE_PROGRESS(place) \
-	"UPDATE @s._event_handler_progress SET " \
-	"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, " \
-	"delivered = delivered OPERATOR(pg_catalog.+) $5, " \
-	"retried = retried OPERATOR(pg_catalog.+) $6, " \
-	"last_event_id = COALESCE($7, last_event_id), " \
-	"last_delivered_at = CASE WHEN $7 IS NULL THEN last_delivered_at " \
-	"ELSE pg_catalog.clock_timestamp() END " \
-	"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8" place " " \
-	"RETURNING ctid"
-	static OwnStatement update_progress = {
-		.sql = UPDATE_PROGRESS(""),
-		.target = OWN_PROGRESS,
-		.nargs = 8,
-		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID},
-	};
-	static OwnStatement update_progress_at = {
-		.sql = UPDATE_PROGRESS(" AND ctid OPERATOR(pg_catalog.=) $9"),
-		.target = OWN_PROGRESS,
-		.nargs = 9,
-		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIDOID},
-	};
-	EventPosition position = position_at(run, next);
-	Datum		values[9] = {0};
-	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
-
-	values[0] = CStringGetTextDatum(run->definition->name);
-	values[1] = CStringGetTextDatum(event_snapshot_text(position.cursor));
-	if (position.window != NULL)
-	{
-		values[2] = CStringGetTextDatum(event_snapshot_text(position.window));
-		values[3] = Int64GetDatum(position.last_id);
-	}
-	else
-		nulls[2] = nulls[3] = 'n';
-	values[4] = Int64GetDatum(figures->delivered);
-	values[5] = Int64GetDatum(figures->retried);
-	values[6] = Int64GetDatum(figures->last_event_id);
-	if (figures->delivered == 0)
-		nulls[6] = 'n';
-	values[7] = Int64GetDatum(run->definition->created);
-
-	/*
-	 * The row is locked, so it can be gone only if the handler dropped itself;
-	 * should it have created itself again, that is another handler.
-	 */
-	if (execute_at(run, &update_progress_at, &update_progress, values, nulls) != 1)
-		run->stale = true;
-	pace_progress_written(GetTopTransactionId());
-}
-
-/*
- * What progress_store() wrote is committed: remember it as stored.
- */
-void
-progress_stored(HandlerRun *run, int64 next)
-{
-	EventPosition position = position_at(run, next);
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-	EventPosition *stored = &run->definition->position;
-	EventPosition previous = *stored;
-
-	stored->cursor = event_snapshot_copy(position.cursor);
-	stored->window = position.window ? event_snapshot_copy(position.window) : NULL;
-	stored->last_id = position.last_id;
-	MemoryContextSwitchTo(old);
-
-	pfree(previous.cursor);
-	if (previous.window != NULL)
-		pfree(previous.window);
-
-	run->next = next;
-	if (run->window != NULL && next >= run->window->nids)
-		batch_finish_window(run);
-	run->ahead_since = 0;
-	run->health->unstored = 0;
-}
-
-/*
- * Store a position that is ahead of the stored one because nothing concerned
- * the handler; durable: on disk, too.
- */
-void
-progress_flush(HandlerRun *run, bool durable)
-{
-	static const ProgressFigures nothing = {0};
-
-	if (run->ahead_since == 0)
-		return;
-	batch_start_transaction();
-	if (progress_lock(run))
-	{
-		progress_store(run, run->next, &nothing);
-		if (durable)
-			ForceSyncCommit();
-		batch_commit_transaction(0);
-		progress_stored(run, run->next);
-		executor_progress_committed(0);
-	}
-	else
-		batch_commit_transaction(0);
-}
-
 /*
  * The handler is through with its window.
  */
@@ -531,15 +312,28 @@ batch_may_run(const HandlerRun *run)
 }
 
 /*
+ * Find out which events the handler's owner is not to see.
+ */
+void
+batch_apply_row_security(Relation log, Event *events, int nevents)
+{
+	match_row_security(log, events, nevents);
+	/* a policy that has caught an error has ended all holding */
+	worker_hold_cancels();
+}
+
+/*
  * Which events of the batch pass the handler's filter, and how many.  Those that
  * are NULL do not.  The one that is being looked at is the suspect.
  */
 int
 batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect)
 {
+	bool		has_filter = (run->definition->pattern.filter != (Datum) 0);
 	int			count = 0;
 
-	careful_arm_timeout(run->definition->timeout);
+	if (has_filter)
+		careful_arm_timeout(run->definition->timeout);
 	for (int i = 0; i < nevents; i++)
 	{
 		*suspect = i;
@@ -549,7 +343,8 @@ batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc
 		count += passes[i];
 	}
 	*suspect = -1;
-	careful_disarm_timeout();
+	if (has_filter)
+		careful_disarm_timeout();
 	return count;
 }
 
@@ -610,9 +405,7 @@ read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, 
 	EventChunk *chunk = batch->chunk;
 
 	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->ids + from, batch->places + from, nevents);
-	match_row_security(log, chunk->events, chunk->length);
-	/* a policy that has caught an error has ended all holding */
-	worker_hold_cancels();
+	batch_apply_row_security(log, chunk->events, chunk->length);
 	for (int i = 0; i < chunk->length; i++)
 	{
 		Event	   *event = &chunk->events[i];

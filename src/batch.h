@@ -62,14 +62,6 @@ typedef struct HandlerRun
 	TimestampTz not_before;		/* suspended, or its row is locked: until then */
 } HandlerRun;
 
-/* what a transaction adds to the stored figures of a handler */
-typedef struct ProgressFigures
-{
-	int64		delivered;
-	int64		retried;
-	int64		last_event_id;	/* if any was delivered */
-} ProgressFigures;
-
 typedef enum BatchOutcome
 {
 	BATCH_DONE,
@@ -84,14 +76,10 @@ extern bool batch_start_transaction_if_free(void);
 extern void batch_commit_transaction(int timeout);
 extern ErrorData *batch_abort_transaction(MemoryContext context);
 extern bool batch_check_handler(HandlerRun *run);
+extern void batch_apply_row_security(Relation log, Event *events, int nevents);
 extern int	batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect);
 extern void batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchFigures *figures);
 extern bool batch_try_again(const ErrorData *error, int tries);
-
-extern bool progress_lock(HandlerRun *run);
-extern void progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures);
-extern void progress_stored(HandlerRun *run, int64 next);
-extern void progress_flush(HandlerRun *run, bool durable);
 
 extern void batch_finish_window(HandlerRun *run);
 extern void batch_leave_alone(HandlerRun *run);

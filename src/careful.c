@@ -51,6 +51,7 @@
 #include "catalog.h"
 #include "executor.h"
 #include "fault.h"
+#include "progress.h"
 #include "retry.h"
 #include "worker.h"
 

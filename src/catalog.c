@@ -22,6 +22,10 @@
  * GUARD: while such a statement runs, and only then, the guard triggers let
  * rows of the own tables change.
  *
+ * All that is changed is changed by such statements.  Only a row of the handlers'
+ * progress is locked without one (progress.c), which asks for no right and runs
+ * nobody's code, under the same condition: own_open() refuses a foreign trigger.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -65,7 +69,7 @@
 #define EXTENSION_NAME "pg_notify_events"
 #define LOG_NAME "notification_events"
 
-/* what is special about each of the tables that own_execute() changes */
+/* what is special about each of the own tables */
 typedef struct OwnTableProperties
 {
 	const char *name;
@@ -295,18 +299,20 @@ catalog_open_log(void)
 }
 
 /*
- * Whether a table has a trigger that is not ours; if so, name (of NAMEDATALEN
- * bytes) is set to its name.  On the log, to which others may put triggers,
- * those count that fire for an INSERT, enabled or not.  Locks the table until
- * the end of the transaction, so that none comes in between.
+ * Open one of the own tables, locked until the end of the transaction.  If it
+ * has a trigger that is not ours, name (of NAMEDATALEN bytes) is set to its name,
+ * else to "".  On the log, to which others may put triggers, those count that
+ * fire for an INSERT, enabled or not.
  */
-bool
-catalog_foreign_trigger(OwnTable table, char *name)
+static Relation
+open_own(OwnTable table, char *name)
 {
 	const EventCatalog *where = catalog_lookup(false);
 	Oid			ours = (table == OWN_LOG) ? where->row_function : where->guard_function;
 	Relation	rel = table_open(where->own_tables[table], RowExclusiveLock);
 	bool		found = false;
+
+	name[0] = '\0';
 
 	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers && !found; i++)
 	{
@@ -316,25 +322,38 @@ catalog_foreign_trigger(OwnTable table, char *name)
 		if (found)
 			strlcpy(name, trigger->tgname, NAMEDATALEN);
 	}
-	table_close(rel, NoLock);
-	return found;
+	return rel;
 }
 
 /*
- * Refuse to change a table that has a trigger which is not ours.
+ * Whether a table has a trigger that is not ours, and its name.  Locks the table
+ * until the end of the transaction, so that none comes in between.
  */
-static void
-check_triggers(OwnTable table)
+bool
+catalog_foreign_trigger(OwnTable table, char *name)
+{
+	table_close(open_own(table, name), NoLock);
+	return name[0] != '\0';
+}
+
+/*
+ * Open one of the own tables to change it, locked until the end of the
+ * transaction.  Refuses one that has a trigger which is not ours.
+ */
+Relation
+own_open(OwnTable table)
 {
 	char		name[NAMEDATALEN];
+	Relation	rel = open_own(table, name);
 
-	if (catalog_foreign_trigger(table, name))
+	if (name[0] != '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has a trigger \"%s\" that is not the extension's",
 						own_table_properties[table].name, name),
 				 errdetail("It would run as the owner of pg_notify_events."),
 				 errhint("Drop it, and revoke the TRIGGER privilege that let it be created.")));
+	return rel;
 }
 
 /*
@@ -403,7 +422,7 @@ own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limi
 		own_depth++;
 
 		if (statement->target != OWN_NONE)
-			check_triggers(statement->target);
+			table_close(own_open(statement->target), NoLock);
 		prepare_statement(statement, where);
 		result = SPI_execute_plan(statement->plan, values, nulls, false, limit);
 	}

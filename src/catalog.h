@@ -82,6 +82,7 @@ extern bool catalog_extension_exists(void);
 extern Relation catalog_open_log(void);
 extern uint64 catalog_log_changes(void);
 extern bool catalog_foreign_trigger(OwnTable table, char *name);
+extern Relation own_open(OwnTable table);
 extern int	own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limit);
 extern Datum own_value(int row, int column, bool *isnull);
 extern char *own_text(int row, int column);

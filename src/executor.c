@@ -51,6 +51,7 @@
 #include "fault.h"
 #include "outage.h"
 #include "pace.h"
+#include "progress.h"
 #include "retry.h"
 #include "settings.h"
 #include "worker.h"

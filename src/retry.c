@@ -45,6 +45,7 @@
 #include "executor.h"
 #include "fault.h"
 #include "outage.h"
+#include "progress.h"
 #include "retry.h"
 #include "settings.h"
 #include "stats.h"
@@ -526,7 +527,7 @@ call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool nev
 		return false;
 	}
 
-	match_row_security(log, event, 1);
+	batch_apply_row_security(log, event, 1);
 	if (event->hidden)
 	{
 		discard_retry(name, event->id, "row security hides the event");

@@ -3,7 +3,7 @@
  *		The snapshot cursor: nothing is skipped, nothing doubled.
  *
  * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() window_read() window_scan() in src/window.c
- * mirrors: progress_lock() progress_store() progress_stored() progress_flush() position_at() in src/batch.c
+ * mirrors: progress_lock() progress_store() progress_stored() progress_flush() position_at() in src/progress.c
  * mirrors: batch_turn() try_events() batch_finish_window() in src/batch.c
  * mirrors: read_windows() load_runs() take_window() in src/executor.c
  * mirrors: pne_create_event_handler() in src/definition.c
