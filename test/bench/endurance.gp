@@ -2,7 +2,8 @@
 # "area", writes "target".  Of which parts is said by "parts".
 #
 #	held.dat	a line for each minute: its number, p99 of transactions and of the
-#				handler in ms, size of _event_handler_progress in kB
+#				handler in ms, size of _event_handler_progress in kB, p99 of
+#				transactions without a trigger in ms
 #	memory.dat	a line for each portion of events: how many there were until then,
 #				kB of launcher, listener and executor
 
@@ -29,7 +30,7 @@ if (held) {
 	set xlabel 'minute, of '.minute.' s'
 	set ylabel 'p99, milliseconds'
 	set title 'Two open transactions, '.rate.' INSERTs/s'
-	plot area.'/held.dat' using 1:2 title 'INSERT', '' using 1:3 title 'from creation to handler'
+	plot area.'/held.dat' using 1:2 title 'INSERT', '' using 1:5 title 'without a trigger', '' using 1:3 title 'from creation to handler'
 	set ylabel 'MB'
 	set title 'Size of \_event\_handler\_progress'
 	plot area.'/held.dat' using 1:($4 / 1024) notitle
