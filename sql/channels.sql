@@ -35,8 +35,16 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- What is sent before the channel is listened on is nobody's business.
+-- What is sent before the channel is listened on is nobody's business, once the
+-- listener has come by it; as with LISTEN in a session that listens already.
+SELECT becomes_true($$count(*) = 1 FROM event_worker_stats
+	WHERE kind = 'listener' AND database = current_database() AND state IN ('listening', 'idle')$$);
+SELECT notifications_received AS before FROM event_worker_stats
+	WHERE kind = 'listener' AND database = current_database() \gset
 NOTIFY orders, 'too early';
+NOTIFY event_notification, 'too early';
+SELECT becomes_true(format($$notifications_received > %s FROM event_worker_stats
+	WHERE kind = 'listener' AND database = current_database()$$, :before));
 SELECT listen_event_channel('orders');
 SELECT listen_event_channel('Order "Ü" changed', 'order_changed');
 SELECT channel, owner = current_user AS mine, event_name, created_at IS NOT NULL AS created
