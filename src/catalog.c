@@ -313,7 +313,6 @@ open_own(OwnTable table, char *name)
 	bool		found = false;
 
 	name[0] = '\0';
-
 	for (int i = 0; rel->trigdesc != NULL && i < rel->trigdesc->numtriggers && !found; i++)
 	{
 		Trigger    *trigger = &rel->trigdesc->triggers[i];
