@@ -33,6 +33,18 @@ sub emit
 		join('', map { q(SELECT notify_event('order ' || currval('notification_events_id_seq')::text) FROM nextval('notification_events_id_seq');) } 1 .. $count));
 }
 
+# of this consumer, all that there is
+sub wait_until_acknowledged
+{
+	my ($consumer) = @_;
+
+	$node->poll_query_until('postgres',
+		"SELECT pending = 0 AND batch = 0 FROM event_consumer_stats WHERE consumer = '$consumer'")
+	  or die "not all is acknowledged by $consumer";
+	return;
+}
+
+# a client's program; NAME is its consumer's, if it has one
 sub start
 {
 	my ($name, @command) = @_;
@@ -43,8 +55,9 @@ sub start
 	return \%client;
 }
 
-# Until it has printed these ids; they are what it has printed, each once, with
-# something behind it
+# Until it has printed these ids, and acknowledged them: what is not comes again
+# when its connection is ended.  They are what it has printed, each once, with
+# something behind it.
 sub prints
 {
 	my ($client, $name, @ids) = @_;
@@ -56,6 +69,7 @@ sub prints
 	is(join(' ', map { /^(\d+)[ |]order \d+$/ ? $1 : "?$_" } split /\n/, $client->{out}),
 		"@ids", "$client->{name}: $name: each once, in order");
 	$client->{out} = '';
+	wait_until_acknowledged($client->{name});
 	return;
 }
 
@@ -120,22 +134,30 @@ until (system('psql', '-X', '-q', '-o', '/dev/null', '-c', 'SELECT 1', $pooled) 
 	die 'pgbouncer does not come up' if $attempts++ > 100 || !$pooler->pumpable;
 	select(undef, undef, undef, 0.1);
 }
-my $deaf = start('recipe', 'python3', "$clients/recipe_listener.py", $pooled);
 foreach my $name ('async', 'psql')
 {
 	$node->safe_psql('postgres', "SELECT create_event_consumer('$name')");
-	my $client = start("$name through pgbouncer", @{ $command{$name} }[ 0, 1 ], $pooled);
+	my $client = start($name, @{ $command{$name} }[ 0, 1 ], $pooled);
 	foreach my $n (1 .. 3)
 	{
-		prints($client, "an event at a time, $n", emit(1));
+		prints($client, "through pgbouncer, an event at a time, $n", emit(1));
 	}
-	prints($client, 'more than a batch of them', emit(250));
+	prints($client, 'through pgbouncer, more than a batch of them', emit(250));
 	$client->{run}->kill_kill(grace => 0);
 	$node->safe_psql('postgres', "SELECT drop_event_consumer('$name')");
 }
+
+# It comes last: the server's session goes on listening, for whoever has it next.
+my @recipe = ('python3', "$clients/recipe_listener.py");
+my $deaf = start('recipe', @recipe, $pooled);
+my $hears = start('recipe', @recipe, $node->connstr('postgres'));
+$node->poll_query_until('postgres', q(SELECT count(*) = 2 FROM pg_stat_activity WHERE query = 'LISTEN event_notification' AND state = 'idle'))
+  or die 'they do not listen';
+emit(1);
+ok(pump_until($hears->{run}, $hears->{timer}, \$hears->{out}, qr/^event_notification - order \d+\n/m), 'LISTEN hears');
 $deaf->{run}->pump_nb;
 is($deaf->{out}, '', 'LISTEN through a pooler hears nothing');
-$deaf->{run}->kill_kill(grace => 0);
+$_->{run}->kill_kill(grace => 0) foreach $deaf, $hears;
 $pooler->kill_kill(grace => 5);
 
 #
@@ -223,9 +245,7 @@ $load->kill_kill(grace => 5);
 $node->poll_query_until('postgres',
 	q(SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'))
   or die "writers do not end";
-$node->poll_query_until('postgres',
-	q(SELECT pending = 0 AND batch = 0 FROM event_consumer_stats WHERE consumer = 'durable'))
-  or die 'not all is acknowledged';
+wait_until_acknowledged('durable');
 my $expected = $node->safe_psql('postgres', "SELECT id FROM notification_events WHERE id > $before ORDER BY id");
 ok(ledger() eq "$expected\n", 'durable: its ledger has exactly the events that were committed')
   or diag(join ' ', (split /\n/, $expected) + 0, 'events,', (split /\n/, ledger()) + 0, 'in the ledger');
@@ -233,9 +253,7 @@ cmp_ok(scalar(split /\n/, $expected), '>', 3000, 'durable: there were some');
 
 # An idle one is woken by the announcement, long before its own minute is over.
 $node->safe_psql('postgres', q(SELECT notify_event('the last one')));
-$node->poll_query_until('postgres',
-	q(SELECT pending = 0 AND batch = 0 FROM event_consumer_stats WHERE consumer = 'durable'))
-  or die 'not handled';
+wait_until_acknowledged('durable');
 pass('durable: woken by an announcement');
 $durable->{run}->kill_kill(grace => 0);
 
