@@ -285,6 +285,7 @@ stats_batch_committed(const Handler *handler, const BatchFigures *figures)
 {
 	HandlerEntry *entry;
 	EventEntry *event = NULL;
+	const char *name = NULL;
 
 	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
 	entry = handler_entry(handler);
@@ -303,8 +304,11 @@ stats_batch_committed(const Handler *handler, const BatchFigures *figures)
 	for (int i = 0; i < figures->nevents; i++)
 	{
 		/* neighbours mostly have the same name */
-		if (event == NULL || strcmp(event->key.name, figures->events[i]->name) != 0)
-			event = event_entry(figures->events[i]->name);
+		if (name == NULL || strcmp(name, figures->events[i]->name) != 0)
+		{
+			name = figures->events[i]->name;
+			event = event_entry(name);
+		}
 		if (event != NULL)
 			event->delivered++;
 	}
