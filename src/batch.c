@@ -58,8 +58,7 @@
 typedef struct Batch
 {
 	int			nevents;
-	int64	   *ids;
-	ItemPointerData *places;
+	EventRef   *refs;
 	int64	   *indexes;		/* of each in the window, and of what is behind */
 	EventChunk *chunk;			/* the rows that were read last */
 } Batch;
@@ -404,7 +403,7 @@ read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, 
 {
 	EventChunk *chunk = batch->chunk;
 
-	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->ids + from, batch->places + from, nevents);
+	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->refs + from, nevents);
 	batch_apply_row_security(log, chunk->events, chunk->length);
 	for (int i = 0; i < chunk->length; i++)
 	{
@@ -463,7 +462,7 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 	attempt->suspect = -1;
 	attempt->error = NULL;
 	stats_batch_begins(&figures, nevents);
-	executor_report_running(run->definition->name, batch->ids[from], nevents);
+	executor_report_running(run->definition->name, batch->refs[from].id, nevents);
 
 	PG_TRY();
 	{
@@ -635,8 +634,7 @@ thin_out(HandlerRun *run, Batch *batch)
 		batch->indexes[count + 1] = batch->indexes[i + 1];
 		if (events[i] == NULL)
 			continue;
-		batch->places[count] = batch->places[i];
-		batch->ids[count++] = batch->ids[i];
+		batch->refs[count++] = batch->refs[i];
 	}
 	batch->nevents = count;
 	if (count == 0 && nevents > 0)
@@ -656,7 +654,7 @@ run_carefully(HandlerRun *run, Batch *batch)
 	for (int i = 0; i < batch->nevents; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (retry_run_fresh(run, batch->ids[i], batch->indexes[i + 1]) != BATCH_DONE ||
+		if (retry_run_fresh(run, batch->refs[i].id, batch->indexes[i + 1]) != BATCH_DONE ||
 			batch_is_held(run) || GetCurrentTimestamp() >= deadline)
 			break;
 	}
@@ -675,12 +673,14 @@ batch_seek(HandlerRun *run)
 	if (run->names == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(run->context);
+		int64		next;
 
 		run->names = match_names(&run->definition->pattern, window->names);
 		MemoryContextSwitchTo(old);
-		pass_over(run, window_next(window, run->next, run->names), 0);
+		(void) window_find(window, run->next, run->names, 0, &next);
+		pass_over(run, next, 0);
 	}
-	if (run->next < window->nids)
+	if (run->next < window->nevents)
 		return true;
 	batch_finish_window(run);
 	return false;
@@ -694,21 +694,14 @@ static void
 fill_batch(HandlerRun *run, Batch *batch, int limit)
 {
 	Window	   *window = run->window;
-	int64		room = Min(window->nids - run->next, limit);
-	int64		i;
+	int64		room = Min(window->nevents - run->next, limit);
 
-	batch->nevents = 0;
-	batch->ids = palloc(sizeof(int64) * room);
-	batch->places = palloc(sizeof(ItemPointerData) * room);
+	batch->refs = palloc(sizeof(EventRef) * room);
 	batch->indexes = palloc(sizeof(int64) * (room + 1));
 	batch->chunk = chunk_create(CurrentMemoryContext);
-	for (i = run->next; i < window->nids && batch->nevents < limit; i = window_next_after(window, i, run->names))
-	{
-		batch->places[batch->nevents] = window->places[i];
-		batch->ids[batch->nevents] = window->ids[i];
-		batch->indexes[batch->nevents++] = i;
-	}
-	batch->indexes[batch->nevents] = i;
+	batch->nevents = window_find(window, run->next, run->names, (int) room, batch->indexes);
+	for (int i = 0; i < batch->nevents; i++)
+		batch->refs[i] = window->events[batch->indexes[i]];
 }
 
 /*
@@ -732,6 +725,6 @@ batch_turn(HandlerRun *run)
 	else
 		(void) run_events(run, &batch, 0, batch.nevents, &done);
 
-	if (run->window != NULL && run->next >= run->window->nids)
+	if (run->window != NULL && run->next >= run->window->nevents)
 		batch_finish_window(run);
 }

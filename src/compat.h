@@ -57,6 +57,13 @@ extern PGDLLEXPORT void _PG_init(void);
 #define member_can_set_role(member, role) is_member_of_role((member), (role))
 #endif
 
+/* 16 calls a relation's place in the file system a locator (b0a55e4329) */
+#if PG_VERSION_NUM < 160000
+#define pne_relation_locator(rel) ((rel)->rd_node)
+#else
+#define pne_relation_locator(rel) ((rel)->rd_locator)
+#endif
+
 /* 17 renamed the number of a process */
 #if PG_VERSION_NUM < 170000
 #define MyProcNumber (MyProc->pgprocno)
@@ -148,6 +155,16 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 #else
 #define pne_index_beginscan(heap, index, snapshot, nkeys) \
 	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0, SO_NONE)
+#endif
+
+/* 19 has flags there, and heap remembers which block of a table it has pinned */
+#if PG_VERSION_NUM < 190000
+#define pne_index_fetch_begin(rel) table_index_fetch_begin(rel)
+#define pne_set_heap_buffer(fetch, block, buffer) ((fetch)->xs_cbuf = (buffer))
+#else
+#define pne_index_fetch_begin(rel) table_index_fetch_begin((rel), 0)
+#define pne_set_heap_buffer(fetch, block, buffer) \
+	((fetch)->xs_blk = (block), (fetch)->xs_cbuf = (buffer))
 #endif
 
 /* 19 dropped the maximum size of a shared hash, which was the second count */

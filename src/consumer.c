@@ -426,16 +426,15 @@ look_at_event(EventSearch *search, const Event *event, bool match)
  * many were looked at.
  */
 static int64
-search_events(EventSearch *search, const int64 *ids, ItemPointer places, int64 nids, bool match,
-			  TimestampTz deadline)
+search_events(EventSearch *search, const EventRef *refs, int64 nrefs, bool match, TimestampTz deadline)
 {
 	EventChunk *chunk = chunk_create(CurrentMemoryContext);
 	int64		next = 0;
 
-	while (next < nids && !search_is_full(search))
+	while (next < nrefs && !search_is_full(search))
 	{
-		(void) chunk_load(chunk, search->log, search->snapshot, ids + next,
-						  places != NULL ? places + next : NULL, (int) Min(nids - next, search->step));
+		(void) chunk_load(chunk, search->log, search->snapshot, refs + next,
+						  (int) Min(nrefs - next, search->step));
 		hide_events(search, chunk->events, chunk->length);
 		for (int i = 0; i < chunk->length && !search_is_full(search); i++)
 		{
@@ -459,7 +458,11 @@ search_events(EventSearch *search, const int64 *ids, ItemPointer places, int64 n
 int
 search_ids(EventSearch *search, const int64 *ids, int nids)
 {
-	return (int) search_events(search, ids, NULL, nids, false, DT_NOEND);
+	EventRef   *refs = palloc(sizeof(EventRef) * nids);
+
+	for (int i = 0; i < nids; i++)
+		refs[i] = event_ref(ids[i]);
+	return (int) search_events(search, refs, nids, false, DT_NOEND);
 }
 
 /*
@@ -489,9 +492,9 @@ search_log(EventSearch *search)
 			window = window_read_on(search->log, position, search->snapshot, search->step, CurrentMemoryContext);
 		else
 			window = window_read(search->log, position, search->snapshot, search->upto, CurrentMemoryContext);
-		read_on = (window->nids > 0);
+		read_on = (window->nevents > 0);
 
-		next = search_events(search, window->ids, window->places, window->nids, true, deadline);
+		next = search_events(search, window->events, window->nevents, true, deadline);
 		{
 			EventPosition come_to = window_position(window, next);
 

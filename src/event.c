@@ -7,8 +7,13 @@
  * ids and where their rows were when it was read.  Here the rows are fetched from
  * there: to descend the index on id for each costs several times what the rest
  * of reading does.  A row that is not there any more, as it was updated, or the
- * table was rewritten, is looked for by its id; and as another event may have
- * come to its place, the id tells whether it is the right one.
+ * table was rewritten, is looked for by its id; so is one that had been updated on
+ * its page before, which heap does not begin with.  And as another event may have
+ * come to a place, the id tells whether it is the right one.
+ *
+ * A handler's events may be far from each other, with those of others between,
+ * and then most of the time goes by waiting for memory.  So the processor is told
+ * of rows some while before they are read.
  *
  * The caller has locked the log before he took the snapshot.
  *
@@ -18,12 +23,15 @@
 
 #include "access/detoast.h"
 #include "access/genam.h"
+#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/relscan.h"
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "miscadmin.h"
+#include "storage/buf_internals.h"
+#include "storage/bufmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -34,6 +42,22 @@
 #include "compat.h"
 #include "event.h"
 #include "settings.h"
+
+/*
+ * So many rows before they are read the processor is told of so many: at once,
+ * as each waits for its page to be found, and those of some can be looked for at
+ * the same time.
+ */
+#define PREFETCH_ROWS 8
+
+/* bytes that most processors fetch at once; most rows of the log lie in two */
+#define CACHE_LINE 64
+
+#ifdef __GNUC__
+#define prefetch(address) __builtin_prefetch(address)
+#else
+#define prefetch(address) ((void) (address))
+#endif
 
 /*
  * The transaction that recorded an event.
@@ -59,6 +83,36 @@ event_slot_id(TupleTableSlot *slot)
 
 	Assert(!isnull);
 	return DatumGetInt64(value);
+}
+
+/*
+ * To find the event in a slot, whose id is known, again.
+ */
+EventRef
+event_slot_ref(TupleTableSlot *slot, int64 id)
+{
+	EventRef	ref = {.id = id, .place = slot->tts_tid};
+
+	if (TTS_IS_BUFFERTUPLE(slot))
+	{
+		BufferHeapTupleTableSlot *buffered = (BufferHeapTupleTableSlot *) slot;
+
+		if (BufferIsValid(buffered->buffer) && !BufferIsLocal(buffered->buffer))
+			ref.row = (const char *) buffered->base.tuple->t_data;
+	}
+	return ref;
+}
+
+/*
+ * To find an event of which only the id is known.
+ */
+EventRef
+event_ref(int64 id)
+{
+	EventRef	ref = {.id = id};
+
+	ItemPointerSetInvalid(&ref.place);
+	return ref;
 }
 
 /*
@@ -123,6 +177,16 @@ id_scan_next(IdScan *by_id)
 	return index_getnext_slot(by_id->scan, ForwardScanDirection, by_id->slot);
 }
 
+/*
+ * One event, in the slot; false if it is not there.
+ */
+static bool
+id_scan_find(IdScan *by_id, int64 id)
+{
+	id_scan_range(by_id, id, id);
+	return id_scan_next(by_id);
+}
+
 static void
 id_scan_end(IdScan *by_id)
 {
@@ -156,8 +220,7 @@ event_fetch(Event *event, Relation log, Snapshot snapshot, int64 id)
 	bool		found;
 
 	id_scan_begin(&by_id, log, snapshot);
-	id_scan_range(&by_id, id, id);
-	found = id_scan_next(&by_id);
+	found = id_scan_find(&by_id, id);
 	if (found)
 		event_from_slot(event, by_id.slot);
 	id_scan_end(&by_id);
@@ -196,44 +259,123 @@ chunk_free(EventChunk *chunk)
 }
 
 /*
- * Find an event where it was, or else by its id; it is in the slot then.
+ * Have the processor fetch what reading these rows will look at: the buffers'
+ * headers, those of the pages, the line pointers and the rows.  By then a buffer
+ * may hold another page; that costs time only.  It must be inlined: a call that
+ * has no effect but this is left out by gcc.
  */
-static bool
-find_event(IdScan *by_id, TableScanDesc by_place, int64 id, ItemPointer place)
+static pg_attribute_always_inline void
+prefetch_rows(const EventRef *refs, int nrefs)
 {
-	if (place != NULL && table_tuple_tid_valid(by_place, place) &&
-		table_tuple_fetch_row_version(by_place->rs_rd, place, by_place->rs_snapshot, by_id->slot) &&
-		event_slot_id(by_id->slot) == id)
-		return true;
-	id_scan_range(by_id, id, id);
-	return id_scan_next(by_id);
+	for (int i = 0; i < nrefs; i++)
+	{
+		const EventRef *ref = &refs[i];
+		const char *page;
+		Size		at;
+
+		if (ref->row == NULL)
+			continue;
+		at = (Size) (ref->row - BufferBlocks);
+		page = ref->row - at % BLCKSZ;
+		prefetch(ref->row);
+		prefetch(ref->row + CACHE_LINE);
+		prefetch(page);
+		prefetch(page + SizeOfPageHeaderData +
+				 (ItemPointerGetOffsetNumber(&ref->place) - 1) * sizeof(ItemIdData));
+		prefetch(GetBufferDescriptor((uint32) (at / BLCKSZ)));
+	}
 }
 
 /*
- * Have events in memory, by their ids and, if they are known, their places: of
- * the first ones so many that they are all, or about batch_bytes.  Returns how
- * many those are.  What was in the chunk before is gone.
+ * Reading rows of the log where they were.
+ */
+typedef struct PlaceScan
+{
+	TableScanDesc places;
+	IndexFetchTableData *fetch;
+	bool		is_heap;
+} PlaceScan;
+
+static void
+place_scan_begin(PlaceScan *by_place, Relation log, Snapshot snapshot)
+{
+	by_place->places = table_beginscan_tid(log, snapshot);
+	by_place->fetch = pne_index_fetch_begin(log);
+	by_place->is_heap = (log->rd_tableam == GetHeapamTableAmRoutine());
+}
+
+static void
+place_scan_end(PlaceScan *by_place)
+{
+	table_index_fetch_end(by_place->fetch);
+	table_endscan(by_place->places);
+}
+
+/*
+ * Where the buffer that had a row still has its page, heap need not look for the
+ * page: it looks first at the one that it has had before.  The table's statistics
+ * do not count that as a hit.
+ */
+static void
+offer_buffer(IndexFetchTableData *fetch, const EventRef *ref)
+{
+	IndexFetchHeapData *heap = (IndexFetchHeapData *) fetch;
+	BlockNumber block = ItemPointerGetBlockNumber(&ref->place);
+	Buffer		buffer = (Buffer) ((ref->row - BufferBlocks) / BLCKSZ + 1);
+
+	if (buffer == heap->xs_cbuf ||
+		!ReadRecentBuffer(pne_relation_locator(fetch->rel), MAIN_FORKNUM, block, buffer))
+		return;
+	if (BufferIsValid(heap->xs_cbuf))
+		ReleaseBuffer(heap->xs_cbuf);
+	pne_set_heap_buffer(heap, block, buffer);
+}
+
+/*
+ * The event in the slot, if it is where it was.
+ */
+static bool
+fetch_where_it_was(PlaceScan *by_place, const EventRef *ref, TupleTableSlot *slot)
+{
+	ItemPointerData place = ref->place;
+	bool		more = false;
+
+	if (!ItemPointerIsValid(&place) || !table_tuple_tid_valid(by_place->places, &place))
+		return false;
+	if (by_place->is_heap && ref->row != NULL)
+		offer_buffer(by_place->fetch, ref);
+	return table_index_fetch_tuple(by_place->fetch, &place, by_place->places->rs_snapshot, slot, &more, NULL) &&
+		event_slot_id(slot) == ref->id;
+}
+
+/*
+ * Have events in memory: of the first ones so many that they are all, or about
+ * batch_bytes.  Returns how many those are.  What was in the chunk before is gone.
  */
 int
-chunk_load(EventChunk *chunk, Relation log, Snapshot snapshot, const int64 *ids, ItemPointer places, int nids)
+chunk_load(EventChunk *chunk, Relation log, Snapshot snapshot, const EventRef *refs, int nrefs)
 {
 	MemoryContext old = CurrentMemoryContext;
 	Size		enough = (Size) pne_batch_bytes * 1024;
 	Size		bytes = 0;
-	TableScanDesc by_place = table_beginscan_tid(log, snapshot);
+	PlaceScan	by_place;
 	IdScan		by_id;
 
 	chunk_clear(chunk);
-	chunk->events = MemoryContextAllocZero(chunk->context, sizeof(Event) * nids);
+	chunk->events = MemoryContextAllocZero(chunk->context, sizeof(Event) * nrefs);
+	place_scan_begin(&by_place, log, snapshot);
 	id_scan_begin(&by_id, log, snapshot);
-	while (chunk->length < nids && bytes < enough)
+	while (chunk->length < nrefs && bytes < enough)
 	{
 		int			i = chunk->length++;
 		Event	   *event = &chunk->events[i];
 
 		CHECK_FOR_INTERRUPTS();
-		event->id = ids[i];
-		if (!find_event(&by_id, by_place, ids[i], places != NULL ? &places[i] : NULL))
+		if (i % PREFETCH_ROWS == 0 && i + PREFETCH_ROWS < nrefs)
+			prefetch_rows(refs + i + PREFETCH_ROWS, Min(PREFETCH_ROWS, nrefs - i - PREFETCH_ROWS));
+		event->id = refs[i].id;
+		if (!fetch_where_it_was(&by_place, &refs[i], by_id.slot) &&
+			!id_scan_find(&by_id, refs[i].id))
 			continue;
 		MemoryContextSwitchTo(chunk->context);
 		event_from_slot(event, by_id.slot);
@@ -241,6 +383,6 @@ chunk_load(EventChunk *chunk, Relation log, Snapshot snapshot, const int64 *ids,
 		bytes += event->size;
 	}
 	id_scan_end(&by_id);
-	table_endscan(by_place);
+	place_scan_end(&by_place);
 	return chunk->length;
 }

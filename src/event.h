@@ -14,6 +14,8 @@
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
 
+#include "names.h"
+
 typedef struct Event
 {
 	int64		id;
@@ -23,6 +25,17 @@ typedef struct Event
 	bool		hidden;			/* row security hides it from the handlers' owner */
 	HeapTuple	tuple;			/* NULL: deleted since the window was read */
 } Event;
+
+/*
+ * An event that is not in memory, and where its row was when it was seen.
+ */
+typedef struct EventRef
+{
+	int64		id;
+	const char *row;			/* in shared buffers, or NULL; not to be read */
+	ItemPointerData place;		/* in the table, or invalid */
+	NameNumber	name;			/* in a window with names */
+} EventRef;
 
 /*
  * Events in memory, in ascending order of their ids.
@@ -39,6 +52,8 @@ typedef bool (*EventCallback) (TupleTableSlot *slot, int64 id, void *arg);
 
 extern uint64 event_slot_txid(TupleTableSlot *slot);
 extern int64 event_slot_id(TupleTableSlot *slot);
+extern EventRef event_slot_ref(TupleTableSlot *slot, int64 id);
+extern EventRef event_ref(int64 id);
 extern void event_from_slot(Event *event, TupleTableSlot *slot);
 extern void event_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 to,
 						   EventCallback callback, void *arg);
@@ -47,6 +62,6 @@ extern EventChunk *chunk_create(MemoryContext parent);
 extern void chunk_clear(EventChunk *chunk);
 extern void chunk_free(EventChunk *chunk);
 extern int	chunk_load(EventChunk *chunk, Relation log, Snapshot snapshot,
-					   const int64 *ids, ItemPointer places, int nids);
+					   const EventRef *refs, int nrefs);
 
 #endif							/* PNE_EVENT_H */

@@ -601,7 +601,7 @@ take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapsho
 	}
 	run->next = 0;
 
-	if (run->window->nids == 0)
+	if (run->window->nevents == 0)
 	{
 		/*
 		 * Nothing there.  That the position is ahead now is not worth storing,

@@ -139,10 +139,14 @@ match_names(const EventPattern *pattern, const EventNames *names)
 
 	wanted->names[NAME_UNKNOWN] = names->has_unknown;
 	wanted->count = names->has_unknown ? 1 : 0;
-	for (int number = NAME_UNKNOWN + 1; number < names->count; number++)
+	wanted->some = NAME_UNKNOWN;
+	for (NameNumber number = NAME_UNKNOWN + 1; number < names->count; number++)
 	{
 		wanted->names[number] = match_name(pattern, names->names[number]);
-		wanted->count += wanted->names[number];
+		if (!wanted->names[number])
+			continue;
+		wanted->count++;
+		wanted->some = number;
 	}
 	return wanted;
 }

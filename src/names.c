@@ -26,6 +26,8 @@
 /* numbers of a window, NAME_UNKNOWN among them */
 #define MAX_NAMES 10000
 
+StaticAssertDecl(MAX_NAMES <= PG_UINT16_MAX, "numbers of names fit");
+
 /* first room for them; as long as that is enough they are just compared */
 #define FEW_NAMES 8
 
@@ -38,7 +40,7 @@ typedef struct NameKey
 typedef struct NameEntry
 {
 	NameKey		key;
-	uint32		number;
+	NameNumber	number;
 } NameEntry;
 
 static uint32
@@ -75,7 +77,7 @@ names_create(void)
 }
 
 static bool
-is_name(const EventNames *names, uint32 number, const NameKey *key)
+is_name(const EventNames *names, NameNumber number, const NameKey *key)
 {
 	const char *name = names->names[number];
 
@@ -85,14 +87,14 @@ is_name(const EventNames *names, uint32 number, const NameKey *key)
 /*
  * The number of a name that is there, or NAME_UNKNOWN.
  */
-static uint32
+static NameNumber
 find_name(const EventNames *names, const NameKey *key)
 {
 	NameEntry  *entry;
 
 	if (names->table == NULL)
 	{
-		for (int number = NAME_UNKNOWN + 1; number < names->count; number++)
+		for (NameNumber number = NAME_UNKNOWN + 1; number < names->count; number++)
 		{
 			if (is_name(names, number, key))
 				return number;
@@ -104,7 +106,7 @@ find_name(const EventNames *names, const NameKey *key)
 }
 
 static void
-enter_name(EventNames *names, uint32 number)
+enter_name(EventNames *names, NameNumber number)
 {
 	NameKey		key = {names->names[number], (int) strlen(names->names[number])};
 	NameEntry  *entry = hash_search(names->table, &key, HASH_ENTER, NULL);
@@ -128,19 +130,19 @@ begin_table(EventNames *names)
 
 	names->table = hash_create("event names", names->room, &control,
 							   HASH_ELEM | HASH_FUNCTION | HASH_COMPARE | HASH_CONTEXT);
-	for (int number = NAME_UNKNOWN + 1; number < names->count; number++)
+	for (NameNumber number = NAME_UNKNOWN + 1; number < names->count; number++)
 		enter_name(names, number);
 }
 
 /*
  * The number of a name, which is given as length bytes.
  */
-uint32
+NameNumber
 names_number(EventNames *names, const char *text, int length)
 {
 	NameKey		key = {text, length};
 	char	   *name;
-	uint32		number;
+	NameNumber	number;
 
 	/* neighbours mostly have the same name */
 	if (is_name(names, names->last, &key))

@@ -14,13 +14,15 @@
 /* the number of all names beyond those that are kept */
 #define NAME_UNKNOWN	0
 
+typedef uint16 NameNumber;
+
 typedef struct EventNames
 {
 	MemoryContext context;
-	int			count;			/* of numbers, NAME_UNKNOWN among them */
+	NameNumber	count;			/* of numbers, NAME_UNKNOWN among them */
 	char	  **names;			/* by number; NULL for NAME_UNKNOWN */
 	int			room;
-	uint32		last;			/* that was asked for */
+	NameNumber	last;			/* that was asked for */
 	bool		has_unknown;	/* NAME_UNKNOWN was given to some */
 	HTAB	   *table;			/* or NULL as long as there are few */
 } EventNames;
@@ -29,10 +31,11 @@ typedef struct EventNames
 typedef struct WantedNames
 {
 	int			count;			/* how many; NAME_UNKNOWN is one if there are such */
+	NameNumber	some;			/* one of them */
 	bool		names[FLEXIBLE_ARRAY_MEMBER];	/* by number */
 } WantedNames;
 
 extern EventNames *names_create(void);
-extern uint32 names_number(EventNames *names, const char *text, int length);
+extern NameNumber names_number(EventNames *names, const char *text, int length);
 
 #endif							/* PNE_NAMES_H */

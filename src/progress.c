@@ -193,7 +193,7 @@ position_at(HandlerRun *run, int64 next)
 	if (run->window == NULL)
 		return event_snapshot_equal(run->cursor, run->definition->position.cursor) ?
 			run->definition->position : position;
-	if (next > 0 || run->window->nids == 0)
+	if (next > 0 || run->window->nevents == 0)
 		return window_position(run->window, next);
 	if (event_snapshot_equal(run->definition->position.window, run->window->upto))
 		position = run->definition->position;	/* a continued window, untouched */
@@ -285,7 +285,7 @@ progress_stored(HandlerRun *run, int64 next)
 		pfree(previous.window);
 
 	run->next = next;
-	if (run->window != NULL && next >= run->window->nids)
+	if (run->window != NULL && next >= run->window->nevents)
 		batch_finish_window(run);
 	run->ahead_since = 0;
 	run->health->unstored = 0;

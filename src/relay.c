@@ -188,7 +188,7 @@ relay_take_up(Relation log, Snapshot snapshot)
 	MemoryContextSetParent(window->context, relay_context);
 	next = 0;
 	stats_flush_noted();
-	if (window->nids == 0)
+	if (window->nevents == 0)
 		finish_window(found);
 	return found;
 }
@@ -207,8 +207,8 @@ relay_announce(Relation log, Snapshot snapshot, const char *channel)
 		return;
 
 	event_context = AllocSetContextCreate(CurrentMemoryContext, "announcement", ALLOCSET_DEFAULT_SIZES);
-	(void) chunk_load(chunk, log, snapshot, window->ids + next, window->places + next,
-					  (int) Min(window->nids - next, ANNOUNCE_CHUNK));
+	(void) chunk_load(chunk, log, snapshot, window->events + next,
+					  (int) Min(window->nevents - next, ANNOUNCE_CHUNK));
 	for (int i = 0; i < chunk->length; i++)
 	{
 		Event	   *event = &chunk->events[i];
@@ -253,7 +253,7 @@ relay_announced(void)
 	}
 	stats_flush_noted();
 	next += chunk->length;
-	if (next >= window->nids)
+	if (next >= window->nevents)
 		finish_window(true);
 	return announced;
 }

@@ -59,23 +59,14 @@
 /* rows that window_read_on() looks at, at most */
 #define READ_ON_ROWS 10000
 
-/* first room for the ids of a window */
-#define INITIAL_IDS 128
+/* first room for the events of a window */
+#define INITIAL_EVENTS 128
 
 static int
 compare_uint64(const void *a, const void *b)
 {
 	uint64		left = *(const uint64 *) a;
 	uint64		right = *(const uint64 *) b;
-
-	return (left > right) - (left < right);
-}
-
-static int
-compare_int64(const void *a, const void *b)
-{
-	int64		left = *(const int64 *) a;
-	int64		right = *(const int64 *) b;
 
 	return (left > right) - (left < right);
 }
@@ -332,80 +323,41 @@ typedef struct CollectState
 	void	   *arg;
 } CollectState;
 
-static void
-make_room(CollectState *state)
-{
-	Window	   *window = state->window;
-
-	state->room *= 2;
-	window->ids = repalloc_huge(window->ids, state->room * sizeof(int64));
-	window->places = repalloc_huge(window->places, state->room * sizeof(ItemPointerData));
-	if (window->names != NULL)
-		window->name_numbers = repalloc_huge(window->name_numbers, state->room * sizeof(uint32));
-}
-
 static bool
-collect_id(TupleTableSlot *slot, int64 id, void *arg)
+collect_event(TupleTableSlot *slot, int64 id, void *arg)
 {
 	CollectState *state = (CollectState *) arg;
 	Window	   *window = state->window;
+	EventRef   *event;
 
 	if (state->wanted != NULL && !state->wanted(slot, id, state->arg))
 		return true;
-	if (window->nids == state->room)
-		make_room(state);
-	if (window->nids > 0 && window->ids[window->nids - 1] > id)
+	if (window->nevents == state->room)
+	{
+		state->room *= 2;
+		window->events = repalloc_huge(window->events, state->room * sizeof(EventRef));
+	}
+	if (window->nevents > 0 && window->events[window->nevents - 1].id > id)
 		state->ascending = false;
+	event = &window->events[window->nevents++];
+	*event = event_slot_ref(slot, id);
 	if (window->names != NULL)
 	{
 		bool		isnull;
 		text	   *name = DatumGetTextPP(slot_getattr(slot, Anum_event_name, &isnull));
 
-		window->name_numbers[window->nids] = names_number(window->names, VARDATA_ANY(name),
-														  (int) VARSIZE_ANY_EXHDR(name));
+		event->name = names_number(window->names, VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 	}
-	window->places[window->nids] = slot->tts_tid;
-	window->ids[window->nids++] = id;
 	return true;
 }
-
-/* an event while the window is sorted */
-typedef struct SortedEvent
-{
-	int64		id;
-	ItemPointerData place;
-	uint32		name_number;
-} SortedEvent;
 
 static int
 compare_events(const void *a, const void *b)
 {
-	return compare_int64(&((const SortedEvent *) a)->id, &((const SortedEvent *) b)->id);
-}
+	int64		left = ((const EventRef *) a)->id;
+	int64		right = ((const EventRef *) b)->id;
 
-/*
- * Bring what was collected in the order of the ids.
- */
-static void
-sort_window(Window *window)
-{
-	SortedEvent *sorted = MemoryContextAllocHuge(window->context, sizeof(SortedEvent) * window->nids);
-
-	for (int64 i = 0; i < window->nids; i++)
-	{
-		sorted[i].id = window->ids[i];
-		sorted[i].place = window->places[i];
-		sorted[i].name_number = (window->names != NULL) ? window->name_numbers[i] : 0;
-	}
-	qsort(sorted, window->nids, sizeof(SortedEvent), compare_events);
-	for (int64 i = 0; i < window->nids; i++)
-	{
-		window->ids[i] = sorted[i].id;
-		window->places[i] = sorted[i].place;
-		if (window->names != NULL)
-			window->name_numbers[i] = sorted[i].name_number;
-	}
-	pfree(sorted);
+	return (left > right) - (left < right);
 }
 
 /*
@@ -428,43 +380,85 @@ window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapsh
 }
 
 /*
- * Have each event tell where the next one of its name is.
+ * Bring the indexes of the events of each name together.
  */
 static void
-link_names(Window *window)
+index_names(Window *window)
 {
-	int64	   *next = palloc(sizeof(int64) * window->names->count);
+	int			count = window->names->count;
+	int64	   *next = palloc0(sizeof(int64) * count);
 
-	window->same_name = MemoryContextAllocHuge(window->context, sizeof(int64) * window->nids);
-	for (int number = 0; number < window->names->count; number++)
-		next[number] = window->nids;
-	for (int64 i = window->nids - 1; i >= 0; i--)
+	window->by_name = MemoryContextAllocHuge(window->context, sizeof(int64) * window->nevents);
+	window->name_ends = MemoryContextAlloc(window->context, sizeof(int64) * count);
+	for (int64 i = 0; i < window->nevents; i++)
+		next[window->events[i].name]++;
+	for (int64 number = 0, end = 0; number < count; number++)
 	{
-		window->same_name[i] = next[window->name_numbers[i]];
-		next[window->name_numbers[i]] = i;
+		int64		length = next[number];
+
+		next[number] = end;
+		window->name_ends[number] = end += length;
 	}
+	for (int64 i = 0; i < window->nevents; i++)
+		window->by_name[next[window->events[i].name]++] = i;
 	pfree(next);
 }
 
 /*
- * The next event, from index i on, whose name is one of those that are wanted, by
- * their numbers; nids if there is none.
+ * Where among the events of one name those from index i on begin.
  */
-int64
-window_next(const Window *window, int64 i, const WantedNames *wanted)
+static int64
+first_of_name(const Window *window, NameNumber name, int64 i)
 {
-	while (i < window->nids && !wanted->names[window->name_numbers[i]])
-		i++;
-	return i;
+	int64		low = (name > 0) ? window->name_ends[name - 1] : 0;
+	int64		high = window->name_ends[name];
+
+	while (low < high)
+	{
+		int64		middle = low + (high - low) / 2;
+
+		if (window->by_name[middle] < i)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
 }
 
 /*
- * The same from an event on that has such a name, which is not returned.
+ * The events from index i on whose names are wanted, limit at most: their indexes,
+ * and behind these that of the next one, or nevents.  Returns how many.
  */
-int64
-window_next_after(const Window *window, int64 i, const WantedNames *wanted)
+int
+window_find(const Window *window, int64 i, const WantedNames *wanted, int limit, int64 *indexes)
 {
-	return wanted->count == 1 ? window->same_name[i] : window_next(window, i + 1, wanted);
+	int			count = 0;
+
+	/* where there are few of one name among many, to look at all takes long */
+	if (wanted->count == 0)
+		i = window->nevents;
+	else if (wanted->count == 1)
+	{
+		int64		at = first_of_name(window, wanted->some, i);
+		int64		end = window->name_ends[wanted->some];
+
+		for (; count < limit && at < end; at++)
+			indexes[count++] = window->by_name[at];
+		i = (at < end) ? window->by_name[at] : window->nevents;
+	}
+	else
+	{
+		for (; i < window->nevents; i++)
+		{
+			if (!wanted->names[window->events[i].name])
+				continue;
+			if (count == limit)
+				break;
+			indexes[count++] = i;
+		}
+	}
+	indexes[count] = i;
+	return count;
 }
 
 static Window *
@@ -472,33 +466,29 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 			MemoryContext parent, bool with_names, EventCallback wanted, void *arg)
 {
 	Window	   *window;
-	CollectState state = {.room = INITIAL_IDS, .ascending = true, .wanted = wanted, .arg = arg};
+	CollectState state = {.room = INITIAL_EVENTS, .ascending = true, .wanted = wanted, .arg = arg};
 	MemoryContext old;
 
 	if (position->window != NULL)
 		upto = position->window;
 	window = window_create(parent, position->cursor, upto);
 	old = MemoryContextSwitchTo(window->context);
-	window->ids = palloc(state.room * sizeof(int64));
-	window->places = palloc(state.room * sizeof(ItemPointerData));
+	window->events = palloc(state.room * sizeof(EventRef));
 	if (with_names)
-	{
 		window->names = names_create();
-		window->name_numbers = palloc(state.room * sizeof(uint32));
-	}
 	MemoryContextSwitchTo(old);
 
 	state.window = window;
-	window_scan(log, position, snapshot, upto, collect_id, &state);
+	window_scan(log, position, snapshot, upto, collect_event, &state);
 	if (!state.ascending)
-		sort_window(window);
+		qsort(window->events, window->nevents, sizeof(EventRef), compare_events);
 	if (with_names)
-		link_names(window);
+		index_names(window);
 	return window;
 }
 
 /*
- * Read the window between a position and a snapshot: its ids, sorted once.
+ * Read the window between a position and a snapshot: its events, sorted once.
  *
  * A position inside a window is continued in that same window.  The result has
  * one reference; it lives in a context of its own below parent.
@@ -547,11 +537,8 @@ read_on(TupleTableSlot *slot, int64 id, void *arg)
 	uint64		xid = event_slot_txid(slot);
 
 	if (event_snapshot_sees(window->upto, xid) && !event_snapshot_sees(window->from, xid))
-	{
-		window->places[window->nids] = slot->tts_tid;
-		window->ids[window->nids++] = id;
-	}
-	if (window->nids < state->limit && ++state->looked_at < READ_ON_ROWS)
+		window->events[window->nevents++] = event_slot_ref(slot, id);
+	if (window->nevents < state->limit && ++state->looked_at < READ_ON_ROWS)
 		return true;
 	window->through = id;
 	return false;
@@ -575,8 +562,7 @@ window_read_on(Relation log, const EventPosition *position, Snapshot snapshot, i
 	Window	   *window = window_create(parent, position->cursor, position->window);
 	ReadOnState state = {window, limit, 0};
 
-	window->ids = MemoryContextAlloc(window->context, limit * sizeof(int64));
-	window->places = MemoryContextAlloc(window->context, limit * sizeof(ItemPointerData));
+	window->events = MemoryContextAlloc(window->context, limit * sizeof(EventRef));
 	if (position->last_id < PG_INT64_MAX)
 		event_scan_ids(log, snapshot, position->last_id + 1, PG_INT64_MAX, read_on, &state);
 	return window;
@@ -591,12 +577,12 @@ window_position(const Window *window, int64 next)
 {
 	EventPosition position = {window->upto, NULL, 0};
 
-	Assert(next > 0 || window->nids == 0);
-	if (next < window->nids || window->through != PG_INT64_MAX)
+	Assert(next > 0 || window->nevents == 0);
+	if (next < window->nevents || window->through != PG_INT64_MAX)
 	{
 		position.cursor = window->from;
 		position.window = window->upto;
-		position.last_id = (next < window->nids) ? window->ids[next - 1] : window->through;
+		position.last_id = (next < window->nevents) ? window->events[next - 1].id : window->through;
 	}
 	return position;
 }

@@ -38,7 +38,7 @@ typedef struct EventPosition
 } EventPosition;
 
 /*
- * A window that was read: the ids of its events in the order of delivery.
+ * A window that was read: its events in the order of delivery.
  * Handlers that stand at the same cursor share one.
  */
 typedef struct Window
@@ -47,14 +47,13 @@ typedef struct Window
 	int			references;
 	EventSnapshot *from;
 	EventSnapshot *upto;
-	int64		nids;
-	int64	   *ids;
-	ItemPointerData *places;	/* where their rows were then */
+	int64		nevents;
+	EventRef   *events;
 	EventNames *names;			/* of its events, or NULL: they were not read */
-	uint32	   *name_numbers;	/* of each event */
-	int64	   *same_name;		/* index of the next event of its name, or nids */
+	int64	   *by_name;		/* indexes of the events, by the numbers of their names */
+	int64	   *name_ends;		/* where in there those of each name end */
 	int64		through;		/* no event of the window up to this id is missing
-								 * in ids; PG_INT64_MAX: none at all */
+								 * here; PG_INT64_MAX: none at all */
 } Window;
 
 extern EventSnapshot *event_snapshot_build(Snapshot snapshot);
@@ -79,8 +78,8 @@ extern Window *window_read_wanted(Relation log, const EventPosition *position, S
 								  EventCallback wanted, void *arg);
 extern Window *window_read_on(Relation log, const EventPosition *position, Snapshot snapshot,
 							  int limit, MemoryContext parent);
-extern int64 window_next(const Window *window, int64 i, const WantedNames *wanted);
-extern int64 window_next_after(const Window *window, int64 i, const WantedNames *wanted);
+extern int	window_find(const Window *window, int64 i, const WantedNames *wanted, int limit,
+						int64 *indexes);
 extern EventPosition window_position(const Window *window, int64 next);
 extern void window_release(Window *window);
 extern void window_flush_wal(void);
