@@ -380,14 +380,17 @@ window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapsh
 }
 
 /*
- * Bring the indexes of the events of each name together.
+ * Bring the indexes of the events of each name together, if there are several.
  */
 static void
 index_names(Window *window)
 {
 	int			count = window->names->count;
-	int64	   *next = palloc0(sizeof(int64) * count);
+	int64	   *next;
 
+	if (count <= NAME_UNKNOWN + 2)
+		return;
+	next = palloc0(sizeof(int64) * count);
 	window->by_name = MemoryContextAllocHuge(window->context, sizeof(int64) * window->nevents);
 	window->name_ends = MemoryContextAlloc(window->context, sizeof(int64) * count);
 	for (int64 i = 0; i < window->nevents; i++)
@@ -437,7 +440,7 @@ window_find(const Window *window, int64 i, const WantedNames *wanted, int limit,
 	/* where there are few of one name among many, to look at all takes long */
 	if (wanted->count == 0)
 		i = window->nevents;
-	else if (wanted->count == 1)
+	else if (wanted->count == 1 && window->by_name != NULL)
 	{
 		int64		at = first_of_name(window, wanted->some, i);
 		int64		end = window->name_ends[wanted->some];

@@ -50,7 +50,8 @@ typedef struct Window
 	int64		nevents;
 	EventRef   *events;
 	EventNames *names;			/* of its events, or NULL: they were not read */
-	int64	   *by_name;		/* indexes of the events, by the numbers of their names */
+	int64	   *by_name;		/* indexes of the events, by the numbers of their names, or
+								 * NULL: all have the same */
 	int64	   *name_ends;		/* where in there those of each name end */
 	int64		through;		/* no event of the window up to this id is missing
 								 * here; PG_INT64_MAX: none at all */
