@@ -12,7 +12,7 @@
  * come to a place, the id tells whether it is the right one.
  *
  * A handler's events may be far from each other, with those of others between,
- * and then most of the time goes by waiting for memory.  So the processor is told
+ * and then much of the time goes by waiting for memory.  So the processor is told
  * of rows some while before they are read.
  *
  * The caller has locked the log before he took the snapshot.
@@ -50,7 +50,7 @@
  */
 #define PREFETCH_ROWS 8
 
-/* bytes that most processors fetch at once; most rows of the log lie in two */
+/* bytes that most processors fetch at once; a row with little data lies in two */
 #define CACHE_LINE 64
 
 #ifdef __GNUC__
@@ -313,8 +313,7 @@ place_scan_end(PlaceScan *by_place)
 
 /*
  * Where the buffer that had a row still has its page, heap need not look for the
- * page: it looks first at the one that it has had before.  The table's statistics
- * do not count that as a hit.
+ * page: it looks first at the one that it has had before.
  */
 static void
 offer_buffer(IndexFetchTableData *fetch, const EventRef *ref)
