@@ -154,8 +154,7 @@ listener_is_expected(void)
 	ReleaseSysCache(tuple);
 
 	/* the launcher may not have come to it yet; but it can serve only so many */
-	return served && (shared_find_database(MyDatabaseId) != NULL ||
-					  shared_find_database(InvalidOid) != NULL);
+	return served && (shared_find_database(MyDatabaseId) != NULL || shared_has_room());
 }
 
 /*

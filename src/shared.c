@@ -83,6 +83,7 @@ shared_startup(void)
 		pg_atomic_init_u32(&shared->lost_installs, 0);
 		pg_atomic_init_u64(&shared->start_xid, 0);
 		pg_atomic_init_u32(&shared->place_wanted, 0);
+		pg_atomic_init_u32(&shared->databases_used, 0);
 		worker_init(&shared->launcher);
 		doorbell_init(&shared->launcher_bell);
 
@@ -141,20 +142,24 @@ shared_require_preload(const char *what)
 }
 
 /*
- * The slot of a database, or NULL.  Takes no lock: a hit is good for as long
- * as slot->dboid says so, a miss is good for nothing but this moment.
+ * The slot of a database, or NULL; with InvalidOid one that was used and is
+ * free.  Takes no lock: a hit is good for as long as slot->dboid says so, a miss
+ * is good for nothing but this moment.  Each commit with an event comes here, in
+ * vain where the database is not served.
  */
 DatabaseSlot *
 shared_find_database(Oid dboid)
 {
 	static int	last_hit = 0;
+	int			used;
 
 	if (shared == NULL)
 		return NULL;
-	if (pg_atomic_read_u32(&shared->databases[last_hit].dboid) == dboid)
+	used = (int) pg_atomic_read_u32(&shared->databases_used);
+	if (last_hit < used && pg_atomic_read_u32(&shared->databases[last_hit].dboid) == dboid)
 		return &shared->databases[last_hit];
 
-	for (int i = 0; i < MAX_DATABASES; i++)
+	for (int i = 0; i < used; i++)
 	{
 		if (pg_atomic_read_u32(&shared->databases[i].dboid) == dboid)
 		{
@@ -163,6 +168,33 @@ shared_find_database(Oid dboid)
 		}
 	}
 	return NULL;
+}
+
+/*
+ * Whether one more database could get a slot, at this moment.
+ */
+bool
+shared_has_room(void)
+{
+	return shared != NULL && (pg_atomic_read_u32(&shared->databases_used) < MAX_DATABASES ||
+							  shared_find_database(InvalidOid) != NULL);
+}
+
+/*
+ * A slot that is free, or NULL.  The caller holds the lock.
+ */
+static DatabaseSlot *
+free_database_slot(void)
+{
+	DatabaseSlot *slot = shared_find_database(InvalidOid);
+	uint32		used = pg_atomic_read_u32(&shared->databases_used);
+
+	if (slot == NULL && used < MAX_DATABASES)
+	{
+		slot = &shared->databases[used];
+		pg_atomic_write_u32(&shared->databases_used, used + 1);
+	}
+	return slot;
 }
 
 /*
@@ -177,7 +209,7 @@ claim_database(Oid dboid)
 	slot = shared_find_database(dboid);
 	if (slot == NULL)
 	{
-		slot = shared_find_database(InvalidOid);
+		slot = free_database_slot();
 		if (slot != NULL)
 		{
 			slot->generation++;

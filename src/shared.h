@@ -141,6 +141,8 @@ typedef struct SharedState
 									 * that becomes idle rings the launcher */
 	Worker		launcher;
 	Bell		launcher_bell;
+	pg_atomic_uint32 databases_used;	/* slots beyond were never used; written
+										 * under the lock */
 	DatabaseSlot databases[MAX_DATABASES];
 	ExecutorSlot executors[MAX_EXECUTOR_SLOTS];
 } SharedState;
@@ -152,6 +154,7 @@ extern void shared_init(void);
 extern void shared_require_preload(const char *what);
 
 extern DatabaseSlot *shared_find_database(Oid dboid);
+extern bool shared_has_room(void);
 extern DatabaseSlot *shared_claim_database(Oid dboid);
 extern void shared_note_install(Oid dboid);
 extern void shared_release_database(DatabaseSlot *slot);
