@@ -112,31 +112,54 @@ log_sequence(Relation log)
 }
 
 /*
- * Open the log for inserts; of many rows, perhaps.  schema is the extension's.
+ * The log.  Where the extension is not complete it is looked for beside the
+ * function that records the event, which needs nothing else.
+ */
+static Oid
+find_log(Oid function)
+{
+	const EventCatalog *where = catalog_lookup(true);
+	Oid			schema;
+	Oid			relid;
+
+	if (where != NULL)
+		return where->log;
+
+	/* the function itself may have been dropped meanwhile */
+	schema = get_func_namespace(function);
+	relid = get_relname_relid("notification_events", schema);
+	if (!OidIsValid(relid))
+	{
+		const char *name = get_namespace_name(schema);
+
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 name == NULL ? errmsg("table notification_events does not exist") :
+				 errmsg("table %s.notification_events does not exist", quote_identifier(name)),
+				 errhint("It belongs to extension pg_notify_events and must keep its name.")));
+	}
+	return relid;
+}
+
+/*
+ * Open the log for inserts; of many rows, perhaps.  function is the one of the
+ * extension that was called.
  */
 LogAppend *
-append_begin(Oid schema, bool many)
+append_begin(Oid function, bool many)
 {
 	LogAppend  *append = palloc0(sizeof(LogAppend));
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
-	Oid			relid;
 
 	PreventCommandIfReadOnly("notify_event()");
 	PreventCommandIfParallelMode("notify_event()");
 	PreventCommandDuringRecovery("notify_event()");
 
-	relid = get_relname_relid("notification_events", schema);
-	if (!OidIsValid(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("table %s.notification_events does not exist",
-						quote_identifier(get_namespace_name(schema))),
-				 errhint("It belongs to extension pg_notify_events and must keep its name.")));
-	append->log = table_open(relid, RowExclusiveLock);
+	append->log = table_open(find_log(function), RowExclusiveLock);
 	append->sequence = log_sequence(append->log);
 
 	rte->rtekind = RTE_RELATION;
-	rte->relid = relid;
+	rte->relid = RelationGetRelid(append->log);
 	rte->relkind = append->log->rd_rel->relkind;
 	rte->rellockmode = RowExclusiveLock;
 

@@ -10,7 +10,7 @@
 
 typedef struct LogAppend LogAppend;
 
-extern LogAppend *append_begin(Oid schema, bool many);
+extern LogAppend *append_begin(Oid function, bool many);
 extern bool append_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id);
 extern void append_end(LogAppend *append);
 

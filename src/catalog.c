@@ -100,7 +100,7 @@ static const OwnTableProperties own_table_properties[OWN_TABLES] = {
 static EventCatalog catalog;
 static bool catalog_valid = false;
 
-/* invalidations, and those among them that concerned the log */
+/* invalidations of all tables and schemas, and those that concerned the log */
 static uint64 invalidations = 0;
 static uint64 log_changes = 0;
 
@@ -115,10 +115,11 @@ PG_FUNCTION_INFO_V1(pne_activate_events);
 static void
 catalog_relcache_callback(Datum arg, Oid relid)
 {
+	/* which table a lookup under way is going to find nobody knows yet */
+	invalidations++;
 	if (relid == InvalidOid || relid == catalog.log)
 	{
 		catalog_valid = false;
-		invalidations++;
 		log_changes++;
 	}
 }

@@ -353,7 +353,7 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 
 	by_row = TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) &&
 		(trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL);
-	append = append_begin(get_func_namespace(fcinfo->flinfo->fn_oid), by_row);
+	append = append_begin(fcinfo->flinfo->fn_oid, by_row);
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 	{
 		HeapTuple	new_row = NULL;
@@ -400,7 +400,7 @@ emit_call(FunctionCallInfo fcinfo, Datum data, bool data_is_null)
 	name = PG_GETARG_TEXT_PP(0);
 	check_event_name(VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 
-	append = append_begin(get_func_namespace(fcinfo->flinfo->fn_oid), false);
+	append = append_begin(fcinfo->flinfo->fn_oid, false);
 	inserted = append_event(append, PointerGetDatum(name), data, data_is_null, &id);
 	append_end(append);
 
