@@ -38,6 +38,7 @@ PGFILEDESC = "pg_notify_events - durable events, delivered by the server"
 REGRESS = \
 	install \
 	emit \
+	altered_tables \
 	two_phase \
 	statement_triggers \
 	handlers \
@@ -54,6 +55,7 @@ REGRESS = \
 # apart.
 ISOLATION = \
 	cursor \
+	altered_table \
 	commit_order \
 	long_transaction \
 	emitting_handler \

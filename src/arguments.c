@@ -196,6 +196,43 @@ check_event_name(const char *name, int length)
 }
 
 /*
+ * An event's data: JSON text to jsonb.  hint says how to do better.
+ */
+Datum
+parse_event_data(const char *json, const char *hint)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Datum		result = (Datum) 0;
+
+	PG_TRY();
+	{
+		result = DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+		int			shown = pg_mbcharcliplen(json, (int) strlen(json), EVENT_NAME_MAX_CHARS);
+
+		MemoryContextSwitchTo(context);
+		edata = CopyErrorData();
+		if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
+			PG_RE_THROW();
+		FlushErrorState();
+
+		/* still an error, so what it may have left behind goes with it */
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_JSON_TEXT),
+				 errmsg("event data is not valid JSON: \"%.*s%s\"",
+						shown, json, json[shown] != '\0' ? "..." : ""),
+				 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
+				 errhint("%s", hint)));
+	}
+	PG_END_TRY();
+
+	return result;
+}
+
+/*
  * A pattern for event names.
  */
 char *

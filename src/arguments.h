@@ -21,6 +21,7 @@ extern int64 timeout_argument(FunctionCallInfo fcinfo, int argument);
 extern int64 delay_argument(FunctionCallInfo fcinfo, int argument);
 extern Oid	owner_argument(FunctionCallInfo fcinfo, int argument, const char *what);
 extern void check_event_name(const char *name, int length);
+extern Datum parse_event_data(const char *json, const char *hint);
 extern char *event_name_argument(FunctionCallInfo fcinfo, int argument);
 extern Datum filter_argument(FunctionCallInfo fcinfo, int argument);
 extern EventSnapshot *start_argument(FunctionCallInfo fcinfo, int argument);

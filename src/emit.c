@@ -3,21 +3,16 @@
  * emit.c
  *		notify_event(): from a change, or a call, to a row of the log.
  *
- * What a trigger records of a change is made in record.c, the row is inserted in
- * append.c.
+ * What a trigger records is found in emit_trigger.c and made in record.c, the row
+ * is inserted in append.c.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "catalog/pg_collation.h"
-#include "commands/trigger.h"
 #include "executor/executor.h"
-#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
-#include "utils/formatting.h"
-#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 
@@ -25,208 +20,16 @@
 #include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
-#include "record.h"
-
-/* arguments of CREATE TRIGGER ... EXECUTE FUNCTION notify_event(...) */
-#define TRIGGER_ARG_NAME	0
-#define TRIGGER_ARG_DATA	1
-#define TRIGGER_ARG_COLUMNS 2
-
-/* what a trigger fires for: INSERT, DELETE, UPDATE, TRUNCATE, as in its event */
-#define OPERATIONS (TRIGGER_EVENT_OPMASK + 1)
-
-/*
- * What a trigger's arguments mean, worked out at its first firing in a
- * statement and kept in fn_extra.
- */
-typedef struct EmitTrigger
-{
-	char	   *names[OPERATIONS];	/* of events; NULL as long as unknown */
-	bool		has_fixed_data;
-	Datum		fixed_data;		/* jsonb of the second argument */
-	ChangeRecord *record;		/* without that */
-} EmitTrigger;
+#include "emit_trigger.h"
 
 PG_FUNCTION_INFO_V1(pne_notify_event_trigger);
 PG_FUNCTION_INFO_V1(pne_notify_event_jsonb);
 PG_FUNCTION_INFO_V1(pne_notify_event_text);
 
 /* ----------
- * Checks
- * ----------
- */
-
-/*
- * JSON text to jsonb.  hint says how to do better.
- */
-static Datum
-parse_event_data(const char *json, const char *hint)
-{
-	MemoryContext context = CurrentMemoryContext;
-	Datum		result = (Datum) 0;
-
-	PG_TRY();
-	{
-		result = DirectFunctionCall1(jsonb_in, CStringGetDatum(json));
-	}
-	PG_CATCH();
-	{
-		ErrorData  *edata;
-		int			shown = pg_mbcharcliplen(json, (int) strlen(json), EVENT_NAME_MAX_CHARS);
-
-		MemoryContextSwitchTo(context);
-		edata = CopyErrorData();
-		if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) != ERRCODE_DATA_EXCEPTION)
-			PG_RE_THROW();
-		FlushErrorState();
-
-		/* still an error, so what it may have left behind goes with it */
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_JSON_TEXT),
-				 errmsg("event data is not valid JSON: \"%.*s%s\"",
-						shown, json, json[shown] != '\0' ? "..." : ""),
-				 edata->detail ? errdetail_internal("%s", edata->detail) : 0,
-				 errhint("%s", hint)));
-	}
-	PG_END_TRY();
-
-	return result;
-}
-
-/* ----------
  * notify_event() as a trigger
  * ----------
  */
-
-static const char *
-trigger_operation(TriggerEvent event)
-{
-	if (TRIGGER_FIRED_BY_INSERT(event))
-		return "INSERT";
-	if (TRIGGER_FIRED_BY_UPDATE(event))
-		return "UPDATE";
-	if (TRIGGER_FIRED_BY_DELETE(event))
-		return "DELETE";
-	return "TRUNCATE";
-}
-
-/*
- * The name of a trigger's events: its first argument, or schema.table.op.
- */
-static char *
-trigger_event_name(TriggerData *trigdata)
-{
-	Trigger    *trigger = trigdata->tg_trigger;
-	Relation	rel = trigdata->tg_relation;
-	char	   *name;
-
-	if (trigger->tgnargs > TRIGGER_ARG_NAME)
-	{
-		name = trigger->tgargs[TRIGGER_ARG_NAME];
-		check_event_name(name, (int) strlen(name));
-		return pstrdup(name);
-	}
-
-	name = psprintf("%s.%s.%s", get_namespace_name(RelationGetNamespace(rel)),
-					RelationGetRelationName(rel), trigger_operation(trigdata->tg_event));
-	name = str_tolower(name, strlen(name), DEFAULT_COLLATION_OID);
-	name[pg_mbcharcliplen(name, (int) strlen(name), EVENT_NAME_MAX_CHARS)] = '\0';
-	return name;
-}
-
-/*
- * How to record changes: with the columns that the arguments from the third on
- * name, if there are any.
- */
-static ChangeRecord *
-trigger_record(TriggerData *trigdata)
-{
-	Trigger    *trigger = trigdata->tg_trigger;
-	Relation	rel = trigdata->tg_relation;
-	int			ncolumns = Max(trigger->tgnargs - TRIGGER_ARG_COLUMNS, 0);
-	AttrNumber *columns = palloc(sizeof(AttrNumber) * Max(ncolumns, 1));
-
-	for (int i = 0; i < ncolumns; i++)
-	{
-		const char *column = trigger->tgargs[TRIGGER_ARG_COLUMNS + i];
-		int			attnum = SPI_fnumber(RelationGetDescr(rel), column);
-
-		if (attnum <= 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of table \"%s\" does not exist", column,
-							RelationGetRelationName(rel)),
-					 errhint("Trigger \"%s\" names it among the columns to record.", trigger->tgname)));
-		columns[i] = (AttrNumber) attnum;
-	}
-	return record_prepare(rel, ncolumns, columns);
-}
-
-/*
- * Work out what a trigger's arguments ask for.
- */
-static EmitTrigger *
-trigger_prepare(FunctionCallInfo fcinfo, TriggerData *trigdata)
-{
-	MemoryContext old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-	Trigger    *trigger = trigdata->tg_trigger;
-	EmitTrigger *state = palloc0(sizeof(EmitTrigger));
-
-	if (trigger->tgnargs > TRIGGER_ARG_DATA)
-	{
-		const char *data = trigger->tgargs[TRIGGER_ARG_DATA];
-
-		if (pg_strcasecmp(data, "new") != 0 && pg_strcasecmp(data, "old") != 0)
-		{
-			state->has_fixed_data = true;
-			state->fixed_data = parse_event_data(data,
-												 "The second argument of notify_event in CREATE TRIGGER is JSON text, or new or old for the row.");
-		}
-	}
-	if (!state->has_fixed_data)
-		state->record = trigger_record(trigdata);
-	else if (trigger->tgnargs > TRIGGER_ARG_COLUMNS)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("trigger \"%s\" gives both event data and columns to record", trigger->tgname),
-				 errhint("To record columns of the row, give new as the second argument of notify_event.")));
-
-	MemoryContextSwitchTo(old);
-	fcinfo->flinfo->fn_extra = state;
-	return state;
-}
-
-/*
- * The name of the event, which is another one for each operation if the
- * arguments give none: one statement can insert and update.
- */
-static Datum
-change_name(EmitTrigger *state, FunctionCallInfo fcinfo, TriggerData *trigdata)
-{
-	char	  **name = &state->names[trigdata->tg_event & TRIGGER_EVENT_OPMASK];
-
-	if (*name == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-
-		*name = trigger_event_name(trigdata);
-		MemoryContextSwitchTo(old);
-	}
-	return CStringGetTextDatum(*name);
-}
-
-/*
- * event_data of a change, as jsonb: the fixed one of the trigger, or the
- * record of the rows given, either of which may be NULL.
- */
-static Datum
-change_data(EmitTrigger *state, TriggerData *trigdata, HeapTuple new_row, HeapTuple old_row)
-{
-	if (state->has_fixed_data)
-		return state->fixed_data;
-	return record_make(state->record, trigdata->tg_relation,
-					   trigger_operation(trigdata->tg_event), new_row, old_row);
-}
 
 /*
  * Start to read a transition table with a read position of our own; other
@@ -270,7 +73,7 @@ transition_next(Tuplestorestate *store, int pointer, TupleTableSlot *slot, Memor
  * UPDATE stand at the same positions.
  */
 static void
-emit_transition_rows(LogAppend *append, EmitTrigger *state, TriggerData *trigdata, Datum name)
+emit_transition_rows(LogAppend *append, EmitTrigger *emitter, TriggerData *trigdata, Datum name)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
 	Tuplestorestate *new_rows = trigdata->tg_newtable;
@@ -304,7 +107,7 @@ emit_transition_rows(LogAppend *append, EmitTrigger *state, TriggerData *trigdat
 			break;
 		CHECK_FOR_INTERRUPTS();
 		old = MemoryContextSwitchTo(row_context);
-		append_event(append, name, change_data(state, trigdata, new_row, old_row), false, NULL);
+		append_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row_context);
 	}
@@ -329,7 +132,7 @@ Datum
 pne_notify_event_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	EmitTrigger *state = (EmitTrigger *) fcinfo->flinfo->fn_extra;
+	EmitTrigger *emitter;
 	LogAppend  *append;
 	Datum		name;
 	bool		by_row;
@@ -347,9 +150,8 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 				 errdetail("Before the change it is not certain what will be stored."),
 				 errhint("Create it as an AFTER trigger.")));
 
-	if (state == NULL)
-		state = trigger_prepare(fcinfo, trigdata);
-	name = change_name(state, fcinfo, trigdata);
+	emitter = emit_trigger_find(fcinfo);
+	name = emit_trigger_name(emitter, trigdata);
 
 	by_row = TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) &&
 		(trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL);
@@ -365,12 +167,12 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 			old_row = trigdata->tg_trigtuple;
 		if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 			new_row = trigdata->tg_newtuple;
-		append_event(append, name, change_data(state, trigdata, new_row, old_row), false, NULL);
+		append_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
 	}
 	else if (by_row)
-		emit_transition_rows(append, state, trigdata, name);
+		emit_transition_rows(append, emitter, trigdata, name);
 	else
-		append_event(append, name, change_data(state, trigdata, NULL, NULL), false, NULL);
+		append_event(append, name, emit_trigger_data(emitter, trigdata, NULL, NULL), false, NULL);
 	append_end(append);
 
 	return PointerGetDatum(NULL);

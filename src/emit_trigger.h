@@ -1,0 +1,21 @@
+/*-------------------------------------------------------------------------
+ *
+ * emit_trigger.h
+ *		What a trigger that calls notify_event() is to record.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_EMIT_TRIGGER_H
+#define PNE_EMIT_TRIGGER_H
+
+#include "commands/trigger.h"
+#include "fmgr.h"
+
+typedef struct EmitTrigger EmitTrigger;
+
+extern EmitTrigger *emit_trigger_find(FunctionCallInfo fcinfo);
+extern Datum emit_trigger_name(EmitTrigger *emitter, TriggerData *trigdata);
+extern Datum emit_trigger_data(const EmitTrigger *emitter, TriggerData *trigdata,
+							   HeapTuple new_row, HeapTuple old_row);
+
+#endif							/* PNE_EMIT_TRIGGER_H */
