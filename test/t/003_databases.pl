@@ -224,6 +224,29 @@ $node->reload;
 wait_for_handlers($node, 'shop');
 seen_is_log($node, 'shop', 'record', 'true', 'connections again');
 
+# Figures of a dropped database make room: two of so many names do not fit.
+my $names = 600;
+my $record_names = "SELECT notify_event('name ' || n) FROM generate_series(1, $names) AS n";
+my $room = 0;
+
+foreach my $database ('early', 'late')
+{
+	$node->safe_psql('postgres', "CREATE DATABASE $database");
+	$node->safe_psql($database, 'CREATE EXTENSION pg_notify_events');
+	# in the second one until the launcher has seen that the first one is gone
+	for my $attempt (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		$node->safe_psql($database, 'SELECT reset_event_stats()');
+		$node->safe_psql($database, $record_names);
+		$node->poll_query_until($database, "SELECT sum(emitted) = $names FROM event_stats")
+		  or die 'they are not seen';
+		$room = $node->safe_psql($database, "SELECT count(*) = $names FROM event_stats") eq 't';
+		last if $room;
+	}
+	ok($room, "$database: all names have figures");
+	$node->safe_psql('postgres', "DROP DATABASE $database");
+}
+
 # Many databases: all of them are served right after the server has started.
 foreach my $n (1 .. 5)
 {
