@@ -103,12 +103,8 @@ foreach my $kind ('executor', 'listener', 'launcher')
 	my $load = start_load();
 	wait_for_progress(500);
 	my $start = $node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()');
-	my $offset = -s $node->logfile;
-	my $pid = (worker_pids($node, $kind))[0];
-	is(kill('KILL', $pid), 1, "kill -9 of the $kind");
-	$node->wait_for_log(
-		qr/all server processes terminated; reinitializing.*database system is ready to accept connections/s,
-		$offset);
+	crash_server($node, sub { (worker_pids($node, $kind))[0] });
+	pass("kill -9 of the $kind");
 	$load->finish;
 	check_all("$kind killed");
 	is($node->safe_psql('postgres', 'SELECT pg_postmaster_start_time()'),

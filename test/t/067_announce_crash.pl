@@ -125,11 +125,7 @@ foreach my $how ('server', 'listener by kill -9', 'listener by pg_terminate_back
 	}
 	elsif ($how eq 'listener by kill -9')
 	{
-		my $offset = -s $node->logfile;
-
-		kill 'KILL', $listener;
-		$node->wait_for_log(
-			qr/all server processes terminated; reinitializing.*database system is ready to accept connections/s, $offset);
+		crash_server($node, sub { $listener });
 	}
 	else
 	{

@@ -160,12 +160,12 @@ foreach my $round (1, 2)
 
 	# a session, and with it all others
 	wait_for_progress(100);
-	my $offset = -s $node->logfile;
-	my $pid = $node->safe_psql('postgres',
-		q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() LIMIT 1));
-	kill('KILL', $pid);
-	$node->wait_for_log(
-		qr/all server processes terminated; reinitializing.*database system is ready to accept connections/s, $offset);
+	crash_server(
+		$node,
+		sub {
+			$node->safe_psql('postgres',
+				q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() LIMIT 1));
+		});
 	pass("round $round: a session is killed");
 	forget_clients();
 

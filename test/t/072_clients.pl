@@ -228,11 +228,7 @@ foreach my $what ('listener', 'server', 'listener', 'server')
 	progress(300);
 	if ($what eq 'listener')
 	{
-		my $offset = -s $node->logfile;
-
-		kill 'KILL', worker_pid($node, 'listener', 'postgres');
-		$node->wait_for_log(
-			qr/all server processes terminated; reinitializing.*database system is ready to accept connections/s, $offset);
+		crash_server($node, sub { worker_pid($node, 'listener', 'postgres') });
 	}
 	else
 	{

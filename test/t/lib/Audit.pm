@@ -29,6 +29,7 @@ use warnings;
 use FindBin;
 use IPC::Run;
 use List::Util qw(sum0);
+use NotifyEvents qw(crash_server);
 use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
@@ -656,15 +657,8 @@ sub _do
 sub _kill
 {
 	my ($self, $fault, $who) = @_;
-	my $node = $self->{node};
-	my $offset = -s $node->logfile;
-	my $pid;
 
-	# it may have ended meanwhile
-	do { $pid = $self->_process($fault, $who) } until kill('KILL', $pid);
-	$node->wait_for_log(
-		qr/all server processes terminated; reinitializing.*database system is ready to accept connections/s,
-		$offset);
+	crash_server($self->{node}, sub { $self->_process($fault, $who) });
 	return;
 }
 

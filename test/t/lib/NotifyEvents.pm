@@ -14,6 +14,7 @@ use Exporter 'import';
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(
   configure
@@ -27,6 +28,7 @@ our @EXPORT = qw(
   worker_pid
   worker_pids
   seen_is_log
+  crash_server
 );
 
 # new_server(NAME, SETTING...): a running server, UTF8, with the extension
@@ -201,6 +203,39 @@ sub seen_is_log
 			   (SELECT count(*) FROM s WHERE id NOT IN (SELECT id FROM l)) AS foreign
 	));
 	return is($difference, '0|0|0', "$name: missing, doubled, not in the log");
+}
+
+# Whether the process stands still now.  One that has ended, or is about to,
+# does not; to be signalled is no sign of life, a zombie can be, too.
+sub _stopped
+{
+	my ($pid) = @_;
+
+	kill('STOP', $pid);
+	while (1)
+	{
+		my $state = eval { slurp_file("/proc/$pid/status") =~ /^State:\t(\S)/m ? $1 : 'X' } // 'X';
+
+		return $state eq 'T' if $state =~ /[TXZ]/;
+		usleep(1_000);
+	}
+}
+
+# crash_server(NODE, CHOOSE): kill -9 of the process whose id CHOOSE returns, and
+# until the server, which ends all others for it, has recovered.  CHOOSE is asked
+# again if there is none, or if it has ended by itself: the server would not mind.
+sub crash_server
+{
+	my ($node, $choose) = @_;
+	my $offset = -s $node->logfile;
+	my $pid;
+
+	do { $pid = $choose->() } until $pid && _stopped($pid);
+	kill('KILL', $pid);
+	$node->wait_for_log(
+		qr/all server processes terminated; reinitializing.*database system is ready to accept connections/s,
+		$offset);
+	return;
 }
 
 1;
