@@ -411,6 +411,15 @@ INSERT INTO notification_events (event_data) VALUES ('{}');
 INSERT INTO notification_events (event_name) VALUES ('');
 INSERT INTO notification_events (event_name) VALUES (:'too_long');
 
+-- A trigger of the log that records an event of each event never ends by itself.
+CREATE TRIGGER endless AFTER INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION notify_event('endless', '1');
+\set VERBOSITY terse
+SELECT notify_event('first');
+INSERT INTO notification_events (event_name) VALUES ('first');
+\set VERBOSITY default
+DROP TRIGGER endless ON notification_events;
+SELECT * FROM take_events();
+
 -- txid is the transaction's. A given one comes from elsewhere: it is kept in
 -- origin_txid, and nobody announces the row again. What is given for the other
 -- two means nothing.

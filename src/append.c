@@ -151,6 +151,9 @@ append_begin(Oid function, bool many)
 	LogAppend  *append = palloc0(sizeof(LogAppend));
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
 
+	/* a trigger of the log may call notify_event() for each of its rows */
+	check_stack_depth();
+
 	PreventCommandIfReadOnly("notify_event()");
 	PreventCommandIfParallelMode("notify_event()");
 	PreventCommandDuringRecovery("notify_event()");
