@@ -125,6 +125,36 @@ ROLLBACK;
 INSERT INTO items VALUES (4);
 SELECT * FROM take_events();
 
+-- A trigger that is replaced: the statement fires it as it was, what begins
+-- meanwhile or later fires the new one, whoever is the first to fire at all
+CREATE TABLE people (id integer PRIMARY KEY, name text, secret text);
+INSERT INTO people VALUES (0, 'a', 'known');
+CREATE FUNCTION replace_notify() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	IF EXISTS (SELECT FROM people WHERE id > 0) THEN
+		RETURN NULL;
+	ELSIF TG_ARGV[0] = 'with fewer arguments' THEN
+		CREATE OR REPLACE TRIGGER b_notify AFTER INSERT OR UPDATE ON people FOR EACH ROW EXECUTE FUNCTION notify_event('wide', 'new', 'id');
+	ELSE
+		CREATE OR REPLACE TRIGGER b_notify AFTER INSERT OR UPDATE ON people FOR EACH ROW EXECUTE FUNCTION notify_event('other', 'new', 'id', 'name');
+		INSERT INTO people VALUES (2, 'a', 'hidden');
+	END IF;
+	RETURN NULL;
+END $$;
+CREATE TRIGGER b_notify AFTER INSERT OR UPDATE ON people FOR EACH ROW EXECUTE FUNCTION notify_event('wide', 'new', 'id', 'secret');
+BEGIN;
+CREATE TRIGGER a_replace BEFORE INSERT ON people FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION replace_notify('with fewer arguments');
+INSERT INTO people VALUES (1, 'a', 'known');
+INSERT INTO people VALUES (3, 'a', 'hidden');
+SELECT * FROM take_events();
+ROLLBACK;
+BEGIN;
+CREATE TRIGGER a_replace BEFORE INSERT ON people FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION replace_notify('with others');
+INSERT INTO people VALUES (1, 'a', 'known'), (0, '', '') ON CONFLICT (id) DO UPDATE SET name = 'b';
+INSERT INTO people VALUES (3, 'a', 'hidden'), (0, '', '') ON CONFLICT (id) DO UPDATE SET name = 'c';
+SELECT * FROM take_events();
+ROLLBACK;
+
 --
 -- The log: its schema may have another name, and all that an event needs of the
 -- extension is its table.

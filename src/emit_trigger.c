@@ -13,7 +13,10 @@
  *
  * A statement may be in the middle of its rows then.  It goes on with what it
  * found in the beginning, so the statements that use it are counted, and it is
- * freed when it is forgotten and the last of them has ended.
+ * freed when it is forgotten and the last of them has ended.  It goes on with the
+ * trigger, too, as that was in the beginning, and may be the first to fire it
+ * after it was replaced.  So what is kept is of a trigger with its arguments; the
+ * rest is the table's, and of that every statement sees the newest.
  *
  *-------------------------------------------------------------------------
  */
@@ -51,6 +54,8 @@ struct EmitTrigger
 {
 	MemoryContext context;		/* in which all of this is */
 	Oid			table;
+	int			nargs;			/* arguments of the trigger */
+	char	  **args;
 	int			users;			/* statements */
 	bool		forgotten;		/* not in known_triggers (any more) */
 	text	   *names[OPERATIONS];	/* of events; NULL as long as unknown */
@@ -109,6 +114,16 @@ begin_use(EmitTrigger *emitter, MemoryContext statement)
 	MemoryContextRegisterResetCallback(statement, callback);
 }
 
+static void
+forget(KnownTrigger *known)
+{
+	EmitTrigger *emitter = known->emitter;
+
+	hash_search(known_triggers, &known->trigger, HASH_REMOVE, NULL);
+	emitter->forgotten = true;
+	free_if_unused(emitter);
+}
+
 /*
  * Forget the triggers of a table; of all tables if it is InvalidOid.
  */
@@ -122,13 +137,8 @@ forget_triggers(Oid table)
 	hash_seq_init(&scan, known_triggers);
 	while ((known = hash_seq_search(&scan)) != NULL)
 	{
-		EmitTrigger *emitter = known->emitter;
-
-		if (OidIsValid(table) && emitter->table != table)
-			continue;
-		hash_search(known_triggers, &known->trigger, HASH_REMOVE, NULL);
-		emitter->forgotten = true;
-		free_if_unused(emitter);
+		if (!OidIsValid(table) || known->emitter->table == table)
+			forget(known);
 	}
 }
 
@@ -142,6 +152,26 @@ static void
 forget_by_namespace(Datum arg, int cacheid, uint32 hashvalue)
 {
 	forget_triggers(InvalidOid);
+}
+
+/*
+ * What is kept of a trigger with these arguments, or NULL.
+ */
+static EmitTrigger *
+find_known(const Trigger *trigger)
+{
+	KnownTrigger *known = hash_search(known_triggers, &trigger->tgoid, HASH_FIND, NULL);
+	bool		same;
+
+	if (known == NULL)
+		return NULL;
+	same = (known->emitter->nargs == trigger->tgnargs);
+	for (int i = 0; same && i < trigger->tgnargs; i++)
+		same = (strcmp(known->emitter->args[i], trigger->tgargs[i]) == 0);
+	if (same)
+		return known->emitter;
+	forget(known);
+	return NULL;
 }
 
 static void
@@ -235,6 +265,10 @@ make_emitter(TriggerData *trigdata)
 
 	emitter->context = CurrentMemoryContext;
 	emitter->table = RelationGetRelid(trigdata->tg_relation);
+	emitter->nargs = trigger->tgnargs;
+	emitter->args = palloc(sizeof(char *) * Max(emitter->nargs, 1));
+	for (int i = 0; i < emitter->nargs; i++)
+		emitter->args[i] = pstrdup(trigger->tgargs[i]);
 	if (trigger->tgnargs > TRIGGER_ARG_DATA)
 	{
 		const char *data = trigger->tgargs[TRIGGER_ARG_DATA];
@@ -294,7 +328,6 @@ EmitTrigger *
 emit_trigger_find(FunctionCallInfo fcinfo)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	KnownTrigger *known;
 	EmitTrigger *emitter;
 
 	if (fcinfo->flinfo->fn_extra != NULL)
@@ -302,8 +335,9 @@ emit_trigger_find(FunctionCallInfo fcinfo)
 
 	if (known_triggers == NULL)
 		init_known_triggers();
-	known = hash_search(known_triggers, &trigdata->tg_trigger->tgoid, HASH_FIND, NULL);
-	emitter = (known != NULL) ? known->emitter : prepare_emitter(trigdata);
+	emitter = find_known(trigdata->tg_trigger);
+	if (emitter == NULL)
+		emitter = prepare_emitter(trigdata);
 	Assert(emitter->table == RelationGetRelid(trigdata->tg_relation));
 	begin_use(emitter, fcinfo->flinfo->fn_mcxt);
 	fcinfo->flinfo->fn_extra = emitter;
