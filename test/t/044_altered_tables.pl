@@ -31,8 +31,9 @@ ok( IPC::Run::run(
 		'>', \$out, '2>', \$err),
 	"each event is what its row and its trigger were, TEST_SEED=$seed")
   or diag "$out$err";
-my %count = $out =~ /(altered|compared) (\d+)/g;
+my %count = $out =~ /(altered|compared|meddled) (\d+)/g;
 cmp_ok($count{altered} // 0, '>', $steps / 10, 'something was altered');
+cmp_ok($count{meddled} // 0, '>', $steps / 100, 'some triggers were replaced before they fired');
 cmp_ok($count{compared} // 0, '>', $steps / 10, 'something was compared');
 
 $node->stop;

@@ -3,11 +3,12 @@
 usage: altered_tables.py CONNECTION_STRING SEED STEPS
 
 Each write is compared with what its events ought to be: with the trigger's
-arguments as they are in the catalog, and what to_jsonb() makes of the rows that
-the write itself has returned.  The sessions take turns; one has a transaction
-with savepoints now and then, and what it has altered may be rolled back.  The
-last line tells how much was compared; a difference is printed, with the last
-statements, latest first, and ends the program with 1.
+arguments as they were in the catalog when it began, and what to_jsonb() makes of
+the rows that the write itself has returned.  Some replace the trigger before it
+fires.  The sessions take turns; one has a transaction with savepoints now and
+then, and what it has altered may be rolled back.  The last line tells how much
+was compared; a difference is printed, with the last statements, latest first,
+and ends the program with 1.
 """
 import collections
 import json
@@ -34,6 +35,15 @@ CREATE TABLE a.parts_2 (dropped int, v text, id int);
 ALTER TABLE a.parts_2 DROP COLUMN dropped;
 ALTER TABLE a.parts ATTACH PARTITION a.parts_2 FOR VALUES IN (2);
 CREATE TABLE a.bulk (id int);
+CREATE FUNCTION types.meddle() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE current_setting('fuzzer.meddle');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER meddler BEFORE INSERT OR UPDATE OR DELETE ON a.plain
+    FOR EACH STATEMENT WHEN (current_setting('fuzzer.meddle', true) <> '') EXECUTE FUNCTION types.meddle();
+CREATE TRIGGER meddler BEFORE INSERT ON a.bulk
+    FOR EACH STATEMENT WHEN (current_setting('fuzzer.meddle', true) <> '') EXECUTE FUNCTION types.meddle();
 """
 
 # how each table's trigger is made: its name, the table, the arguments
@@ -46,6 +56,9 @@ TRIGGERS = {
             " FOR EACH STATEMENT EXECUTE FUNCTION notify_event({})",
 }
 TRIGGERS["parts"] = TRIGGERS["plain"]
+
+# those whose writes can replace it
+MEDDLED = ("plain", "bulk")
 
 # values of each type of a column; of pair and pair_domain see Fuzzer.value()
 VALUES = {
@@ -161,7 +174,8 @@ class Fuzzer:
 
     def trigger(self, oid):
         """Its name and its arguments, or None."""
-        rows = self.query(f"SELECT tgname, tgargs FROM pg_trigger WHERE tgrelid = {oid} AND NOT tgisinternal")
+        rows = self.query(f"SELECT tgname, tgargs FROM pg_trigger WHERE tgrelid = {oid}"
+                          f" AND NOT tgisinternal AND tgname <> 'meddler'")
         if not rows:
             return None
         return rows[0][0], [arg.decode() for arg in bytes(rows[0][1]).split(b"\0")[:-1]]
@@ -199,12 +213,17 @@ class Fuzzer:
                           f" WHERE (tableoid, ctid) IN (SELECT tableoid, ctid FROM {table} LIMIT 1)"
                           f" RETURNING tableoid, NULL, to_jsonb(t)")
 
+    def meddle(self, sql):
+        """What the next writes do before their triggers fire."""
+        self.query(f"SELECT set_config('fuzzer.meddle', $meddle${sql}$meddle$, false)")
+
     def write(self):
         which = self.chance.choice(list(self.tables))
         oid = self.tables[which]
         operation = "INSERT" if which == "bulk" else self.chance.choice(["INSERT", "INSERT", "UPDATE", "DELETE"])
         table = ".".join(self.table_name(oid))
         columns = self.columns(oid)
+        trigger = self.trigger(oid)
         changes = []
 
         def act():
@@ -215,11 +234,18 @@ class Fuzzer:
             else:
                 changes.extend(self.delete(table))
 
-        if self.session.attempt(act, {UNDEFINED_COLUMN}):
-            self.compare(oid, operation, changes)
+        meddles = which in MEDDLED and self.chance.random() < 0.2
+        if meddles:
+            self.number += 1
+            self.meddle(self.replace_trigger(which, table, [name for name, _ in columns]))
+        went_well = self.session.attempt(act, {UNDEFINED_COLUMN})
+        if meddles:
+            self.meddle("")
+        if went_well:
+            self.compare(trigger, operation, changes)
+            self.counts["meddled"] += meddles
         else:
-            arguments = self.trigger(oid)[1]
-            if set(arguments[2:]) <= {name for name, _ in columns}:
+            if set(trigger[1][2:]) <= {name for name, _ in columns}:
                 raise Difference("all columns are there that the trigger names")
             self.counts["refused"] += 1
 
@@ -232,8 +258,7 @@ class Fuzzer:
                      if len(arguments) < 3 or column in arguments[2:]} if row else None for row in (new, old))
         return name, {"op": operation, "schema": schema, "table": table, "new": new, "old": old}
 
-    def compare(self, oid, operation, changes):
-        trigger = self.trigger(oid)
+    def compare(self, trigger, operation, changes):
         wanted = [] if trigger is None else [self.expected(trigger[1], operation, *change) for change in changes]
         events = self.query("DELETE FROM notification_events RETURNING event_name, event_data")
         wanted, events = (sorted(json.dumps(event, sort_keys=True) for event in some) for some in (wanted, events))
