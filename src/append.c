@@ -314,10 +314,14 @@ store_row(LogAppend *append, TupleTableSlot *slot, int64 *id)
 bool
 append_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id)
 {
-	TupleTableSlot *slot = fill_slot(append, name, data, data_is_null);
+	TupleTableSlot *slot;
 
 	Assert(!append->gathers || id == NULL);
 
+	/* the server does not between the calls of a trigger, at commit either */
+	CHECK_FOR_INTERRUPTS();
+
+	slot = fill_slot(append, name, data, data_is_null);
 	if (!append->gathers)
 		return store_row(append, slot, id);
 	gather_row(append, slot);

@@ -105,7 +105,6 @@ emit_transition_rows(LogAppend *append, EmitTrigger *emitter, TriggerData *trigd
 
 		if (new_row == NULL && old_row == NULL)
 			break;
-		CHECK_FOR_INTERRUPTS();
 		old = MemoryContextSwitchTo(row_context);
 		append_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
 		MemoryContextSwitchTo(old);

@@ -1,7 +1,8 @@
 
 # What ends a call from outside is the failure of that event and of no other:
 # its timeout in a long query, in a filter, in a wait for a lock; a cancel, in the
-# call, behind it, at commit; a deadlock with a client.
+# call, behind it, at commit; a deadlock with a client; either while it records
+# events without an end.
 
 use strict;
 use warnings;
@@ -336,9 +337,48 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM event_retries'),
 	'0', 'nothing is left to be retried');
 
 is( $node->safe_psql(
-		'postgres', q(SELECT count(*) FROM event_worker_stats WHERE last_error <> 'canceling statement due to user request')),
-	'0',
+		'postgres', q(SELECT kind, last_error FROM event_worker_stats WHERE last_error <> 'canceling statement due to user request')),
+	'',
 	'no worker had another error of its own');
+
+#
+# Triggers that record events
+#
+
+# Each calls for another one, and nothing but notify_event() is at work.  As they
+# are the log's, the listener has something to say of them, so this comes last.
+clean_up();
+$node->safe_psql(
+	'postgres', q(
+	CREATE CONSTRAINT TRIGGER endless AFTER INSERT ON notification_events DEFERRABLE INITIALLY DEFERRED
+		FOR EACH ROW WHEN (NEW.event_name = 'endless') EXECUTE FUNCTION notify_event('endless', '1');
+	CREATE FUNCTION begin_endless(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.seen (handler, id) VALUES ('begin_endless', e.id);
+		IF e.event_name = 'bad' THEN
+			PERFORM public.notify_event('endless', '1'::jsonb);
+		END IF;
+	END $$;
+	SELECT create_event_handler('begin_endless', 'begin_endless', owner => 'ann', timeout => '300 ms', max_attempts => 1);
+));
+emit(10, 5);
+wait_for_handlers($node, 'postgres');
+is(failed(), 'bad|dead|57014', 'timeout in triggers that record events');
+seen_is_log($node, 'postgres', 'begin_endless', q(event_name = 'good'), 'others');
+clean_up();
+
+my $endless = $node->background_psql('postgres', on_error_stop => 0);
+my $endless_pid = $endless->query_safe('SELECT pg_backend_pid()');
+my $log_sequence = q(pg_get_serial_sequence('notification_events', 'id')::regclass);
+my $last_id = $node->safe_psql('postgres', "SELECT pg_sequence_last_value($log_sequence)");
+$endless->query_until(qr/begins/, "\\echo begins\nSELECT notify_event('endless', '1'::jsonb);\n");
+poll("SELECT pg_sequence_last_value($log_sequence) > $last_id + 100", 'many events');
+$node->safe_psql('postgres', "SELECT pg_cancel_backend($endless_pid)");
+$endless->query('SELECT 1');
+like($endless->{stderr}, qr/canceling statement due to user request/, 'triggers that record events are cancelled');
+$endless->quit;
+is($node->safe_psql('postgres', 'SELECT count(*) FROM notification_events'), '0', 'nothing is left of them');
+$node->safe_psql('postgres', 'DROP TRIGGER endless ON notification_events');
 
 $_->quit foreach ($gate, $client);
 $node->stop;
