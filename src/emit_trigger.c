@@ -16,7 +16,8 @@
  * freed when it is forgotten and the last of them has ended.  It goes on with the
  * trigger, too, as that was in the beginning, and may be the first to fire it
  * after it was replaced.  So what is kept is of a trigger with its arguments; the
- * rest is the table's, and of that every statement sees the newest.
+ * rest is the table's, as it is when the trigger fires for the first time in the
+ * statement.
  *
  *-------------------------------------------------------------------------
  */
