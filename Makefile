@@ -48,6 +48,7 @@ REGRESS = \
 	privileges \
 	bad_input \
 	stats \
+	figures \
 	schema
 
 # Isolation tests: test/specs/*.spec and test/expected/*.out.  The database

@@ -694,7 +694,7 @@ CREATE FUNCTION _event_figures(
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_event_figures';
 COMMENT ON FUNCTION _event_figures() IS
-	'internal: the figures per event name of this database, for who may read the log';
+	'internal: the figures per event name of this database, for who may read the whole log';
 
 CREATE VIEW event_stats AS
 	SELECT s.event_name, s.emitted, s.announced, s.delivered, s.failed, s.last_emitted_at

@@ -34,6 +34,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
@@ -555,6 +556,33 @@ stats_forget_handler_at_commit(const Handler *handler)
  * ----------
  */
 
+/* what figures may tell of the log */
+typedef enum LogSight
+{
+	LOG_HIDDEN,					/* nothing */
+	LOG_TOTALS,					/* how much there is, without names */
+	LOG_VISIBLE
+} LogSight;
+
+/*
+ * What figures may tell the current role of the log.  They count all events, so
+ * they are for who may read each of them.  Members of pg_monitor need no right
+ * to read the log; but where row security applies to them, names are none of
+ * their business either.
+ */
+static LogSight
+log_sight(void)
+{
+	Oid			log = catalog_lookup(false)->log;
+	bool		monitors = has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
+
+	if (check_enable_rls(log, InvalidOid, true) == RLS_ENABLED)
+		return monitors ? LOG_TOTALS : LOG_HIDDEN;
+	if (monitors || pg_class_aclcheck(log, GetUserId(), ACL_SELECT) == ACLCHECK_OK)
+		return LOG_VISIBLE;
+	return LOG_HIDDEN;
+}
+
 /*
  * The latency that a share of the events has not exceeded: the middle of its
  * bucket, or null without any.
@@ -605,7 +633,8 @@ count_pending(TupleTableSlot *slot, int64 id, void *arg)
 
 /*
  * What is pending behind a position, as two columns: how many events of fitting
- * names, and since when the oldest of them is there.
+ * names, and since when the oldest of them is there.  Both stay null for who may
+ * not know.
  */
 static void
 put_pending(const EventPattern *pattern, const EventPosition *position, Datum *values, bool *nulls)
@@ -615,7 +644,7 @@ put_pending(const EventPattern *pattern, const EventPosition *position, Datum *v
 	Relation	log;
 
 	/* snapshots of a standby know of no cursor */
-	if (RecoveryInProgress())
+	if (RecoveryInProgress() || log_sight() == LOG_HIDDEN)
 		return;
 	log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	window_scan(log, position, snapshot, event_snapshot_build(snapshot), count_pending, &pending);
@@ -915,40 +944,74 @@ copy_event_entries(int *count)
 }
 
 /*
- * _event_figures() returns a row for each event name of this database, to who
- * may read the log or monitor the server.
+ * All events together.
+ */
+static EventEntry
+total_of_events(const EventEntry *entries, int count)
+{
+	EventEntry	total = {0};
+
+	for (int i = 0; i < count; i++)
+	{
+		total.emitted += entries[i].emitted;
+		total.announced += entries[i].announced;
+		total.delivered += entries[i].delivered;
+		total.failed += entries[i].failed;
+		total.last_emitted_at = Max(total.last_emitted_at, entries[i].last_emitted_at);
+	}
+	return total;
+}
+
+/*
+ * Add the row of one event name; NULL for all of them.
+ */
+static void
+put_event(ReturnSetInfo *rsinfo, const char *name, const EventEntry *event)
+{
+#define EVENT_FIGURES 6
+	Datum		values[EVENT_FIGURES] = {0};
+	bool		nulls[EVENT_FIGURES] = {false};
+
+	nulls[0] = (name == NULL);
+	if (name != NULL)
+		values[0] = CStringGetTextDatum(name);
+	values[1] = Int64GetDatum(event->emitted);
+	values[2] = Int64GetDatum(event->announced);
+	values[3] = Int64GetDatum(event->delivered);
+	values[4] = Int64GetDatum(event->failed);
+	values[5] = TimestampTzGetDatum(event->last_emitted_at);
+	nulls[5] = (event->last_emitted_at == 0);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+}
+
+/*
+ * _event_figures() returns a row for each event name of this database; one
+ * without a name for all of them, or none, to who may not see the names.
  */
 Datum
 pne_event_figures(PG_FUNCTION_ARGS)
 {
-#define EVENT_FIGURES 6
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	EventEntry *entries;
+	LogSight	sight;
 	int			count;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (stats_lock == NULL)
 		return (Datum) 0;
-	if (!has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) &&
-		pg_class_aclcheck(catalog_lookup(false)->log, GetUserId(), ACL_SELECT) != ACLCHECK_OK)
+	sight = log_sight();
+	if (sight == LOG_HIDDEN)
 		return (Datum) 0;
 
 	entries = copy_event_entries(&count);
-	for (int i = 0; i < count; i++)
+	if (sight == LOG_TOTALS && count > 0)
 	{
-		EventEntry *event = &entries[i];
-		Datum		values[EVENT_FIGURES] = {0};
-		bool		nulls[EVENT_FIGURES] = {false};
+		EventEntry	total = total_of_events(entries, count);
 
-		values[0] = CStringGetTextDatum(event->key.name);
-		values[1] = Int64GetDatum(event->emitted);
-		values[2] = Int64GetDatum(event->announced);
-		values[3] = Int64GetDatum(event->delivered);
-		values[4] = Int64GetDatum(event->failed);
-		values[5] = TimestampTzGetDatum(event->last_emitted_at);
-		nulls[5] = (event->last_emitted_at == 0);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		put_event(rsinfo, NULL, &total);
 	}
+	for (int i = 0; i < count && sight == LOG_VISIBLE; i++)
+		put_event(rsinfo, entries[i].key.name, &entries[i]);
 	return (Datum) 0;
 }
 

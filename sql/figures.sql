@@ -1,0 +1,96 @@
+--
+-- Figures: what they tell to whom, and what a rollback leaves of them
+--
+CREATE EXTENSION pg_notify_events;
+CREATE SCHEMA regress_figures;
+SET search_path = regress_figures, public;
+CREATE ROLE regress_figures_owner LOGIN;
+CREATE ROLE regress_figures_member IN ROLE regress_figures_owner;
+CREATE ROLE regress_figures_bypass BYPASSRLS IN ROLE regress_figures_owner;
+CREATE ROLE regress_figures_columns;
+CREATE ROLE regress_figures_monitor IN ROLE pg_monitor;
+CREATE ROLE regress_figures_stranger;
+GRANT USAGE ON SCHEMA regress_figures TO PUBLIC;
+GRANT SELECT ON notification_events TO regress_figures_owner, regress_figures_bypass;
+GRANT SELECT (id, event_name, created_at) ON notification_events TO regress_figures_columns;
+
+-- Workers count after they have committed, and the listener in its own time.
+CREATE FUNCTION becomes_true(condition text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+	deadline timestamptz := clock_timestamp() + interval '30 s';
+	result boolean;
+BEGIN
+	LOOP
+		EXECUTE 'SELECT ' || condition INTO result;
+		EXIT WHEN result OR clock_timestamp() > deadline;
+	END LOOP;
+	RETURN result;
+END
+$$;
+CREATE FUNCTION ignore(text, jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
+
+--
+-- Who may not read each event learns neither names nor numbers of events
+--
+SELECT create_event_handler('paused', 'ignore', owner => 'regress_figures_owner');
+SELECT pause_event_handler('paused');
+SELECT create_event_consumer('consumer', event_name => 'secret*', owner => 'regress_figures_owner');
+SELECT reset_event_stats();
+INSERT INTO notification_events (event_name) VALUES ('open'), ('secret 1'), ('secret 2'), ('secret 2');
+SELECT becomes_true('sum(emitted) = 4 FROM event_stats') AS counted;
+
+-- What event_stats, event_handler_stats and event_consumer_stats show to each
+-- role. The functions behind the views may be called by anyone, too.
+CREATE FUNCTION seen_by_each() RETURNS TABLE (seen_by text, events text, handlers text, consumers text, behind text) LANGUAGE plpgsql AS $$
+BEGIN
+	FOR seen_by IN SELECT substr(rolname, 17) FROM pg_roles WHERE rolname LIKE 'regress\_figures\_%' ORDER BY rolname COLLATE "C"
+	LOOP
+		PERFORM set_config('role', 'regress_figures_' || seen_by, true);
+		SELECT string_agg(format('%s %s', COALESCE(event_name, 'null'), emitted), ', ' ORDER BY event_name COLLATE "C") INTO events
+			FROM event_stats WHERE last_emitted_at IS NOT NULL;
+		SELECT string_agg(format('%s %s %s', state, COALESCE(pending::text, 'null'), oldest_pending_at IS NOT NULL), ', ') INTO handlers
+			FROM event_handler_stats;
+		SELECT string_agg(format('%s %s %s', state, COALESCE(pending::text, 'null'), oldest_pending_at IS NOT NULL), ', ') INTO consumers
+			FROM event_consumer_stats;
+		SELECT format('%s %s %s', COALESCE(h.pending::text, 'null'), COALESCE(c.pending::text, 'null'), (SELECT count(*) FROM _event_figures())) INTO behind
+			FROM _handler_figures('paused') h, _consumer_figures('consumer') c;
+		PERFORM set_config('role', 'none', true);
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+SELECT * FROM seen_by_each();
+-- a policy that hides some, for one role; who has none sees nothing
+ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
+CREATE POLICY open ON notification_events FOR SELECT TO regress_figures_owner USING (event_name = 'open');
+SELECT * FROM seen_by_each();
+-- a session that wants an error instead of hidden rows
+SET row_security = off;
+SELECT * FROM seen_by_each();
+RESET row_security;
+-- what is seen can be fetched still
+SET ROLE regress_figures_owner;
+SELECT event_name FROM notification_events;
+RESET ROLE;
+-- no right to read at all
+REVOKE SELECT ON notification_events FROM regress_figures_owner, regress_figures_bypass;
+SELECT * FROM seen_by_each();
+ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY;
+SELECT * FROM seen_by_each();
+GRANT SELECT ON notification_events TO regress_figures_owner;
+SELECT * FROM seen_by_each();
+-- a superuser sees all, whatever the policies
+ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
+ALTER TABLE notification_events FORCE ROW LEVEL SECURITY;
+SELECT event_name, emitted FROM event_stats ORDER BY event_name COLLATE "C";
+SELECT pending FROM event_handler_stats;
+ALTER TABLE notification_events NO FORCE ROW LEVEL SECURITY;
+ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY;
+DROP POLICY open ON notification_events;
+
+SET client_min_messages = warning;
+SELECT drop_event_handler('paused');
+DROP SCHEMA regress_figures CASCADE;
+DROP EXTENSION pg_notify_events;
+DROP ROLE regress_figures_owner, regress_figures_member, regress_figures_bypass, regress_figures_columns,
+	regress_figures_monitor, regress_figures_stranger;
