@@ -101,6 +101,10 @@ REVOKE ALL ON FUNCTION notify_event(varchar, text) FROM PUBLIC;
 -- Handlers: tables
 ----------------------------------------------------------------------------
 
+-- What the extension compares of its own text, it compares by bytes, COLLATE
+-- "C": indexes stay right whatever the operating system says tomorrow of how
+-- languages sort.
+
 -- Which installation this is. Not dumped: a restored database has drawn
 -- another one, which is how restored definitions are told from living ones.
 CREATE TABLE _event_incarnation (
@@ -121,7 +125,7 @@ COMMENT ON TABLE _event_relay IS
 	'internal: the listener''s position in the log';
 
 CREATE TABLE _event_handlers (
-	name				text PRIMARY KEY,
+	name				text COLLATE "C" PRIMARY KEY,
 	owner				oid NOT NULL,
 	owner_name			name NOT NULL,
 	function_schema		name NOT NULL,
@@ -129,7 +133,7 @@ CREATE TABLE _event_handlers (
 	function_shape		"char" NOT NULL,
 	function_owner		oid NOT NULL,
 	function_owner_name name NOT NULL,
-	event_name			text NOT NULL,
+	event_name			text COLLATE "C" NOT NULL,
 	filter				jsonpath,
 	batch_size			integer NOT NULL,
 	max_attempts		integer NOT NULL,
@@ -149,7 +153,7 @@ COMMENT ON TABLE _event_handlers IS
 -- One row per handler, updated once per batch and never widened by texts:
 -- under a long held snapshot each batch leaves one version of it behind.
 CREATE TABLE _event_handler_progress (
-	handler				text PRIMARY KEY,
+	handler				text COLLATE "C" PRIMARY KEY,
 	created				bigint NOT NULL,
 	version				bigint NOT NULL,
 	cursor				pg_snapshot NOT NULL,
@@ -171,23 +175,23 @@ COMMENT ON COLUMN _event_handler_progress.careful IS
 	'so many events are still to be tried one by one, since an executor was lost';
 
 CREATE TABLE _event_handler_failures (
-	handler			text PRIMARY KEY,
+	handler			text COLLATE "C" PRIMARY KEY,
 	failed			bigint NOT NULL,
 	last_error		text NOT NULL,
-	last_sqlstate	text NOT NULL,
+	last_sqlstate	text COLLATE "C" NOT NULL,
 	last_error_at	timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE _event_handler_failures IS
 	'internal: how often each handler failed, and how last';
 
 CREATE TABLE _event_retries (
-	handler			text NOT NULL,
+	handler			text COLLATE "C" NOT NULL,
 	event_id		bigint NOT NULL,
-	state			text NOT NULL CHECK (state IN ('waiting', 'dead', 'discarded')),
+	state			text COLLATE "C" NOT NULL CHECK (state IN ('waiting', 'dead', 'discarded')),
 	attempts		integer NOT NULL,
 	next_attempt_at timestamptz,
 	last_error		text,
-	last_sqlstate	text,
+	last_sqlstate	text COLLATE "C",
 	last_error_at	timestamptz,
 	attempt_began_at timestamptz,
 	in_outage		boolean NOT NULL DEFAULT false,
@@ -209,10 +213,10 @@ COMMENT ON COLUMN _event_retries.in_outage IS
 ----------------------------------------------------------------------------
 
 CREATE TABLE _event_consumers (
-	name			text PRIMARY KEY,
+	name			text COLLATE "C" PRIMARY KEY,
 	owner			oid NOT NULL,
 	owner_name		name NOT NULL,
-	event_name		text NOT NULL,
+	event_name		text COLLATE "C" NOT NULL,
 	filter			jsonpath,
 	incarnation		uuid NOT NULL,
 	database		oid NOT NULL,
@@ -224,7 +228,7 @@ COMMENT ON TABLE _event_consumers IS
 
 -- One row per consumer, updated by each fetch and each acknowledgement.
 CREATE TABLE _event_consumer_progress (
-	consumer				text PRIMARY KEY,
+	consumer				text COLLATE "C" PRIMARY KEY,
 	cursor					pg_snapshot NOT NULL,
 	"window"				pg_snapshot,
 	last_id					bigint,
@@ -244,7 +248,7 @@ COMMENT ON COLUMN _event_consumer_progress.batch IS
 	'the open batch: ids that were fetched and not acknowledged, ascending; the position has passed them';
 
 CREATE TABLE _event_consumer_retries (
-	consumer		text NOT NULL,
+	consumer		text COLLATE "C" NOT NULL,
 	event_id		bigint NOT NULL,
 	attempts		integer NOT NULL,
 	next_attempt_at timestamptz,
@@ -717,8 +721,8 @@ GRANT SELECT ON event_handlers, event_retries, event_handler_stats, event_consum
 ----------------------------------------------------------------------------
 
 CREATE TABLE _event_channels (
-	channel		text PRIMARY KEY,
-	event_name	text NOT NULL,
+	channel		text COLLATE "C" PRIMARY KEY,
+	event_name	text COLLATE "C" NOT NULL,
 	owner		oid NOT NULL,
 	owner_name	name NOT NULL,
 	incarnation uuid NOT NULL,

@@ -25,6 +25,32 @@ SELECT is_empty($$
 	AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
 $$, 'every table has a primary key');
 
+-- the operating system may come with another order of characters one day, and an
+-- index would be in none; nobody looks anything up by an error, and the log's names
+-- are in no index
+SELECT is_empty($$
+	SELECT a.attrelid::regclass, a.attname FROM pg_attribute a
+	JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' AND c.relname <> 'notification_events'
+	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
+	WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attname <> 'last_error'
+	AND a.attcollation NOT IN (0, '"C"'::regcollation)
+$$, 'every text of an own table is compared by bytes');
+SELECT is_empty($$
+	SELECT i.indexrelid::regclass, k.oid::regcollation FROM pg_index i
+	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indrelid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events',
+	unnest(i.indcollation) k (oid)
+	WHERE k.oid NOT IN (0, '"C"'::regcollation)
+$$, '... and so by every index, the log''s included');
+SELECT is_empty($$
+	SELECT i.indexrelid::regclass FROM pg_index i
+	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indrelid AND d.deptype = 'e'
+	JOIN pg_extension e ON e.oid = d.refobjid AND e.extname = 'pg_notify_events'
+	WHERE (i.indexprs IS NOT NULL AND pg_get_expr(i.indexprs, i.indrelid) IS NOT NULL)
+	OR i.indpred::text LIKE '%:inputcollid 100 %'
+$$, '... and by the condition of every one that has one');
+
 SELECT is_empty($$
 	SELECT t.tgrelid::regclass, t.tgname FROM pg_trigger t
 	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = t.tgrelid AND d.deptype = 'e'
