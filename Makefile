@@ -38,6 +38,7 @@ PGFILEDESC = "pg_notify_events - durable events, delivered by the server"
 REGRESS = \
 	install \
 	emit \
+	recorded \
 	altered_tables \
 	two_phase \
 	statement_triggers \

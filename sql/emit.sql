@@ -95,7 +95,7 @@ CREATE TABLE of_catalog AS SELECT m FROM pg_am AS m WHERE amname IN ('heap', 'bt
 CREATE TABLE nothing ();
 INSERT INTO nothing DEFAULT VALUES;
 CREATE FUNCTION check_records(checked regclass) RETURNS TABLE (op text, events bigint, same_rows bigint, same_record boolean)
-	LANGUAGE plpgsql AS $$
+	LANGUAGE plpgsql SET DateStyle = 'ISO' SET IntervalStyle = 'postgres' AS $$
 BEGIN
 	DELETE FROM notification_events;
 	EXECUTE format('CREATE TRIGGER notify AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION notify_event(''row'')', checked);

@@ -21,9 +21,11 @@
 #include "catalog.h"
 #include "compat.h"
 #include "emit_trigger.h"
+#include "record_type.h"
 
 PG_FUNCTION_INFO_V1(pne_notify_event_trigger);
 PG_FUNCTION_INFO_V1(pne_notify_event_jsonb);
+PG_FUNCTION_INFO_V1(pne_notify_event_json);
 PG_FUNCTION_INFO_V1(pne_notify_event_text);
 
 /* ----------
@@ -224,7 +226,23 @@ pne_notify_event_jsonb(PG_FUNCTION_ARGS)
 }
 
 /*
- * notify_event(event_name varchar, event_data json or text) returns bigint
+ * notify_event(event_name varchar, event_data json) returns bigint
+ *
+ * The same with the data as json: as a string of its text if jsonb cannot hold
+ * it.  Errors: the same.
+ */
+Datum
+pne_notify_event_json(PG_FUNCTION_ARGS)
+{
+	Datum		data = (Datum) 0;
+
+	if (!PG_ARGISNULL(1))
+		data = json_recorded(PG_GETARG_DATUM(1));
+	return emit_call(fcinfo, data, PG_ARGISNULL(1));
+}
+
+/*
+ * notify_event(event_name varchar, event_data text) returns bigint
  *
  * The same with the data as JSON text.  Errors: the same, and data that is no
  * JSON.

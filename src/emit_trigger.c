@@ -7,9 +7,9 @@
  * for the first time in a session, and kept: for a statement that inserts a
  * single row, to work it out is a tenth of what the trigger costs.
  *
- * It is forgotten when anything happens to the table or its triggers, or to any
- * schema.  The types of the columns need no such care: of those that record.c
- * writes itself, and of domains over them, nothing that matters can be altered.
+ * It is forgotten when anything happens to the table or its triggers, to a table
+ * of which it is a partition, to a row type of one of its columns, to any schema
+ * or cast.  Other types need no such care: nothing that matters can be altered.
  *
  * A statement may be in the middle of its rows then.  It goes on with what it
  * found in the beginning, so the statements that use it are counted, and it is
@@ -23,7 +23,7 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_collation.h"
+#include "catalog/partition.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
@@ -39,6 +39,7 @@
 #include "catalog.h"
 #include "emit_trigger.h"
 #include "record.h"
+#include "settings.h"
 
 /* arguments of CREATE TRIGGER ... EXECUTE FUNCTION notify_event(...) */
 #define TRIGGER_ARG_NAME	0
@@ -55,6 +56,8 @@ struct EmitTrigger
 {
 	MemoryContext context;		/* in which all of this is */
 	Oid			table;
+	List	   *ancestors;		/* of which it is a partition, the root is the last */
+	bool		by_root;		/* events name that */
 	int			nargs;			/* arguments of the trigger */
 	char	  **args;
 	int			users;			/* statements */
@@ -125,11 +128,18 @@ forget(KnownTrigger *known)
 	free_if_unused(emitter);
 }
 
+static bool
+depends_on(const EmitTrigger *emitter, Oid relid)
+{
+	return emitter->table == relid || list_member_oid(emitter->ancestors, relid) ||
+		(emitter->record != NULL && record_has_row_type(emitter->record, relid));
+}
+
 /*
- * Forget the triggers of a table; of all tables if it is InvalidOid.
+ * Forget the triggers that a relation has to do with; all if it is InvalidOid.
  */
 static void
-forget_triggers(Oid table)
+forget_triggers(Oid relid)
 {
 	HASH_SEQ_STATUS scan;
 	KnownTrigger *known;
@@ -138,7 +148,7 @@ forget_triggers(Oid table)
 	hash_seq_init(&scan, known_triggers);
 	while ((known = hash_seq_search(&scan)) != NULL)
 	{
-		if (!OidIsValid(table) || known->emitter->table == table)
+		if (!OidIsValid(relid) || depends_on(known->emitter, relid))
 			forget(known);
 	}
 }
@@ -150,7 +160,7 @@ forget_by_relcache(Datum arg, Oid relid)
 }
 
 static void
-forget_by_namespace(Datum arg, int cacheid, uint32 hashvalue)
+forget_by_syscache(Datum arg, int cacheid, uint32 hashvalue)
 {
 	forget_triggers(InvalidOid);
 }
@@ -166,7 +176,7 @@ find_known(const Trigger *trigger)
 
 	if (known == NULL)
 		return NULL;
-	same = (known->emitter->nargs == trigger->tgnargs);
+	same = known->emitter->nargs == trigger->tgnargs && known->emitter->by_root == pne_partition_root;
 	for (int i = 0; same && i < trigger->tgnargs; i++)
 		same = (strcmp(known->emitter->args[i], trigger->tgargs[i]) == 0);
 	if (same)
@@ -184,7 +194,8 @@ init_known_triggers(void)
 	info.entrysize = sizeof(KnownTrigger);
 	known_triggers = hash_create("event triggers", INITIAL_TRIGGERS, &info, HASH_ELEM | HASH_BLOBS);
 	CacheRegisterRelcacheCallback(forget_by_relcache, (Datum) 0);
-	CacheRegisterSyscacheCallback(NAMESPACEOID, forget_by_namespace, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, forget_by_syscache, (Datum) 0);
+	CacheRegisterSyscacheCallback(CASTSOURCETARGET, forget_by_syscache, (Datum) 0);
 }
 
 /* ----------
@@ -205,13 +216,26 @@ trigger_operation(TriggerEvent event)
 }
 
 /*
- * The name of a trigger's events: its first argument, or schema.table.op.
+ * The table that events name.
+ */
+static Oid
+named_table(const EmitTrigger *emitter)
+{
+	if (emitter->by_root && emitter->ancestors != NIL)
+		return llast_oid(emitter->ancestors);
+	return emitter->table;
+}
+
+/*
+ * The name of a trigger's events: its first argument, or schema.table.op, in
+ * lower case by the rules of ASCII: what a letter becomes in the language of
+ * somebody's collation no handler could know.
  */
 static text *
-make_name(TriggerData *trigdata)
+make_name(const EmitTrigger *emitter, TriggerData *trigdata)
 {
 	Trigger    *trigger = trigdata->tg_trigger;
-	Relation	rel = trigdata->tg_relation;
+	Oid			named = named_table(emitter);
 	char	   *name;
 
 	if (trigger->tgnargs > TRIGGER_ARG_NAME)
@@ -221,9 +245,9 @@ make_name(TriggerData *trigdata)
 		return cstring_to_text(name);
 	}
 
-	name = psprintf("%s.%s.%s", get_namespace_name(RelationGetNamespace(rel)),
-					RelationGetRelationName(rel), trigger_operation(trigdata->tg_event));
-	name = str_tolower(name, strlen(name), DEFAULT_COLLATION_OID);
+	name = psprintf("%s.%s.%s", get_namespace_name(get_rel_namespace(named)), get_rel_name(named),
+					trigger_operation(trigdata->tg_event));
+	name = asc_tolower(name, strlen(name));
 	return cstring_to_text_with_len(name, pg_mbcharcliplen(name, (int) strlen(name), EVENT_NAME_MAX_CHARS));
 }
 
@@ -232,7 +256,7 @@ make_name(TriggerData *trigdata)
  * name, if there are any.
  */
 static ChangeRecord *
-make_record(TriggerData *trigdata)
+make_record(const EmitTrigger *emitter, TriggerData *trigdata)
 {
 	Trigger    *trigger = trigdata->tg_trigger;
 	Relation	rel = trigdata->tg_relation;
@@ -252,7 +276,7 @@ make_record(TriggerData *trigdata)
 					 errhint("Trigger \"%s\" names it among the columns to record.", trigger->tgname)));
 		columns[i] = (AttrNumber) attnum;
 	}
-	return record_prepare(rel, ncolumns, columns);
+	return record_prepare(rel, named_table(emitter), ncolumns, columns);
 }
 
 /*
@@ -266,6 +290,9 @@ make_emitter(TriggerData *trigdata)
 
 	emitter->context = CurrentMemoryContext;
 	emitter->table = RelationGetRelid(trigdata->tg_relation);
+	emitter->by_root = pne_partition_root;
+	if (trigdata->tg_relation->rd_rel->relispartition)
+		emitter->ancestors = get_partition_ancestors(emitter->table);
 	emitter->nargs = trigger->tgnargs;
 	emitter->args = palloc(sizeof(char *) * Max(emitter->nargs, 1));
 	for (int i = 0; i < emitter->nargs; i++)
@@ -282,7 +309,7 @@ make_emitter(TriggerData *trigdata)
 		}
 	}
 	if (!emitter->has_fixed_data)
-		emitter->record = make_record(trigdata);
+		emitter->record = make_record(emitter, trigdata);
 	else if (trigger->tgnargs > TRIGGER_ARG_COLUMNS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -358,7 +385,7 @@ emit_trigger_name(EmitTrigger *emitter, TriggerData *trigdata)
 	{
 		MemoryContext old = MemoryContextSwitchTo(emitter->context);
 
-		*name = make_name(trigdata);
+		*name = make_name(emitter, trigdata);
 		MemoryContextSwitchTo(old);
 	}
 	return PointerGetDatum(*name);
@@ -374,6 +401,5 @@ emit_trigger_data(const EmitTrigger *emitter, TriggerData *trigdata,
 {
 	if (emitter->has_fixed_data)
 		return emitter->fixed_data;
-	return record_make(emitter->record, trigdata->tg_relation,
-					   trigger_operation(trigdata->tg_event), new_row, old_row);
+	return record_make(emitter->record, trigdata, trigger_operation(trigdata->tg_event), new_row, old_row);
 }

@@ -82,7 +82,7 @@ COMMENT ON FUNCTION notify_event(varchar, jsonb) IS
 
 CREATE FUNCTION notify_event(event_name varchar, event_data json) RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
-	AS 'MODULE_PATHNAME', 'pne_notify_event_text';
+	AS 'MODULE_PATHNAME', 'pne_notify_event_json';
 COMMENT ON FUNCTION notify_event(varchar, json) IS
 	'records an event and returns its id';
 

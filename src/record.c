@@ -4,21 +4,24 @@
  *		The record of a change, {"op", "schema", "table", "new", "old"}, as jsonb.
  *
  * What a row looks like in it is what the server's to_jsonb() makes of it.  That
- * is asked itself, with a row of those five fields, where a column is of a type
- * of somebody's own, an array, a row or JSON.  Of the other types it is known
- * how to_jsonb() writes them, and the record is made directly, without looking
- * at the types again for each row and without sorting the names of the columns
- * again: half of the time that an event takes besides being stored.  That both
- * ways yield the same bytes is tested (sql/emit.sql).
+ * is asked itself for a column whose type is an array or a row, or has a cast to
+ * JSON.  Of the other types it is known how to_jsonb() writes them, so that
+ * nothing has to be looked up for each row and the names of the columns are not
+ * sorted again: half of the time that an event takes besides being stored.  That
+ * both ways yield the same bytes is tested (sql/emit.sql).  What depends on the
+ * session, and JSON that jsonb cannot hold, is the matter of record_type.c.
+ *
+ * What fails says which column it was, and how to leave that out: the writer
+ * whose transaction fails may know nothing of the trigger.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
-#include "access/transam.h"
 #include "catalog/pg_type.h"
-#include "funcapi.h"
+#include "commands/trigger.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
@@ -28,124 +31,50 @@
 #include "utils/lsyscache.h"
 #include "utils/numeric.h"
 
-#include "compat.h"
 #include "record.h"
+#include "record_type.h"
 
-/* fields of the record, as a row */
-#define RECORD_OP		1
-#define RECORD_SCHEMA	2
-#define RECORD_TABLE	3
-#define RECORD_NEW		4
-#define RECORD_OLD		5
+/* fields of the record */
 #define RECORD_FIELDS	5
 
-/* a column that is written directly */
+typedef enum FieldWay
+{
+	FIELD_PLAIN,				/* as we know it, else the type's text */
+	FIELD_JSON,
+	FIELD_JSONB,
+	FIELD_TO_JSONB
+} FieldWay;
+
+/* a column to record */
 typedef struct Field
 {
 	AttrNumber	attnum;
 	JsonbValue	name;
 	Oid			type;			/* below all domains */
-	FmgrInfo	output;
+	FieldWay	way;
+	bool		has_json;		/* somewhere inside */
+	FmgrInfo	function;		/* the type's output function, or to_jsonb() */
 } Field;
 
 struct ChangeRecord
 {
 	char	   *schema;
 	char	   *table;
-
-	/* the columns to record; 0: whole rows */
-	int			ncolumns;
-	const AttrNumber *columns;
-	TupleDesc	columns_desc;
-
-	/* what is written directly, in the order of keys of a jsonb */
-	bool		direct;
-	int			nfields;
+	int			nfields;		/* in the order of keys of a jsonb */
 	Field	   *fields;
+	TypeTraits	traits;			/* of all of them */
 };
 
-/* the record as a row, the same for all tables, made once per backend */
-static TupleDesc record_desc = NULL;
-static FmgrInfo record_to_jsonb;
+/* a record that is being made */
+typedef struct Making
+{
+	const ChangeRecord *record;
+	const char *trigger;
+	const Field *field;			/* at hand, or NULL */
+} Making;
 
 /* ----------
- * By to_jsonb()
- * ----------
- */
-
-/*
- * Make what turns the record of a change to jsonb.
- */
-static void
-prepare_to_jsonb(void)
-{
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-	TupleDesc	desc = CreateTemplateTupleDesc(RECORD_FIELDS);
-	List	   *args;
-
-	TupleDescInitEntry(desc, RECORD_OP, "op", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, RECORD_SCHEMA, "schema", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, RECORD_TABLE, "table", TEXTOID, -1, 0);
-	TupleDescInitEntry(desc, RECORD_NEW, "new", RECORDOID, -1, 0);
-	TupleDescInitEntry(desc, RECORD_OLD, "old", RECORDOID, -1, 0);
-	TupleDescFinalize(desc);
-	BlessTupleDesc(desc);
-
-	/* to_jsonb asks its call expression for the type of its argument */
-	fmgr_info_cxt(F_TO_JSONB, &record_to_jsonb, TopMemoryContext);
-	args = list_make1(makeNullConst(RECORDOID, -1, InvalidOid));
-	fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID, args, InvalidOid, InvalidOid,
-											 COERCE_EXPLICIT_CALL),
-					   &record_to_jsonb);
-	MemoryContextSwitchTo(old);
-	record_desc = desc;
-}
-
-/*
- * A row as a composite datum, whole or reduced to the columns to record.
- */
-static Datum
-row_datum(const ChangeRecord *record, TupleDesc desc, HeapTuple tuple)
-{
-	Datum	   *values;
-	bool	   *nulls;
-
-	if (record->ncolumns == 0)
-		return heap_copy_tuple_as_datum(tuple, desc);
-
-	values = palloc(sizeof(Datum) * record->ncolumns);
-	nulls = palloc(sizeof(bool) * record->ncolumns);
-	for (int i = 0; i < record->ncolumns; i++)
-		values[i] = heap_getattr(tuple, record->columns[i], desc, &nulls[i]);
-	return HeapTupleGetDatum(heap_form_tuple(record->columns_desc, values, nulls));
-}
-
-static Datum
-make_by_to_jsonb(const ChangeRecord *record, TupleDesc desc, const char *operation,
-				 HeapTuple new_row, HeapTuple old_row)
-{
-	Datum		values[RECORD_FIELDS];
-	bool		nulls[RECORD_FIELDS] = {false};
-
-	if (record_desc == NULL)
-		prepare_to_jsonb();
-
-	values[RECORD_OP - 1] = CStringGetTextDatum(operation);
-	values[RECORD_SCHEMA - 1] = CStringGetTextDatum(record->schema);
-	values[RECORD_TABLE - 1] = CStringGetTextDatum(record->table);
-	nulls[RECORD_NEW - 1] = (new_row == NULL);
-	nulls[RECORD_OLD - 1] = (old_row == NULL);
-	if (new_row != NULL)
-		values[RECORD_NEW - 1] = row_datum(record, desc, new_row);
-	if (old_row != NULL)
-		values[RECORD_OLD - 1] = row_datum(record, desc, old_row);
-
-	return FunctionCall1(&record_to_jsonb,
-						 HeapTupleGetDatum(heap_form_tuple(record_desc, values, nulls)));
-}
-
-/* ----------
- * Directly
+ * What to record
  * ----------
  */
 
@@ -165,14 +94,33 @@ set_string(JsonbValue *value, const char *string, int length)
 }
 
 /*
- * Whether a type, which is no domain, is one that we know how to write.  Types
- * that are not built in could have a cast to JSON.
+ * How to write a type, which is no domain.
  */
-static bool
-is_plain_type(Oid type)
+static FieldWay
+way_of_type(Oid type)
 {
-	return type < FirstNormalObjectId && type != JSONOID && type != JSONBOID &&
-		!OidIsValid(get_element_type(type)) && !type_is_rowtype(type);
+	if (type == JSONOID)
+		return FIELD_JSON;
+	if (type == JSONBOID)
+		return FIELD_JSONB;
+	if (OidIsValid(get_element_type(type)) || type_is_rowtype(type) || type_has_json_cast(type))
+		return FIELD_TO_JSONB;
+	return FIELD_PLAIN;
+}
+
+/*
+ * Make a call of to_jsonb() for values of a type.
+ */
+static void
+prepare_to_jsonb(FmgrInfo *function, Oid type)
+{
+	List	   *args = list_make1(makeNullConst(type, -1, InvalidOid));
+
+	/* it asks its call expression for the type of its argument */
+	fmgr_info(F_TO_JSONB, function);
+	fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID, args, InvalidOid, InvalidOid,
+											 COERCE_EXPLICIT_CALL),
+					   function);
 }
 
 /*
@@ -189,46 +137,65 @@ compare_fields(const void *a, const void *b)
 	return memcmp(one->name.val.string.val, other->name.val.string.val, one->name.val.string.len);
 }
 
+static void
+prepare_field(Field *field, Form_pg_attribute attribute, TypeTraits *traits)
+{
+	TypeTraits	own = {0};
+	char	   *name = pstrdup(NameStr(attribute->attname));
+	Oid			output;
+	bool		is_varlena;
+
+	field->attnum = attribute->attnum;
+	set_string(&field->name, name, (int) strlen(name));
+	field->type = getBaseType(attribute->atttypid);
+	field->way = way_of_type(field->type);
+	if (field->way == FIELD_TO_JSONB)
+		prepare_to_jsonb(&field->function, field->type);
+	else
+	{
+		getTypeOutputInfo(field->type, &output, &is_varlena);
+		fmgr_info(output, &field->function);
+	}
+
+	type_add_traits(field->type, &own);
+	field->has_json = own.has_json;
+	traits->settings |= own.settings;
+	traits->row_types = list_concat(traits->row_types, own.row_types);
+}
+
 /*
- * Find out how to write the columns to record, if all can be written directly.
+ * Find out how to write the columns to record.
  */
 static void
-prepare_fields(ChangeRecord *record, TupleDesc desc)
+prepare_fields(ChangeRecord *record, TupleDesc desc, int ncolumns, const AttrNumber *columns)
 {
-	int			n = record->ncolumns > 0 ? record->ncolumns : desc->natts;
+	int			n = ncolumns > 0 ? ncolumns : desc->natts;
+	int			different = 0;
 
-	record->fields = palloc(sizeof(Field) * Max(n, 1));
+	record->fields = palloc0(sizeof(Field) * Max(n, 1));
 	for (int i = 0; i < n; i++)
 	{
-		AttrNumber	attnum = (AttrNumber) (record->ncolumns > 0 ? record->columns[i] : i + 1);
+		AttrNumber	attnum = (AttrNumber) (ncolumns > 0 ? columns[i] : i + 1);
 		Form_pg_attribute attribute = TupleDescAttr(desc, attnum - 1);
-		Field	   *field = &record->fields[record->nfields];
-		char	   *name;
-		Oid			output;
-		bool		is_varlena;
 
-		if (attribute->attisdropped)
-			continue;
-		field->attnum = attnum;
-		field->type = getBaseType(attribute->atttypid);
-		if (!is_plain_type(field->type))
-			return;
-		name = pstrdup(NameStr(attribute->attname));
-		set_string(&field->name, name, (int) strlen(name));
-		getTypeOutputInfo(field->type, &output, &is_varlena);
-		fmgr_info(output, &field->output);
-		record->nfields++;
+		if (!attribute->attisdropped)
+			prepare_field(&record->fields[record->nfields++], attribute, &record->traits);
 	}
 
 	qsort(record->fields, record->nfields, sizeof(Field), compare_fields);
 	/* a column that is named twice is recorded once */
-	for (int i = 1; i < record->nfields; i++)
+	for (int i = 0; i < record->nfields; i++)
 	{
-		if (compare_fields(&record->fields[i - 1], &record->fields[i]) == 0)
-			return;
+		if (i == 0 || compare_fields(&record->fields[i - 1], &record->fields[i]) != 0)
+			record->fields[different++] = record->fields[i];
 	}
-	record->direct = true;
+	record->nfields = different;
 }
+
+/* ----------
+ * Values
+ * ----------
+ */
 
 /*
  * A number, of which infinities and NaN can only be strings.
@@ -250,7 +217,7 @@ write_number(JsonbValue *value, const Field *field, Datum datum)
 			value->val.numeric = int64_to_numeric(DatumGetInt64(datum));
 			break;
 		default:
-			output = OutputFunctionCall(unconstify(FmgrInfo *, &field->output), datum);
+			output = OutputFunctionCall(unconstify(FmgrInfo *, &field->function), datum);
 			if (strpbrk(output, "Nn") != NULL)
 			{
 				set_string(value, output, (int) strlen(output));
@@ -263,10 +230,66 @@ write_number(JsonbValue *value, const Field *field, Datum datum)
 }
 
 /*
- * A value that is not null.
+ * The array or object that the iterator has begun, with all that is in it.
  */
 static void
-write_value(JsonbValue *value, const Field *field, Datum datum)
+unpack_container(JsonbValue *value, JsonbIterator **iterator)
+{
+	JsonbValue	end;
+
+	check_stack_depth();
+
+	if (value->type == jbvArray)
+	{
+		JsonbValue *elements = palloc(sizeof(JsonbValue) * Max(value->val.array.nElems, 1));
+
+		for (int i = 0; i < value->val.array.nElems; i++)
+		{
+			if (JsonbIteratorNext(iterator, &elements[i], false) != WJB_ELEM)
+				unpack_container(&elements[i], iterator);
+		}
+		value->val.array.elems = elements;
+	}
+	else
+	{
+		JsonbPair  *pairs = palloc(sizeof(JsonbPair) * Max(value->val.object.nPairs, 1));
+
+		for (int i = 0; i < value->val.object.nPairs; i++)
+		{
+			(void) JsonbIteratorNext(iterator, &pairs[i].key, false);
+			if (JsonbIteratorNext(iterator, &pairs[i].value, false) != WJB_VALUE)
+				unpack_container(&pairs[i].value, iterator);
+			pairs[i].order = i;
+		}
+		value->val.object.pairs = pairs;
+	}
+	(void) JsonbIteratorNext(iterator, &end, false);
+}
+
+/*
+ * A jsonb, as a part of what is being made.
+ */
+static void
+write_jsonb(JsonbValue *value, Datum datum)
+{
+	Jsonb	   *jsonb = DatumGetJsonbP(datum);
+	JsonbIterator *iterator;
+
+	if (JB_ROOT_IS_SCALAR(jsonb))
+	{
+		(void) JsonbExtractScalar(&jsonb->root, value);
+		return;
+	}
+	iterator = JsonbIteratorInit(&jsonb->root);
+	(void) JsonbIteratorNext(&iterator, value, false);
+	unpack_container(value, &iterator);
+}
+
+/*
+ * A value that is not null, of a type that we know, or as its text.
+ */
+static void
+write_plain(JsonbValue *value, const Field *field, Datum datum)
 {
 	char	   *output;
 
@@ -305,18 +328,49 @@ write_value(JsonbValue *value, const Field *field, Datum datum)
 			output = JsonEncodeDateTime(NULL, datum, field->type, NULL);
 			break;
 		default:
-			output = OutputFunctionCall(unconstify(FmgrInfo *, &field->output), datum);
+			output = OutputFunctionCall(unconstify(FmgrInfo *, &field->function), datum);
 			break;
 	}
 	set_string(value, output, (int) strlen(output));
 }
 
 /*
+ * A value that is not null.
+ */
+static void
+write_value(JsonbValue *value, const Field *field, Datum datum)
+{
+	switch (field->way)
+	{
+		case FIELD_PLAIN:
+			write_plain(value, field, datum);
+			return;
+		case FIELD_JSON:
+			write_jsonb(value, json_recorded(datum));
+			return;
+		case FIELD_JSONB:
+			write_jsonb(value, datum);
+			return;
+		case FIELD_TO_JSONB:
+			if (field->has_json)
+				datum = json_made_fit(field->type, datum);
+			write_jsonb(value, FunctionCall1(unconstify(FmgrInfo *, &field->function), datum));
+			return;
+	}
+}
+
+/* ----------
+ * The record
+ * ----------
+ */
+
+/*
  * A row as a JSON object, or null.
  */
 static void
-write_row(JsonbValue *value, const ChangeRecord *record, TupleDesc desc, HeapTuple tuple)
+write_row(JsonbValue *value, Making *making, TupleDesc desc, HeapTuple tuple)
 {
+	const ChangeRecord *record = making->record;
 	Datum	   *values;
 	bool	   *nulls;
 	JsonbPair  *pairs;
@@ -340,19 +394,23 @@ write_row(JsonbValue *value, const ChangeRecord *record, TupleDesc desc, HeapTup
 		if (nulls[field->attnum - 1])
 			pairs[i].value.type = jbvNull;
 		else
+		{
+			making->field = field;
 			write_value(&pairs[i].value, field, values[field->attnum - 1]);
+		}
 	}
+	making->field = NULL;
 	value->type = jbvObject;
 	value->val.object.nPairs = record->nfields;
 	value->val.object.pairs = pairs;
 }
 
 static Datum
-make_directly(const ChangeRecord *record, TupleDesc desc, const char *operation,
-			  HeapTuple new_row, HeapTuple old_row)
+make_record(Making *making, TupleDesc desc, const char *operation, HeapTuple new_row, HeapTuple old_row)
 {
 	/* in the order of keys of a jsonb */
 	static const char *const names[RECORD_FIELDS] = {"op", "new", "old", "table", "schema"};
+	const ChangeRecord *record = making->record;
 	JsonbPair	pairs[RECORD_FIELDS];
 	JsonbValue	value;
 
@@ -362,8 +420,8 @@ make_directly(const ChangeRecord *record, TupleDesc desc, const char *operation,
 		pairs[i].order = i;
 	}
 	set_string(&pairs[0].value, operation, (int) strlen(operation));
-	write_row(&pairs[1].value, record, desc, new_row);
-	write_row(&pairs[2].value, record, desc, old_row);
+	write_row(&pairs[1].value, making, desc, new_row);
+	write_row(&pairs[2].value, making, desc, old_row);
 	set_string(&pairs[3].value, record->table, (int) strlen(record->table));
 	set_string(&pairs[4].value, record->schema, (int) strlen(record->schema));
 
@@ -373,46 +431,94 @@ make_directly(const ChangeRecord *record, TupleDesc desc, const char *operation,
 	return JsonbPGetDatum(JsonbValueToJsonb(&value));
 }
 
-/* ----------
- * Either way
- * ----------
+static void
+say_what_is_recorded(void *arg)
+{
+	const Making *making = arg;
+
+	if (making->field != NULL)
+		errcontext("column \"%.*s\" of table \"%s.%s\", recorded by trigger \"%s\"",
+				   making->field->name.val.string.len, making->field->name.val.string.val,
+				   making->record->schema, making->record->table, making->trigger);
+	else
+		errcontext("row of table \"%s.%s\", recorded by trigger \"%s\"",
+				   making->record->schema, making->record->table, making->trigger);
+}
+
+/*
+ * In a PG_CATCH block: throw the error again, with advice, unless it is a cancel.
  */
+static void
+throw_with_hint(MemoryContext context)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_OPERATOR_INTERVENTION)
+		error->hint = psprintf("%s%sTo leave columns out, name those to record in CREATE TRIGGER: "
+							   "notify_event('name', new, column, ...).",
+							   error->hint ? error->hint : "", error->hint ? "\n" : "");
+	ReThrowError(error);
+}
 
 /*
  * What the records of changes of a table need, with these columns of it, or with
- * whole rows where there are none.  Lives in the current memory context, as the
- * columns must; the table must not change meanwhile.
+ * whole rows where there are none.  named is the table that they name, this one
+ * or that of which it is a partition.  Lives in the current memory context; the
+ * table must not change meanwhile.
  */
 ChangeRecord *
-record_prepare(Relation rel, int ncolumns, const AttrNumber *columns)
+record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *columns)
 {
 	ChangeRecord *record = palloc0(sizeof(ChangeRecord));
-	TupleDesc	desc = RelationGetDescr(rel);
 
-	record->schema = get_namespace_name(RelationGetNamespace(rel));
-	record->table = pstrdup(RelationGetRelationName(rel));
-	record->ncolumns = ncolumns;
-	record->columns = columns;
-	prepare_fields(record, desc);
-	if (!record->direct && ncolumns > 0)
-	{
-		record->columns_desc = CreateTemplateTupleDesc(ncolumns);
-		for (int i = 0; i < ncolumns; i++)
-			TupleDescCopyEntry(record->columns_desc, (AttrNumber) (i + 1), desc, columns[i]);
-		TupleDescFinalize(record->columns_desc);
-		BlessTupleDesc(record->columns_desc);
-	}
+	record->schema = get_namespace_name(get_rel_namespace(named));
+	record->table = get_rel_name(named);
+	prepare_fields(record, RelationGetDescr(rel), ncolumns, columns);
 	return record;
+}
+
+/*
+ * Whether a relation is one of the row types of what is recorded.
+ */
+bool
+record_has_row_type(const ChangeRecord *record, Oid relid)
+{
+	return list_member_oid(record->traits.row_types, relid);
 }
 
 /*
  * The record of a change, as jsonb; either row may be NULL.
  */
 Datum
-record_make(const ChangeRecord *record, Relation rel, const char *operation,
+record_make(const ChangeRecord *record, const TriggerData *trigdata, const char *operation,
 			HeapTuple new_row, HeapTuple old_row)
 {
-	if (record->direct)
-		return make_directly(record, RelationGetDescr(rel), operation, new_row, old_row);
-	return make_by_to_jsonb(record, RelationGetDescr(rel), operation, new_row, old_row);
+	MemoryContext context = CurrentMemoryContext;
+	Making		making = {record, trigdata->tg_trigger->tgname, NULL};
+	ErrorContextCallback callback;
+	Datum		result = (Datum) 0;
+	int			level;
+
+	callback.callback = say_what_is_recorded;
+	callback.arg = &making;
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+
+	level = record_settings_begin(record->traits.settings);
+	PG_TRY();
+	{
+		result = make_record(&making, RelationGetDescr(trigdata->tg_relation), operation, new_row, old_row);
+	}
+	PG_CATCH();
+	{
+		throw_with_hint(context);
+	}
+	PG_END_TRY();
+	record_settings_end(level);
+
+	error_context_stack = callback.previous;
+	return result;
 }

@@ -9,12 +9,14 @@
 #define PNE_RECORD_H
 
 #include "access/htup.h"
+#include "commands/trigger.h"
 #include "utils/rel.h"
 
 typedef struct ChangeRecord ChangeRecord;
 
-extern ChangeRecord *record_prepare(Relation rel, int ncolumns, const AttrNumber *columns);
-extern Datum record_make(const ChangeRecord *record, Relation rel, const char *operation,
+extern ChangeRecord *record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *columns);
+extern bool record_has_row_type(const ChangeRecord *record, Oid relid);
+extern Datum record_make(const ChangeRecord *record, const TriggerData *trigdata, const char *operation,
 						 HeapTuple new_row, HeapTuple old_row);
 
 #endif							/* PNE_RECORD_H */

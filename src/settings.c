@@ -32,6 +32,7 @@ char	   *pne_databases = NULL;
 int			pne_announce = ANNOUNCE_RELAY;
 char	   *pne_channel = NULL;
 int			pne_payload = PAYLOAD_NAME;
+bool		pne_partition_root = false;
 int			pne_max_executors = 4;
 int			pne_executor_idle_timeout = 0;
 int			pne_batch_time = 100;
@@ -285,6 +286,15 @@ settings_init(void)
 							PGC_SIGHUP,
 							GUC_UNIT_MS,
 							NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("pg_notify_events.partition_root",
+							 "Whether events of a partition name the partitioned table.",
+							 NULL,
+							 &pne_partition_root,
+							 false,
+							 PGC_SUSET,
+							 0,
+							 NULL, NULL, NULL);
 
 	DefineCustomEnumVariable("pg_notify_events.payload",
 							 "What an announcement carries.",

@@ -55,6 +55,7 @@ test_packages=(
 	libipc-run-perl							# tap
 	libpq-dev								# tap: the client in C
 	libtap-parser-sourcehandler-pgtap-perl	# pgtap: pg_prove
+	locales									# tap: makes locales of its own
 	perl									# tap: prove
 	pgbouncer								# tap: clients through a pooler
 	postgresql-NN-pgtap						# pgtap
