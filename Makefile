@@ -41,6 +41,7 @@ REGRESS = \
 	recorded \
 	altered_tables \
 	two_phase \
+	not_writable \
 	statement_triggers \
 	handlers \
 	delivery \

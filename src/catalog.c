@@ -60,6 +60,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
 #include "doorbell.h"
@@ -753,6 +754,7 @@ pne_activate_events(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied to activate events"),
 				 errhint("Only superusers may call activate_events().")));
+	require_writable("activate_events()");
 
 	LockRelationOid(catalog_lookup(false)->log, ExclusiveLock);
 

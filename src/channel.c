@@ -139,6 +139,7 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 	NameData	owner_name;
 	pg_uuid_t	incarnation;
 
+	require_writable("listen_event_channel()");
 	check_event_name(event_name, (int) strlen(event_name));
 	if (strcmp(channel, pne_channel) == 0)
 		ereport(ERROR,
@@ -191,6 +192,7 @@ pne_unlisten_event_channel(PG_FUNCTION_ARGS)
 	Datum		value = CStringGetTextDatum(channel);
 	bool		isnull;
 
+	require_writable("unlisten_event_channel()");
 	SPI_connect();
 	if (own_execute(&delete_channel, &value, NULL, 0) == 0)
 		ereport(ERROR,

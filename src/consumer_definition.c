@@ -107,6 +107,7 @@ pne_create_event_consumer(PG_FUNCTION_ARGS)
 	EventSnapshot *start;
 	bool		or_replace;
 
+	require_writable("create_event_consumer()");
 	strlcpy(consumer->name, name_argument(fcinfo, CREATE_NAME, "name", "event consumer"), HANDLER_NAME_SIZE);
 	consumer->owner = owner_argument(fcinfo, CREATE_OWNER, "event consumer");
 	start = start_argument(fcinfo, CREATE_START_FROM);
@@ -168,6 +169,7 @@ pne_drop_event_consumer(PG_FUNCTION_ARGS)
 	char	   *name = name_argument(fcinfo, 0, "name", "event consumer");
 	Datum		value = CStringGetTextDatum(name);
 
+	require_writable("drop_event_consumer()");
 	SPI_connect();
 	(void) consumer_lock_own(name);
 	for (int i = 0; i < (int) lengthof(statements); i++)

@@ -484,6 +484,7 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 	EventSnapshot *start;
 	bool		or_replace;
 
+	require_writable("create_event_handler()");
 	strlcpy(handler->name, name_argument(fcinfo, CREATE_NAME, "name", "event handler"), HANDLER_NAME_SIZE);
 	handler->owner = owner_argument(fcinfo, CREATE_OWNER, "event handler");
 	start = start_argument(fcinfo, CREATE_START_FROM);
@@ -537,6 +538,7 @@ pne_alter_event_handler(PG_FUNCTION_ARGS)
 	char	   *name = name_argument(fcinfo, CREATE_NAME, "name", "event handler");
 	Handler    *handler;
 
+	require_writable("alter_event_handler()");
 	SPI_connect();
 	handler = lock_own_handler(name);
 	if (!PG_ARGISNULL(ALTER_OWNER))
@@ -583,6 +585,7 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
 	Handler    *handler;
 
+	require_writable("drop_event_handler()");
 	SPI_connect();
 	handler = lock_own_handler(name);
 	handler_wait_for_batch(name);
@@ -608,6 +611,7 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
 	Datum		values[2] = {CStringGetTextDatum(name), BoolGetDatum(paused)};
 
+	require_writable(paused ? "pause_event_handler()" : "resume_event_handler()");
 	SPI_connect();
 	lock_own_handler(name);
 	own_execute(&update_paused, values, NULL, 0);

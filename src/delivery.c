@@ -57,12 +57,13 @@ PG_FUNCTION_INFO_V1(pne_event_delivery_status);
  * many there were.
  */
 static int64
-change_dead_events(FunctionCallInfo fcinfo, OwnStatement *statement)
+change_dead_events(FunctionCallInfo fcinfo, const char *function, OwnStatement *statement)
 {
 	char	   *name = name_argument(fcinfo, 0, "handler", "event handler");
 	Datum		value = CStringGetTextDatum(name);
 	int64		count;
 
+	require_writable(function);
 	SPI_connect();
 	lock_own_handler(name);
 	count = own_execute(statement, &value, NULL, 0);
@@ -90,7 +91,7 @@ pne_retry_dead_events(PG_FUNCTION_ARGS)
 		.argtypes = {TEXTOID},
 	};
 
-	PG_RETURN_INT64(change_dead_events(fcinfo, &revive));
+	PG_RETURN_INT64(change_dead_events(fcinfo, "retry_dead_events()", &revive));
 }
 
 /*
@@ -110,7 +111,7 @@ pne_discard_dead_events(PG_FUNCTION_ARGS)
 		.argtypes = {TEXTOID},
 	};
 
-	PG_RETURN_INT64(change_dead_events(fcinfo, &discard));
+	PG_RETURN_INT64(change_dead_events(fcinfo, "discard_dead_events()", &discard));
 }
 
 /* ----------
@@ -218,6 +219,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 	int64		to = PG_ARGISNULL(2) ? PG_INT64_MAX : PG_GETARG_INT64(2);
 	ReplayState *state = palloc0(sizeof(ReplayState));
 
+	require_writable("replay_events()");
 	require_argument(fcinfo, 1, "from_id");
 	from = PG_GETARG_INT64(1);
 	if (from > to)
