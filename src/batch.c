@@ -146,7 +146,7 @@ batch_commit_transaction(int timeout)
 	PopActiveSnapshot();
 	SPI_finish();
 	if (timeout > 0)
-		careful_arm_timeout(timeout);
+		careful_begin_call(timeout);
 	CommitTransactionCommand();
 	if (timeout > 0)
 		careful_disarm_timeout();
@@ -231,7 +231,7 @@ batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc,
 {
 	FAULT_POINT("before-call");
 	stats_call_begins(figures, events, nevents);
-	careful_arm_timeout(run->definition->timeout);
+	careful_begin_call(handler_timeout(run->definition));
 	handler_call(&run->call, events, nevents, desc);
 	careful_call_returned();
 	stats_call_ends(figures);
@@ -246,6 +246,20 @@ batch_try_again(const ErrorData *error, int tries)
 {
 	return tries < IMMEDIATE_TRIES &&
 		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK;
+}
+
+/*
+ * Whether an error came while the handler was being dropped: then it is nobody's,
+ * and gone.  Should the drop not be committed, the handler goes on later.
+ */
+bool
+batch_was_unwanted(HandlerRun *run, ErrorData *error)
+{
+	if (!executor_call_is_unwanted())
+		return false;
+	FreeErrorData(error);
+	batch_leave_alone(run);
+	return true;
 }
 
 /*
@@ -311,14 +325,17 @@ batch_may_run(const HandlerRun *run)
 }
 
 /*
- * Find out which events the handler's owner is not to see.
+ * Find out which events the handler's owner is not to see.  The policies are as
+ * foreign as the handler's code, and have as long.
  */
 void
-batch_apply_row_security(Relation log, Event *events, int nevents)
+batch_apply_row_security(HandlerRun *run, Relation log, Event *events, int nevents)
 {
+	if (!match_is_restricted(log))
+		return;
+	careful_arm_timeout(handler_timeout(run->definition));
 	match_row_security(log, events, nevents);
-	/* a policy that has caught an error has ended all holding */
-	worker_hold_cancels();
+	careful_disarm_timeout();
 }
 
 /*
@@ -332,7 +349,7 @@ batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc
 	int			count = 0;
 
 	if (has_filter)
-		careful_arm_timeout(run->definition->timeout);
+		careful_arm_timeout(handler_timeout(run->definition));
 	for (int i = 0; i < nevents; i++)
 	{
 		*suspect = i;
@@ -385,8 +402,8 @@ call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, co
 /*
  * The events of the handler can be read (again).
  */
-static void
-reading_works(HandlerRun *run)
+void
+batch_reading_works(HandlerRun *run)
 {
 	if (run->health->unreadable != NULL)
 		pfree(run->health->unreadable);
@@ -404,7 +421,7 @@ read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, 
 	EventChunk *chunk = batch->chunk;
 
 	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->refs + from, nevents);
-	batch_apply_row_security(log, chunk->events, chunk->length);
+	batch_apply_row_security(run, log, chunk->events, chunk->length);
 	for (int i = 0; i < chunk->length; i++)
 	{
 		Event	   *event = &chunk->events[i];
@@ -421,8 +438,8 @@ read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, 
  * of the handler or of an event, so nothing is charged; and it is this handler's
  * alone, as others may have other events.
  */
-static void
-reading_failed(HandlerRun *run, MemoryContext context)
+void
+batch_reading_failed(HandlerRun *run, MemoryContext context)
 {
 	HandlerHealth *health = run->health;
 	ErrorData  *error = batch_abort_transaction(context);
@@ -431,7 +448,7 @@ reading_failed(HandlerRun *run, MemoryContext context)
 	executor_report_error(message);
 	if (health->unreadable == NULL || strcmp(health->unreadable, message) != 0)
 	{
-		reading_works(run);
+		batch_reading_works(run);
 		health->unreadable = MemoryContextStrdup(TopMemoryContext, message);
 		ereport(LOG,
 				(errcode(error->sqlerrcode),
@@ -479,7 +496,7 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 		{
 			nevents = read_events(run, batch, from, nevents, log, events);
 			ready = true;
-			reading_works(run);
+			batch_reading_works(run);
 
 			if (batch_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
 				attempt->done = nevents;
@@ -497,16 +514,20 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 			}
 		}
 		table_close(log, NoLock);
-		batch_commit_transaction(wrote ? run->definition->timeout : 0);
+		batch_commit_transaction(wrote ? handler_timeout(run->definition) : 0);
 	}
 	PG_CATCH();
 	{
 		attempt->done = 0;
 		outcome = ready ? BATCH_FAILED : BATCH_SUSPENDED;
-		if (ready)
-			attempt->error = batch_abort_transaction(context);
+		if (!ready)
+			batch_reading_failed(run, context);
 		else
-			reading_failed(run, context);
+		{
+			attempt->error = batch_abort_transaction(context);
+			if (batch_was_unwanted(run, attempt->error))
+				outcome = BATCH_SUSPENDED;
+		}
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -600,7 +621,7 @@ look_at_events(HandlerRun *run, Batch *batch, Event **events)
 		if (!executor_asked_to_leave() && batch_check_handler(run))
 		{
 			nevents = read_events(run, batch, 0, batch->nevents, log, events);
-			reading_works(run);
+			batch_reading_works(run);
 		}
 		table_close(log, NoLock);
 		batch_commit_transaction(0);
@@ -608,7 +629,7 @@ look_at_events(HandlerRun *run, Batch *batch, Event **events)
 	PG_CATCH();
 	{
 		nevents = 0;
-		reading_failed(run, context);
+		batch_reading_failed(run, context);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);

@@ -76,9 +76,12 @@ extern bool batch_start_transaction_if_free(void);
 extern void batch_commit_transaction(int timeout);
 extern ErrorData *batch_abort_transaction(MemoryContext context);
 extern bool batch_check_handler(HandlerRun *run);
-extern void batch_apply_row_security(Relation log, Event *events, int nevents);
+extern void batch_reading_works(HandlerRun *run);
+extern void batch_reading_failed(HandlerRun *run, MemoryContext context);
+extern void batch_apply_row_security(HandlerRun *run, Relation log, Event *events, int nevents);
 extern int	batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect);
 extern void batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchFigures *figures);
+extern bool batch_was_unwanted(HandlerRun *run, ErrorData *error);
 extern bool batch_try_again(const ErrorData *error, int tries);
 
 extern void batch_finish_window(HandlerRun *run);

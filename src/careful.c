@@ -79,6 +79,9 @@ static XLogRecPtr half_lsn = InvalidXLogRecPtr;
 static TimeoutId overrun_timeout;
 static volatile sig_atomic_t overran = false;
 
+/* code of a handler runs, and that is to end where the handler is dropped */
+static volatile sig_atomic_t in_call = false;
+
 /* when the present call's timeout ends, and when it was first seen to have */
 static TimestampTz call_deadline = DT_NOEND;
 static TimestampTz overrun_since = 0;
@@ -89,13 +92,18 @@ static int	open_attempts = 0;
 /*
  * Called from time to time during a call.  A process that was stopped for a
  * while finds its timeout long past; the call shall have heard of it before it
- * is ended.
+ * is ended.  The timeout of a call that nobody wants any more is now.
  */
 static void
 end_overrun(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
+	if (in_call && now < call_deadline && executor_call_is_unwanted())
+	{
+		call_deadline = now;
+		kill(MyProcPid, SIGINT);
+	}
 	if (now < call_deadline)
 		return;
 	if (overrun_since == 0)
@@ -136,9 +144,26 @@ careful_arm_timeout(int timeout)
 	call_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 	overrun_since = 0;
 	if (!get_timeout_active(overrun_timeout))
-		enable_timeout_every(overrun_timeout, call_deadline, OVERRUN_CHECK_MS);
+		enable_timeout_every(overrun_timeout,
+							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), OVERRUN_CHECK_MS),
+							 OVERRUN_CHECK_MS);
 	enable_timeout_at(STATEMENT_TIMEOUT, call_deadline);
 	worker_allow_cancels();
+}
+
+/*
+ * The same for what is not to begin where the handler is being dropped, and to
+ * end soon where it has begun.
+ */
+void
+careful_begin_call(int timeout)
+{
+	careful_arm_timeout(timeout);
+	in_call = true;
+	if (executor_call_is_unwanted())
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("the event handler is being dropped")));
 }
 
 /*
@@ -151,6 +176,7 @@ careful_arm_timeout(int timeout)
 void
 careful_call_returned(void)
 {
+	in_call = false;
 	if (!ProcDiePending)
 		call_deadline = DT_NOEND;
 	worker_hold_cancels();
@@ -527,13 +553,15 @@ careful_attempt_ends(void)
 
 /*
  * The process is being terminated.  If that did not happen during a call, or an
- * attempt, no event can be the cause; so the marks are taken, though only where
+ * attempt, or if the call was that of a handler that is being dropped, no event
+ * is the cause; so the marks are taken, though only where
  * the log and the progress can be had at once: there are no interrupts any more.
  */
 void
 careful_release_at_exit(List *healths)
 {
-	if (call_deadline != DT_NOEND || open_attempts > 0 || !any_mark(healths, true))
+	if (((call_deadline != DT_NOEND || open_attempts > 0) && !executor_call_is_unwanted()) ||
+		!any_mark(healths, true))
 		return;
 	AbortOutOfAnyTransaction();
 	batch_never_wait_for_commit();

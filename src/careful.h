@@ -21,6 +21,7 @@ extern bool careful_bound(HandlerRun *run, int nevents);
 extern void careful_note_commit(int nevents);
 
 extern void careful_arm_timeout(int timeout);
+extern void careful_begin_call(int timeout);
 extern void careful_call_returned(void);
 extern void careful_disarm_timeout(void);
 extern void careful_stop_watch(void);

@@ -557,8 +557,8 @@ pne_alter_event_handler(PG_FUNCTION_ARGS)
 /*
  * drop_event_handler(name) returns void
  *
- * Waits for the handler's batch at hand.  Errors: no such handler; not the
- * owner.
+ * Ends the handler's call at hand, which is undone and charged to nobody.
+ * Errors: no such handler; not the owner.
  */
 Datum
 pne_drop_event_handler(PG_FUNCTION_ARGS)
@@ -588,7 +588,7 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 	require_writable("drop_event_handler()");
 	SPI_connect();
 	handler = lock_own_handler(name);
-	handler_wait_for_batch(name);
+	handler_end_batch(name);
 	for (int i = 0; i < (int) lengthof(statements); i++)
 		delete_rows(&statements[i], name);
 	stats_forget_handler_at_commit(handler);

@@ -126,6 +126,16 @@ executor_asked_to_leave(void)
 }
 
 /*
+ * Whether the handler whose batch is being run, or was last, is being dropped: its
+ * call is to end, and how it ends is charged to nobody.  For signal handlers, too.
+ */
+bool
+executor_call_is_unwanted(void)
+{
+	return pg_atomic_read_u32(&my_slot->unwanted) != 0;
+}
+
+/*
  * Show which batch is being run.
  */
 void
@@ -135,6 +145,7 @@ executor_report_running(const char *handler, int64 first_event, int nevents)
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	strlcpy(my_slot->handler, handler, HANDLER_NAME_SIZE);
+	pg_atomic_write_u32(&my_slot->unwanted, shared_calls_are_to_end(my_database, handler) ? 1 : 0);
 	worker_set_phase(&my_slot->worker, WORKER_RUNNING);
 	LWLockRelease(shared->lock);
 
@@ -273,12 +284,15 @@ executor_on_exit(int code, Datum arg)
 		char		message[WORKER_ERROR_SIZE];
 
 		snprintf(message, sizeof(message),
-				 careful_overran() ? "a call of event handler \"%s\" did not end at its timeout" :
-				 "ended while it ran event handler \"%s\"",
+				 !careful_overran() ? "ended while it ran event handler \"%s\"" :
+				 executor_call_is_unwanted() ? "a call of event handler \"%s\", which is dropped, did not end" :
+				 "a call of event handler \"%s\" did not end at its timeout",
 				 my_slot->handler);
 		if (careful_overran())
 			ereport(LOG,
 					(errmsg_internal("%s", message),
+					 executor_call_is_unwanted() ?
+					 errhint("It may catch query_canceled. Its executor is ended.") :
 					 errhint("It may catch query_canceled. Its executor is ended, and the event is tried again carefully.")));
 		worker_report_error(&my_slot->worker, message);
 	}

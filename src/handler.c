@@ -33,6 +33,7 @@
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/acl.h"
@@ -184,6 +185,54 @@ handler_wait_for_batch(const char *name)
 
 	handler_locktag(&tag, name);
 	(void) LockAcquire(&tag, AccessExclusiveLock, false, false);
+}
+
+/* what handler_end_batch() has asked for */
+typedef struct EndedCalls
+{
+	DatabaseSlot *database;
+	int			place;
+} EndedCalls;
+
+static void
+let_calls_be(int code, Datum arg)
+{
+	EndedCalls *ended = (EndedCalls *) DatumGetPointer(arg);
+
+	shared_let_calls_be(ended->database, ended->place);
+}
+
+/*
+ * The same where the handler is to be dropped: nobody shall have to wait for up
+ * to its timeout, so a call that is at hand is ended.
+ */
+void
+handler_end_batch(const char *name)
+{
+	EndedCalls	ended = {.database = shared_find_database(MyDatabaseId)};
+
+	/* without executors nobody calls */
+	if (ended.database == NULL)
+	{
+		handler_wait_for_batch(name);
+		return;
+	}
+	ended.place = shared_end_calls(ended.database, name);
+	PG_ENSURE_ERROR_CLEANUP(let_calls_be, PointerGetDatum(&ended));
+	{
+		handler_wait_for_batch(name);
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(let_calls_be, PointerGetDatum(&ended));
+	let_calls_be(0, PointerGetDatum(&ended));
+}
+
+/*
+ * For how long a handler's code may run, in ms.
+ */
+int
+handler_timeout(const Handler *handler)
+{
+	return Min(handler->timeout, pne_max_handler_timeout);
 }
 
 /*

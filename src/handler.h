@@ -64,8 +64,10 @@ typedef struct HandlerCall
 
 extern List *handler_load(const char *name, Oid owner, MemoryContext context);
 extern Oid	handler_find_function(const Handler *handler);
+extern int	handler_timeout(const Handler *handler);
 extern bool handler_begin_batch(const char *name);
 extern void handler_wait_for_batch(const char *name);
+extern void handler_end_batch(const char *name);
 extern bool handler_owner_is_visible(Oid owner);
 extern bool handler_check(const Handler *handler, HandlerProblem *problem);
 extern Oid	handler_approve(const Handler *handler, HandlerProblem *problem);

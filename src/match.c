@@ -290,6 +290,15 @@ compare_ids(const void *a, const void *b)
 }
 
 /*
+ * Whether row security on the log applies to the current role.
+ */
+bool
+match_is_restricted(Relation log)
+{
+	return check_enable_rls(RelationGetRelid(log), InvalidOid, true) == RLS_ENABLED;
+}
+
+/*
  * Where row security on the log applies to the current role, mark the events
  * that it hides.  The caller is connected to SPI and has an active snapshot.
  */
@@ -302,7 +311,7 @@ match_row_security(Relation log, Event *events, int nevents)
 	int64	   *seen;
 	bool		isnull;
 
-	if (check_enable_rls(RelationGetRelid(log), InvalidOid, true) != RLS_ENABLED)
+	if (!match_is_restricted(log))
 		return;
 
 	ids = palloc(sizeof(int64) * nevents);

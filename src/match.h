@@ -26,6 +26,7 @@ extern bool match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc
 extern bool match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc desc);
 extern bool match_pending(const EventPattern *pattern, const EventPosition *position, Relation log,
 						  Snapshot snapshot, const EventSnapshot *upto, int64 *passed);
+extern bool match_is_restricted(Relation log);
 extern void match_row_security(Relation log, Event *events, int nevents);
 
 #endif							/* PNE_MATCH_H */

@@ -337,13 +337,16 @@ retry_read_deadline(HandlerRun *run)
 
 /*
  * Lock the row of a retry that is due.  Returns how often it was tried, or -1
- * if it is not waiting any more.
+ * if it is not waiting any more.  An attempt that has no end does not count: of
+ * those that a lost executor was making there are none left by now
+ * (retry_recover_attempts).
  */
 static int
 lock_due_retry(const char *handler, int64 event_id)
 {
 	static OwnStatement lock_row = {
-		.sql = "SELECT t.attempts FROM @s._event_retries AS t "
+		.sql = "SELECT t.attempts OPERATOR(pg_catalog.-) "
+		"CASE WHEN t.attempt_began_at IS NULL THEN 0 ELSE 1 END FROM @s._event_retries AS t "
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2 "
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' "
 		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
@@ -454,7 +457,9 @@ discard_retry(const char *handler, int64 event_id, const char *reason)
 }
 
 /*
- * An attempt was counted and then not made: take that back.
+ * An attempt was counted and then not made: take that back, unless somebody has
+ * the row.  He is not waited for: whoever tries the event next does it then
+ * (lock_due_retry).
  */
 static void
 release_attempt(HandlerRun *run, int64 event_id, int attempts)
@@ -470,9 +475,14 @@ release_attempt(HandlerRun *run, int64 event_id, int attempts)
 	};
 	Datum		values[3] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event_id), Int32GetDatum(attempts)};
 
+	bool		unused;
+
 	batch_start_transaction();
-	own_execute(&update_row, values, NULL, 0);
-	ForceSyncCommit();
+	if (lock_attempt(run->definition->name, event_id, attempts, &unused))
+	{
+		own_execute(&update_row, values, NULL, 0);
+		ForceSyncCommit();
+	}
 	batch_commit_transaction(0);
 	run->next_retry_at = 0;		/* now */
 }
@@ -507,11 +517,12 @@ record_failed_attempt(HandlerRun *run, int64 event_id, const char *event_name, i
 /*
  * Call the handler with one event whose attempt is counted, and with that take
  * it off the list.  Called in the transaction that has locked the row.  Returns
- * whether the handler was called.
+ * whether the handler was called.  An error before *ready is set is neither its
+ * doing nor the event's.
  */
 static bool
 call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool never_failed,
-			   MemoryContext context, BatchFigures *figures)
+			   MemoryContext context, BatchFigures *figures, volatile bool *ready)
 {
 	const char *name = run->definition->name;
 	ProgressFigures progress = {.delivered = 1, .retried = fresh ? 0 : 1, .last_event_id = event->id};
@@ -527,7 +538,9 @@ call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool nev
 		return false;
 	}
 
-	batch_apply_row_security(log, event, 1);
+	batch_apply_row_security(run, log, event, 1);
+	*ready = true;
+	batch_reading_works(run);
 	if (event->hidden)
 	{
 		discard_retry(name, event->id, "row security hides the event");
@@ -562,6 +575,7 @@ try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **ev
 	BatchFigures figures;
 	volatile BatchOutcome outcome = BATCH_DONE;
 	volatile bool called = false;
+	volatile bool ready = false;
 	Event		event = {.id = event_id};
 	ErrorData  *volatile error = NULL;
 
@@ -578,15 +592,22 @@ try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **ev
 		else if (!progress_lock(run))
 			outcome = BATCH_STALE;
 		else if (lock_attempt(run->definition->name, event_id, attempts, &never_failed))
-			called = call_for_retry(run, log, &event, fresh, never_failed, context, &figures);
+			called = call_for_retry(run, log, &event, fresh, never_failed, context, &figures, &ready);
 		ForceSyncCommit();
 		table_close(log, NoLock);
-		batch_commit_transaction(called ? run->definition->timeout : 0);
+		batch_commit_transaction(called ? handler_timeout(run->definition) : 0);
 	}
 	PG_CATCH();
 	{
-		error = batch_abort_transaction(context);
-		outcome = BATCH_FAILED;
+		outcome = BATCH_SUSPENDED;
+		if (!ready)
+			batch_reading_failed(run, context);
+		else
+		{
+			error = batch_abort_transaction(context);
+			if (!batch_was_unwanted(run, error))
+				outcome = BATCH_FAILED;
+		}
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);

@@ -34,6 +34,7 @@ char	   *pne_channel = NULL;
 int			pne_payload = PAYLOAD_NAME;
 bool		pne_partition_root = false;
 int			pne_max_executors = 4;
+int			pne_max_handler_timeout = 3600000;
 int			pne_executor_idle_timeout = 0;
 int			pne_batch_time = 100;
 int			pne_batch_bytes = 16 * 1024;
@@ -274,6 +275,17 @@ settings_init(void)
 							MAX_EXECUTORS,
 							PGC_SIGHUP,
 							0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("pg_notify_events.max_handler_timeout",
+							"No handler's timeout counts beyond this.",
+							"Nobody keeps an executor's place from others for longer.",
+							&pne_max_handler_timeout,
+							3600000,
+							1,
+							INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("pg_notify_events.naptime",

@@ -36,6 +36,7 @@ extern char *pne_channel;
 extern int	pne_payload;
 extern bool pne_partition_root;
 extern int	pne_max_executors;
+extern int	pne_max_handler_timeout;
 extern int	pne_executor_idle_timeout;	/* ms, 0 = never */
 extern int	pne_batch_time;		/* ms */
 extern int	pne_batch_bytes;	/* kB */

@@ -106,6 +106,7 @@ shared_startup(void)
 		for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
 		{
 			worker_init(&shared->executors[i].worker);
+			pg_atomic_init_u32(&shared->executors[i].unwanted, 0);
 			pg_atomic_init_u32(&shared->executors[i].leave, 0);
 			pg_atomic_init_u32(&shared->executors[i].persisted, 0);
 		}
@@ -374,6 +375,68 @@ shared_dismiss_executors(Oid dboid)
 		else
 			slot->in_use = false;
 	}
+}
+
+/*
+ * Have the call of a handler end that is at hand, and each that is to begin, but
+ * one of this process.  Returns the place where that is noted, or -1 where no
+ * place is left: then calls end when they end.  Nobody is signalled: who calls
+ * looks from time to time (careful.c).
+ */
+int
+shared_end_calls(DatabaseSlot *database, const char *handler)
+{
+	int			place = -1;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < MAX_ENDED_CALLS && place < 0; i++)
+	{
+		if (database->ended_calls[i][0] == '\0')
+			place = i;
+	}
+	if (place >= 0)
+	{
+		strlcpy(database->ended_calls[place], handler, HANDLER_NAME_SIZE);
+		for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
+		{
+			ExecutorSlot *slot = &shared->executors[i];
+
+			if (slot->in_use && slot->dboid == MyDatabaseId && slot->worker.pid != MyProcPid &&
+				strcmp(slot->handler, handler) == 0)
+				pg_atomic_write_u32(&slot->unwanted, 1);
+		}
+	}
+	LWLockRelease(shared->lock);
+	return place;
+}
+
+/*
+ * And let further ones be.  Does not throw.
+ */
+void
+shared_let_calls_be(DatabaseSlot *database, int place)
+{
+	if (place < 0)
+		return;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	database->ended_calls[place][0] = '\0';
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Whether calls of the handler are to end.  The caller holds the lock.
+ */
+bool
+shared_calls_are_to_end(const DatabaseSlot *database, const char *handler)
+{
+	Assert(LWLockHeldByMe(shared->lock));
+
+	for (int i = 0; i < MAX_ENDED_CALLS; i++)
+	{
+		if (strcmp(database->ended_calls[i], handler) == 0)
+			return true;
+	}
+	return false;
 }
 
 /*

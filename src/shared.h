@@ -32,6 +32,9 @@
 /* the share of an error message that fits into the figures */
 #define WORKER_ERROR_SIZE 512
 
+/* drops of handlers in one database that can have calls ended at once */
+#define MAX_ENDED_CALLS 8
+
 #define BELL_UNUSED PG_UINT32_MAX
 
 /*
@@ -108,6 +111,8 @@ typedef struct DatabaseSlot
 	ConditionVariable progress;
 	/* signalled when consumers may have got something to fetch */
 	ConditionVariable news;
+	/* handlers that are being dropped, whose calls are to end; or empty */
+	char		ended_calls[MAX_ENDED_CALLS][HANDLER_NAME_SIZE];
 	pg_atomic_uint32 bells_used;	/* bells beyond are unused; written under
 									 * the lock */
 	Bell		bells[DATABASE_BELLS];
@@ -125,6 +130,8 @@ typedef struct ExecutorSlot
 	bool		stuck;			/* it cannot clean its session, and has no place */
 	bool		wanted;			/* asked for again while backing off */
 	char		handler[HANDLER_NAME_SIZE]; /* whose batch it runs, or empty */
+	pg_atomic_uint32 unwanted;	/* 1: that handler is being dropped, and its call
+								 * is to end; written under the lock */
 	pg_atomic_uint32 leave;		/* 1: give the place up after this batch */
 	/* persist_requests of its database when it last stored all and counted */
 	pg_atomic_uint32 persisted;
@@ -163,6 +170,9 @@ extern ExecutorSlot *shared_find_executor(Oid dboid, Oid owner);
 extern bool shared_want_executor(Oid dboid, Oid owner);
 extern bool shared_executor_lives(int64 mark);
 extern void shared_dismiss_executors(Oid dboid);
+extern int	shared_end_calls(DatabaseSlot *database, const char *handler);
+extern void shared_let_calls_be(DatabaseSlot *database, int place);
+extern bool shared_calls_are_to_end(const DatabaseSlot *database, const char *handler);
 
 extern void worker_set_phase(Worker *worker, WorkerPhase phase);
 extern void worker_report_error(Worker *worker, const char *message);
