@@ -21,7 +21,6 @@
 
 #include "access/table.h"
 #include "access/xact.h"
-#include "access/xlog.h"
 #include "catalog/pg_authid.h"
 #include "commands/dbcommands.h"
 #include "funcapi.h"
@@ -644,7 +643,7 @@ put_pending(const EventPattern *pattern, const EventPosition *position, Datum *v
 	Relation	log;
 
 	/* snapshots of a standby know of no cursor */
-	if (RecoveryInProgress() || log_sight() == LOG_HIDDEN)
+	if (snapshot->takenDuringRecovery || log_sight() == LOG_HIDDEN)
 		return;
 	log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	window_scan(log, position, snapshot, event_snapshot_build(snapshot), count_pending, &pending);

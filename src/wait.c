@@ -160,6 +160,7 @@ check_context(FunctionCallInfo fcinfo, const char *function, const char *what, c
 {
 	CallContext *call = castNode(CallContext, fcinfo->context);
 
+	PreventCommandDuringRecovery(function);
 	if (executor_is_me())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -196,7 +197,7 @@ sleep_for(ConditionVariable *cv, long timeout)
  * Returns when every event committed before the call has been handled or
  * parked in event_retries, by all handlers that are not paused, suspended or
  * dormant.  Errors: the timeout, naming the handlers not done; a transaction
- * block; REPEATABLE READ; inside a handler; not preloaded.
+ * block; REPEATABLE READ; inside a handler; a standby; not preloaded.
  */
 Datum
 pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
@@ -288,7 +289,6 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 
 	check_context(fcinfo, "wait_for_events()", "events", "It would keep its executor from all other work.",
 				  "It holds no transaction while it waits: COMMIT first, then CALL it on its own.");
-	PreventCommandDuringRecovery("wait_for_events()");
 
 	look_context = AllocSetContextCreate(CurrentMemoryContext, "look for events", ALLOCSET_DEFAULT_SIZES);
 	SPI_connect_ext(SPI_OPT_NONATOMIC);

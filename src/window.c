@@ -109,9 +109,13 @@ event_snapshot_build(Snapshot snapshot)
 	EventSnapshot *result;
 	int			n = 0;
 
+	/* it has no list of what runs; who asks is on a standby, or was just now */
+	if (snapshot->takenDuringRecovery)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot tell which events are done by a snapshot that was taken during recovery"),
+				 errhint("Ask the primary; or, after a promotion, in a new transaction.")));
 	Assert(snapshot->snapshot_type == SNAPSHOT_MVCC);
-	Assert(!snapshot->takenDuringRecovery);
-
 	result = allocate_snapshot((int) snapshot->xcnt + 1);
 	result->xmin = widen_xid(snapshot->xmin, next);
 	result->xmax = widen_xid(snapshot->xmax, next);
