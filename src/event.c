@@ -41,6 +41,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "event.h"
+#include "index_lookup.h"
 #include "settings.h"
 
 /*
@@ -149,7 +150,9 @@ typedef struct IdScan
 static void
 id_scan_begin(IdScan *by_id, Relation log, Snapshot snapshot)
 {
-	by_id->index = index_open(catalog_lookup(false)->log_pkey, AccessShareLock);
+	static const WantedIndex wanted = {.nkeys = 1, .keys = {Anum_event_id}};
+
+	by_id->index = index_open_wanted(log, &wanted);
 	by_id->scan = pne_index_beginscan(log, by_id->index, snapshot, 2);
 	by_id->slot = table_slot_create(log, NULL);
 }

@@ -44,6 +44,7 @@
 #include "compat.h"
 #include "executor.h"
 #include "fault.h"
+#include "index_lookup.h"
 #include "outage.h"
 #include "progress.h"
 #include "retry.h"
@@ -51,6 +52,7 @@
 #include "stats.h"
 
 /* columns of _event_retries; the install script has the same order */
+#define Anum_retry_handler			1
 #define Anum_retry_event_id			2
 #define Anum_retry_state			3
 #define Anum_retry_next_attempt_at	5
@@ -275,9 +277,18 @@ typedef struct DueRetry
 static int
 find_waiting(const char *handler, bool ordered, DueRetry *found, int limit)
 {
-	const EventCatalog *where = catalog_lookup(false);
-	Relation	retries = table_open(where->own_tables[OWN_RETRIES], AccessShareLock);
-	Relation	index = index_open(ordered ? where->retries_pkey : where->retries_due_index, AccessShareLock);
+	static const WantedIndex by_id = {
+		.nkeys = 2,
+		.keys = {Anum_retry_handler, Anum_retry_event_id},
+	};
+	static const WantedIndex by_time = {
+		.nkeys = 3,
+		.keys = {Anum_retry_handler, Anum_retry_next_attempt_at, Anum_retry_event_id},
+		.only_column = Anum_retry_state,
+		.only_value = "waiting",
+	};
+	Relation	retries = table_open(catalog_lookup(false)->own_tables[OWN_RETRIES], AccessShareLock);
+	Relation	index = index_open_wanted(retries, ordered ? &by_id : &by_time);
 	IndexScanDesc scan = pne_index_beginscan(retries, index, GetActiveSnapshot(), 1);
 	TupleTableSlot *slot = table_slot_create(retries, NULL);
 	ScanKeyData key;

@@ -53,6 +53,7 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "index_lookup.h"
 #include "settings.h"
 #include "window.h"
 
@@ -291,6 +292,7 @@ void
 window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 			const EventSnapshot *upto, EventCallback callback, void *arg)
 {
+	static const WantedIndex by_txid = {.nkeys = 1, .keys = {Anum_event_txid}};
 	const EventSnapshot *cursor = position->cursor;
 	Relation	index;
 	ScanKeyData keys[2];
@@ -298,7 +300,7 @@ window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 
 	Assert(CheckRelationLockedByMe(log, AccessShareLock, true));
 
-	index = index_open(catalog_lookup(false)->log_txid_index, AccessShareLock);
+	index = index_open_wanted(log, &by_txid);
 
 	ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, F_XID8GE,
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xmax)));

@@ -1,0 +1,165 @@
+
+# An index of the log that is being dropped concurrently is not maintained any
+# more while it still has its name: nothing is read by it, and no event is
+# lost.  The workers wait, say so, and go on with whatever index serves.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use NotifyEvents;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_server('dead_index', 'log_statement = none', 'autovacuum = off');
+my $no_index = qr/table "notification_events" has no valid index on \(txid\)/;
+
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
+make_recorder($node, 'postgres');
+$node->safe_psql('postgres',
+	q(SELECT create_event_handler('record', 'record'), create_event_consumer('c')));
+
+sub poll
+{
+	my ($sql, $what) = @_;
+
+	$node->poll_query_until('postgres', $sql) or die "never: $what";
+	return;
+}
+
+# seen_once(NAME): each event was handled once
+sub seen_once
+{
+	my ($name) = @_;
+
+	wait_for_handlers($node, 'postgres');
+	is( $node->safe_psql(
+			'postgres', q(
+			SELECT count(*), count(*) FILTER (WHERE (SELECT count(*) FROM seen s WHERE s.id = l.id) <> 1)
+			FROM notification_events l)) =~ s/^\d+\|//r,
+		'0',
+		"$name: each event is handled once");
+	return;
+}
+
+# make_dead(INDEX, STATEMENT): DROP or REINDEX CONCURRENTLY, up to where the index
+# is dead and waits for a session that has a lock on the log.  Returns the two
+# sessions.
+sub make_dead
+{
+	my ($index, $statement) = @_;
+	my $first = $node->background_psql('postgres');
+	my $second = $node->background_psql('postgres');
+	my $ddl = $node->background_psql('postgres', on_error_stop => 0);
+
+	# who has a lock before the index is declared invalid keeps it from being dead
+	$first->query_safe('BEGIN; LOCK TABLE notification_events IN ACCESS SHARE MODE');
+	$ddl->query_until(qr/begins/, "\\echo begins\n$statement;\n");
+	poll("SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'notification_events'::regclass AND NOT indisvalid",
+		'there is an index that is not valid');
+	# and who has it then, from being gone
+	$second->query_safe('BEGIN; LOCK TABLE notification_events IN ACCESS SHARE MODE');
+	$first->query_safe('COMMIT');
+	poll("SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'notification_events'::regclass AND NOT indislive",
+		'an index is dead');
+	$first->quit;
+	return ($second, $ddl);
+}
+
+# An event that was emitted before, and is committed while the index is dead; the
+# cursor must not pass those that were emitted meanwhile.
+foreach my $index (qw(txid id))
+{
+	my $name = $index eq 'txid' ? 'notification_events_txid_idx' : 'extra_id_idx';
+	my $emitter = $node->background_psql('postgres');
+
+	$node->safe_psql('postgres', 'CREATE INDEX extra_id_idx ON notification_events (id)')
+	  if $index eq 'id';
+	# the index by the id is another one, so nothing need wait
+	$emitter->query_safe(q(BEGIN; SELECT pg_current_xact_id()));
+	my $log = -s $node->logfile;
+	my ($holder, $ddl) = make_dead($name, "DROP INDEX CONCURRENTLY $name");
+
+	$node->safe_psql('postgres', q(SELECT notify_event('while dead')));
+	$emitter->query_safe(q(SELECT notify_event('before'); COMMIT));
+	if ($index eq 'txid')
+	{
+		$node->wait_for_log($no_index, $log);
+		my ($status, $out, $err) = $node->psql('postgres', q(SELECT count(*) FROM fetch_events('c')));
+		like($err, qr/ERROR:  $no_index.*HINT:  CREATE INDEX ON public\.notification_events \(txid\)/s,
+			'a consumer is told');
+		is($node->safe_psql('postgres', 'SELECT count(*) FROM seen s JOIN notification_events l USING (id) WHERE event_name = \'while dead\''),
+			'0', 'nothing is read meanwhile');
+		poll(q(SELECT count(*) > 0 FROM event_worker_stats WHERE last_error LIKE '%has no valid index on (txid)%'),
+			'the workers say so');
+	}
+	$holder->query_safe('COMMIT');
+	$ddl->query_safe('SELECT 1');
+	$_->quit foreach $emitter, $holder, $ddl;
+	$node->safe_psql('postgres', q(SELECT notify_event('afterwards')));
+	# another name, and one column more: it is what it is
+	$node->safe_psql('postgres', 'CREATE INDEX mine ON notification_events (txid, event_name)')
+	  if $index eq 'txid';
+	seen_once("DROP INDEX CONCURRENTLY on $index");
+}
+is( $node->safe_psql('postgres', q(SELECT string_agg(status, ' ') FROM notification_events l, event_delivery_status(l.id) s WHERE s.name = 'record' AND s.status <> 'delivered')),
+	'', 'and each is listed as delivered');
+
+# REINDEX CONCURRENTLY leaves the name to the new one
+my ($holder, $ddl) = make_dead('mine', 'REINDEX INDEX CONCURRENTLY mine');
+$node->safe_psql('postgres', q(SELECT notify_event('while dead')));
+seen_once('REINDEX CONCURRENTLY');
+$holder->query_safe('COMMIT');
+$ddl->query_safe('SELECT 1');
+$_->quit foreach $holder, $ddl;
+$node->safe_psql('postgres', q(SELECT notify_event('afterwards')));
+seen_once('after REINDEX CONCURRENTLY');
+
+# An index that failed to be built, a partial one, one by hash or in descending
+# order: none of them serves
+my $log = -s $node->logfile;
+my (undef, undef, $err) = $node->psql(
+	'postgres', q(
+	CREATE FUNCTION fails(xid8) RETURNS xid8 IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE 'fails'; END $$;
+	CREATE INDEX CONCURRENTLY invalid ON notification_events (txid, fails(txid));
+));
+like($err, qr/ERROR:  fails/, 'an index cannot be built');
+$node->safe_psql(
+	'postgres', q(
+	BEGIN;
+	DROP INDEX mine;
+	CREATE INDEX partial ON notification_events (txid) WHERE event_name = 'a';
+	CREATE INDEX hashed ON notification_events USING hash (txid);
+	CREATE INDEX descending ON notification_events (txid DESC);
+	COMMIT;
+	SELECT notify_event('a'), notify_event('b');
+));
+is($node->safe_psql('postgres', q(SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid WHERE i.indrelid = 'notification_events'::regclass)),
+	'descending hashed invalid notification_events_pkey partial', 'there are others');
+$node->wait_for_log($no_index, $log);
+$node->safe_psql('postgres', 'CREATE INDEX CONCURRENTLY ON notification_events (txid)');
+seen_once('an index that somebody has made');
+
+# the indexes of an internal table: retries go on while one is made again
+$node->safe_psql(
+	'postgres', q(
+	CREATE FUNCTION failing(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		IF (SELECT count(*) FROM seen WHERE handler = 'open') = 0 THEN
+			RAISE 'not yet';
+		END IF;
+	END $$;
+	SELECT create_event_handler('failing', 'failing', 'late', retry_delay => '50 ms', max_retry_delay => '100 ms', max_attempts => 100000);
+	SELECT create_event_handler('held', 'failing', 'late', ordered => true, retry_delay => '50 ms', max_retry_delay => '100 ms', max_attempts => 100000);
+	SELECT notify_event('late');
+));
+poll(q(SELECT count(*) = 2 FROM event_retries WHERE state = 'waiting'), 'two retries');
+$node->safe_psql('postgres', "REINDEX TABLE CONCURRENTLY _event_retries");
+$node->safe_psql('postgres', q(INSERT INTO seen VALUES ('open', 0)));
+poll('SELECT count(*) = 0 FROM event_retries', 'the retries succeed');
+pass('retries go on with indexes that were made again');
+
+$node->stop;
+done_testing();
