@@ -226,6 +226,13 @@ CREATE EXTENSION pg_notify_events SCHEMA regress_events;
 DROP EXTENSION pg_notify_events;
 REVOKE CREATE ON SCHEMA regress_events FROM PUBLIC;
 
+-- So may the schema's owner, whatever is granted.
+ALTER SCHEMA regress_events OWNER TO regress_creator;
+REVOKE ALL ON SCHEMA regress_events FROM regress_creator;
+CREATE EXTENSION pg_notify_events SCHEMA regress_events;
+DROP EXTENSION pg_notify_events;
+ALTER SCHEMA regress_events OWNER TO CURRENT_USER;
+
 -- Superusers only.
 GRANT ALL ON SCHEMA regress_events TO regress_creator;
 SET ROLE regress_creator;

@@ -7,11 +7,13 @@
  * IDENTITY: the extension's tables belong to the extension's owner, a
  * superuser, and nobody else has any right on them.  So statements on them run
  * as that owner, wherever they are needed: in an executor whose session is an
- * ordinary role's, or in a function that such a role calls.  Three rules keep
+ * ordinary role's, or in a function that such a role calls.  Four rules keep
  * that from being a way to a superuser's rights:
  *
  *	- the text of a statement qualifies everything, operators included, so that
  *	  no search_path can slip anything in;
+ *	- its tables are the extension's by their oids, whatever the owner of the
+ *	  schema has done with their names (bound_sql.c);
  *	- it runs under SECURITY_RESTRICTED_OPERATION, so that nothing is left
  *	  behind for later;
  *	- it is refused where the table has a trigger that is not ours, on the log
@@ -37,7 +39,9 @@
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_depend.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
@@ -61,6 +65,7 @@
 #include "utils/syscache.h"
 
 #include "arguments.h"
+#include "bound_sql.h"
 #include "catalog.h"
 #include "compat.h"
 #include "doorbell.h"
@@ -126,7 +131,7 @@ catalog_relcache_callback(Datum arg, Oid relid)
 }
 
 static void
-catalog_namespace_callback(Datum arg, int cacheid, uint32 hashvalue)
+catalog_syscache_callback(Datum arg, int cacheid, uint32 hashvalue)
 {
 	catalog_valid = false;
 	invalidations++;
@@ -174,15 +179,70 @@ lookup_extension(EventCatalog *into)
 }
 
 /*
- * A trigger function of the extension, or InvalidOid.
+ * A relation of the extension in its schema: find out which.
  */
-static Oid
-trigger_function(const char *name, Oid schema)
+static void
+lookup_relation(EventCatalog *into, Oid relid)
 {
-	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
-						   CStringGetDatum(name),
-						   PointerGetDatum(buildoidvector(NULL, 0)),
-						   ObjectIdGetDatum(schema));
+	char	   *name = get_rel_name(relid);
+
+	if (name == NULL || get_rel_relkind(relid) != RELKIND_RELATION ||
+		get_rel_namespace(relid) != into->schema)
+		return;
+	for (int i = 0; i < OWN_TABLES; i++)
+	{
+		if (strcmp(name, own_table_properties[i].name) == 0)
+			into->own_tables[i] = relid;
+	}
+}
+
+/*
+ * A function of the extension in its schema: the same.
+ */
+static void
+lookup_function(EventCatalog *into, Oid function)
+{
+	char	   *name = get_func_name(function);
+
+	if (name == NULL || get_func_namespace(function) != into->schema)
+		return;
+	if (strcmp(name, "_guard") == 0)
+		into->guard_function = function;
+	else if (strcmp(name, "_notification_event_row") == 0)
+		into->row_function = function;
+}
+
+/*
+ * Find the extension's objects among its members.  Whoever owns the schema can
+ * put a namesake there when one of them is elsewhere for a moment, but only
+ * the extension's owner can make that a member.
+ */
+static void
+lookup_members(EventCatalog *into)
+{
+	Relation	rel = table_open(DependRelationId, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&keys[0], Anum_pg_depend_refclassid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(ExtensionRelationId));
+	ScanKeyInit(&keys[1], Anum_pg_depend_refobjid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(into->extension));
+	scan = systable_beginscan(rel, DependReferenceIndexId, true, NULL, lengthof(keys), keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_depend member = (Form_pg_depend) GETSTRUCT(tuple);
+
+		if (member->deptype != DEPENDENCY_EXTENSION)
+			continue;
+		if (member->classid == RelationRelationId)
+			lookup_relation(into, member->objid);
+		else if (member->classid == ProcedureRelationId)
+			lookup_function(into, member->objid);
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
 }
 
 /*
@@ -208,7 +268,7 @@ catalog_lookup(bool missing_ok)
 	if (!registered)
 	{
 		CacheRegisterRelcacheCallback(catalog_relcache_callback, (Datum) 0);
-		CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_namespace_callback, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_syscache_callback, (Datum) 0);
 		registered = true;
 	}
 
@@ -218,27 +278,13 @@ catalog_lookup(bool missing_ok)
 	if (schema_name != NULL)
 	{
 		strlcpy(found.schema_name, schema_name, NAMEDATALEN);
-		found.log = get_relname_relid(LOG_NAME, found.schema);
-		found.log_pkey = get_relname_relid(LOG_NAME "_pkey", found.schema);
-		found.log_txid_index = get_relname_relid(LOG_NAME "_txid_idx", found.schema);
+		lookup_members(&found);
+		found.log = found.own_tables[OWN_LOG];
 		found.log_type = get_rel_type_id(found.log);
 		found.log_array_type = get_array_type(found.log_type);
-		found.guard_function = trigger_function("_guard", found.schema);
-		found.row_function = trigger_function("_notification_event_row", found.schema);
-		complete = OidIsValid(found.log) &&
-			OidIsValid(found.guard_function) && OidIsValid(found.row_function) &&
-			IndexGetRelation(found.log_pkey, true) == found.log &&
-			IndexGetRelation(found.log_txid_index, true) == found.log;
+		complete = OidIsValid(found.guard_function) && OidIsValid(found.row_function);
 		for (int i = 0; i < OWN_TABLES; i++)
-		{
-			found.own_tables[i] = get_relname_relid(own_table_properties[i].name, found.schema);
 			complete = complete && OidIsValid(found.own_tables[i]);
-		}
-		found.retries_pkey = get_relname_relid("_event_retries_pkey", found.schema);
-		found.retries_due_index = get_relname_relid("_event_retries_due_idx", found.schema);
-		complete = complete &&
-			IndexGetRelation(found.retries_pkey, true) == found.own_tables[OWN_RETRIES] &&
-			IndexGetRelation(found.retries_due_index, true) == found.own_tables[OWN_RETRIES];
 	}
 	if (!complete)
 	{
@@ -248,7 +294,7 @@ catalog_lookup(bool missing_ok)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"%s\" is not installed in database \"%s\"",
 						EXTENSION_NAME, get_database_name(MyDatabaseId)),
-				 errhint("CREATE EXTENSION %s installs it; where it is installed, its table \"%s\", an internal one, or an index of theirs was renamed or dropped.",
+				 errhint("CREATE EXTENSION %s installs it; where it is installed, its table \"%s\" or an internal one was renamed or dropped.",
 						 EXTENSION_NAME, LOG_NAME)));
 	}
 
@@ -358,10 +404,19 @@ own_open(OwnTable table)
 }
 
 /*
- * Plan a statement for the present schema, unless it is already.
+ * The text that a kept plan was made of.
+ */
+static const char *
+plan_text(SPIPlanPtr plan)
+{
+	return linitial_node(CachedPlanSource, SPI_plan_get_plan_sources(plan))->query_string;
+}
+
+/*
+ * Plan a statement for the present schema, unless it is already, and bind it.
  */
 static void
-prepare_statement(OwnStatement *statement, const EventCatalog *where)
+prepare_statement(OwnStatement *statement, const EventCatalog *where, BoundSql *bound)
 {
 	StringInfoData sql;
 	const char *schema;
@@ -369,7 +424,10 @@ prepare_statement(OwnStatement *statement, const EventCatalog *where)
 	if (statement->plan != NULL &&
 		statement->plan_owner == where->owner &&
 		strcmp(statement->plan_schema, where->schema_name) == 0)
+	{
+		bound->sql = plan_text(statement->plan);
 		return;
+	}
 
 	if (statement->plan != NULL)
 	{
@@ -390,17 +448,22 @@ prepare_statement(OwnStatement *statement, const EventCatalog *where)
 			appendStringInfoChar(&sql, *p);
 	}
 
+	bound->sql = sql.data;
 	statement->plan = SPI_prepare(sql.data, statement->nargs, statement->argtypes);
 	if (statement->plan == NULL)
 		elog(ERROR, "could not prepare \"%s\": %s", sql.data, SPI_result_code_string(SPI_result));
+	bound_sql_require_check(bound);
 	SPI_keepplan(statement->plan);
 	statement->plan_owner = where->owner;
 	strlcpy(statement->plan_schema, where->schema_name, NAMEDATALEN);
+	bound->sql = plan_text(statement->plan);
 	pfree(sql.data);
 }
 
 /*
- * Execute a statement on the own tables, as the extension's owner.
+ * Execute a statement on the own tables, as the extension's owner.  It means
+ * the tables of catalog_lookup(), whatever their names mean when it is
+ * analyzed (bound_sql.c).
  *
  * The caller is connected to SPI and has an active snapshot.  limit 0 is no
  * limit.  Returns how many rows were processed; what they hold is in
@@ -410,11 +473,14 @@ int
 own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limit)
 {
 	const EventCatalog *where = catalog_lookup(false);
+	Oid			tables[OWN_TABLES];
+	BoundSql	bound = {.tables = tables, .ntables = OWN_TABLES};
 	Oid			save_user;
 	int			save_context;
 	int			result = 0;
 
 	GetUserIdAndSecContext(&save_user, &save_context);
+	bound_sql_begin(&bound);
 
 	PG_TRY();
 	{
@@ -424,12 +490,18 @@ own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limi
 
 		if (statement->target != OWN_NONE)
 			table_close(own_open(statement->target), NoLock);
-		prepare_statement(statement, where);
+		/* what was waited for may have changed it */
+		where = catalog_lookup(false);
+		memcpy(tables, where->own_tables, sizeof(tables));
+		if (statement->target != OWN_NONE)
+			bound.target = tables[statement->target];
+		prepare_statement(statement, where, &bound);
 		result = SPI_execute_plan(statement->plan, values, nulls, false, limit);
 	}
 	PG_FINALLY();
 	{
 		own_depth--;
+		bound_sql_end(&bound);
 		SetUserIdAndSecContext(save_user, save_context);
 	}
 	PG_END_TRY();
@@ -544,24 +616,24 @@ pne_guard(PG_FUNCTION_ARGS)
 }
 
 /*
- * Who but superusers may create objects in a schema, or NULL.  The owner of
- * the database counts as what he is.
+ * Who but superusers may create objects in a schema, or NULL.  Its owner may,
+ * as it can grant that to itself.  The owner of the database counts as the
+ * role that it is.
  */
 static char *
 schema_creators(Oid schema)
 {
 	static const char sql[] =
-		"SELECT pg_catalog.string_agg(COALESCE(pg_catalog.quote_ident(r.rolname), 'PUBLIC'), ', ' "
-		"ORDER BY r.rolname COLLATE pg_catalog.\"C\") "
+		"SELECT pg_catalog.string_agg(DISTINCT COALESCE(pg_catalog.quote_ident(r.rolname), 'PUBLIC') COLLATE pg_catalog.\"C\", ', ') "
 		"FROM pg_catalog.pg_namespace AS n "
 		"CROSS JOIN pg_catalog.pg_database AS d "
 		"JOIN pg_catalog.pg_authid AS o ON o.oid OPERATOR(pg_catalog.=) d.datdba "
-		"CROSS JOIN LATERAL pg_catalog.aclexplode(COALESCE(n.nspacl, "
-		"pg_catalog.acldefault('n', n.nspowner))) AS a "
-		"LEFT JOIN pg_catalog.pg_authid AS r ON r.oid OPERATOR(pg_catalog.=) a.grantee "
+		"CROSS JOIN LATERAL (SELECT n.nspowner UNION ALL SELECT a.grantee "
+		"FROM pg_catalog.aclexplode(COALESCE(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) AS a "
+		"WHERE a.privilege_type OPERATOR(pg_catalog.=) 'CREATE') AS c (role) "
+		"LEFT JOIN pg_catalog.pg_authid AS r ON r.oid OPERATOR(pg_catalog.=) c.role "
 		"WHERE n.oid OPERATOR(pg_catalog.=) $1 "
 		"AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() "
-		"AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE' "
 		"AND (r.oid IS NULL OR NOT (r.rolsuper OR "
 		"(r.rolname OPERATOR(pg_catalog.=) 'pg_database_owner' AND o.rolsuper)))";
 	Oid			argtype = OIDOID;
@@ -613,7 +685,7 @@ pne_extension_installing(PG_FUNCTION_ARGS)
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),
 				 errmsg("others may create objects in schema %s: %s", schema_name, creators),
-				 errhint("REVOKE CREATE ON SCHEMA %s from them, or install the extension in a schema of its own.",
+				 errhint("REVOKE CREATE ON SCHEMA %s from them, or install the extension in a schema that belongs to a superuser.",
 						 schema_name)));
 
 	if (shared == NULL)

@@ -48,13 +48,9 @@ typedef struct EventCatalog
 	Oid			schema;
 	char		schema_name[NAMEDATALEN];
 	Oid			log;			/* notification_events */
-	Oid			log_pkey;
-	Oid			log_txid_index;
 	Oid			log_type;		/* its row type, and the array of that */
 	Oid			log_array_type;
 	Oid			own_tables[OWN_TABLES];
-	Oid			retries_pkey;	/* (handler, event_id) */
-	Oid			retries_due_index;	/* (handler, next_attempt_at, event_id), waiting ones */
 	Oid			guard_function;
 	Oid			row_function;	/* of the log's row trigger */
 } EventCatalog;

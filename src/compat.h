@@ -52,6 +52,23 @@ extern PGDLLEXPORT void _PG_init(void);
 	object_aclcheck(DatabaseRelationId, (oid), (roleid), (mode))
 #endif
 
+/* 16 gave the walkers of trees prototypes (1c27d16e6e) */
+#if PG_VERSION_NUM < 160000
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wstrict-prototypes"
+#include "nodes/nodeFuncs.h"
+#pragma GCC diagnostic pop
+#else
+#include "nodes/nodeFuncs.h"
+#endif
+
+/* 19 does not let a post_parse_analyze_hook change what was jumbled */
+#if PG_VERSION_NUM < 190000
+#define PNE_JUMBLE_STATE JumbleState
+#else
+#define PNE_JUMBLE_STATE const JumbleState
+#endif
+
 /* 16 tells SET from membership */
 #if PG_VERSION_NUM < 160000
 #define member_can_set_role(member, role) is_member_of_role((member), (role))

@@ -20,10 +20,12 @@
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/jsonpath.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/rls.h"
 
+#include "bound_sql.h"
 #include "catalog.h"
 #include "match.h"
 
@@ -299,6 +301,37 @@ match_is_restricted(Relation log)
 }
 
 /*
+ * Select those of some ids in the log that the current role may see.  It is
+ * this log, whatever its name means by now (bound_sql.c): the rights are those
+ * of a reader, not of the owner of the log's schema.
+ */
+static void
+select_visible(Relation log, Datum ids)
+{
+	Oid			argtype = INT8ARRAYOID;
+	Oid			relid = RelationGetRelid(log);
+	BoundSql	bound = {.tables = &relid, .ntables = 1};
+	volatile int result = 0;
+
+	bound.sql = psprintf("SELECT e.id FROM %s AS e WHERE e.id OPERATOR(pg_catalog.=) ANY ($1)",
+						 quote_qualified_identifier(get_namespace_name(RelationGetNamespace(log)),
+													RelationGetRelationName(log)));
+	bound_sql_begin(&bound);
+	PG_TRY();
+	{
+		result = SPI_execute_with_args(bound.sql, 1, &argtype, &ids, NULL, true, 0);
+		bound_sql_require_check(&bound);
+	}
+	PG_FINALLY();
+	{
+		bound_sql_end(&bound);
+	}
+	PG_END_TRY();
+	if (result != SPI_OK_SELECT)
+		elog(ERROR, "could not read the log as its reader");
+}
+
+/*
  * Where row security on the log applies to the current role, mark the events
  * that it hides.  The caller is connected to SPI and has an active snapshot.
  */
@@ -306,7 +339,6 @@ void
 match_row_security(Relation log, Event *events, int nevents)
 {
 	int64	   *ids;
-	Oid			argtype = INT8ARRAYOID;
 	Datum		value;
 	int64	   *seen;
 	bool		isnull;
@@ -318,11 +350,7 @@ match_row_security(Relation log, Event *events, int nevents)
 	for (int i = 0; i < nevents; i++)
 		ids[i] = events[i].id;
 	value = own_ids(ids, nevents);
-	if (SPI_execute_with_args(psprintf("SELECT e.id FROM %s AS e WHERE e.id OPERATOR(pg_catalog.=) ANY ($1)",
-									   quote_qualified_identifier(catalog_lookup(false)->schema_name,
-																  RelationGetRelationName(log))),
-							  1, &argtype, &value, NULL, true, 0) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the log as its reader");
+	select_visible(log, value);
 
 	seen = palloc(sizeof(int64) * (SPI_processed + 1));
 	for (uint64 i = 0; i < SPI_processed; i++)

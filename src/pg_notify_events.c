@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "tcop/utility.h"
 
+#include "bound_sql.h"
 #include "compat.h"
 #include "doorbell.h"
 #include "launcher.h"
@@ -78,6 +79,7 @@ void
 _PG_init(void)
 {
 	settings_init();
+	bound_sql_init();
 
 	if (!process_shared_preload_libraries_in_progress)
 		return;
