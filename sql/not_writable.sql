@@ -57,4 +57,5 @@ SELECT call, outcome_in_parallel(call) FROM calls ORDER BY call COLLATE "C";
 SET client_min_messages = warning;
 DROP EXTENSION pg_notify_events CASCADE;
 DROP FUNCTION outcome, outcome_in_parallel, careless;
+DROP VIEW calls;
 DROP TABLE rows;
