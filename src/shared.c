@@ -21,6 +21,7 @@
  */
 #include "postgres.h"
 
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
@@ -28,6 +29,7 @@
 
 #include "channel.h"
 #include "doorbell.h"
+#include "foreign_text.h"
 #include "shared.h"
 #include "stats.h"
 
@@ -457,8 +459,12 @@ worker_set_phase(Worker *worker, WorkerPhase phase)
 void
 worker_report_error(Worker *worker, const char *message)
 {
+	char		error[WORKER_ERROR_SIZE];
+
+	text_cut(error, message, sizeof(error));
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	strlcpy(worker->last_error, message, WORKER_ERROR_SIZE);
+	strlcpy(worker->last_error, error, WORKER_ERROR_SIZE);
+	worker->last_error_encoding = GetDatabaseEncoding();
 	worker->last_error_at = GetCurrentTimestamp();
 	LWLockRelease(shared->lock);
 }

@@ -73,6 +73,7 @@ typedef struct Worker
 	int			backoff;		/* ms that the next failure will cost */
 	TimestampTz last_error_at;
 	char		last_error[WORKER_ERROR_SIZE];
+	int			last_error_encoding;
 	/* written by the worker alone */
 	pg_atomic_uint64 wakeups;
 	pg_atomic_uint64 notifications_received;

@@ -42,6 +42,7 @@
 #include "channel.h"
 #include "compat.h"
 #include "consumer.h"
+#include "foreign_text.h"
 #include "shared.h"
 #include "stats.h"
 
@@ -852,7 +853,7 @@ put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker
 	nulls[0] = (name == NULL);
 	if (name != NULL)
 	{
-		namestrcpy(&database, name);
+		namestrcpy(&database, text_made_readable(name, PG_SQL_ASCII));
 		values[0] = NameGetDatum(&database);
 	}
 	values[1] = CStringGetTextDatum(kind);
@@ -860,7 +861,7 @@ put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker
 	nulls[2] = (name == NULL);
 	if (name != NULL)
 	{
-		namestrcpy(&owner_name, name);
+		namestrcpy(&owner_name, text_made_readable(name, PG_SQL_ASCII));
 		values[2] = NameGetDatum(&owner_name);
 	}
 	values[3] = Int32GetDatum((int32) worker->pid);
@@ -876,7 +877,7 @@ put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker
 		!handler_owner_is_visible(owner);
 	if (!nulls[10])
 	{
-		values[10] = CStringGetTextDatum(worker->last_error);
+		values[10] = CStringGetTextDatum(text_made_readable(worker->last_error, worker->last_error_encoding));
 		values[11] = TimestampTzGetDatum(worker->last_error_at);
 	}
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);

@@ -29,6 +29,7 @@
 #include "utils/wait_event.h"
 
 #include "compat.h"
+#include "foreign_text.h"
 #include "worker.h"
 
 /* the first and the longest time to back off, in ms */
@@ -299,11 +300,12 @@ error_is_news(const char *last_error)
 {
 	MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
 	ErrorData  *error = CopyErrorData();
-	bool		news = strncmp(last_error, error->message ? error->message : "", WORKER_ERROR_SIZE - 1) != 0;
+	char		message[WORKER_ERROR_SIZE];
 
+	text_cut(message, error->message ? error->message : "", sizeof(message));
 	FreeErrorData(error);
 	MemoryContextSwitchTo(context);
-	return news;
+	return strcmp(last_error, message) != 0;
 }
 
 /*
