@@ -44,7 +44,6 @@
 #include "progress.h"
 #include "retry.h"
 #include "settings.h"
-#include "stats.h"
 #include "worker.h"
 
 /* how often a serialization failure or deadlock is tried again at once */

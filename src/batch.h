@@ -12,7 +12,7 @@
 #include "utils/palloc.h"
 
 #include "handler.h"
-#include "stats.h"
+#include "handler_figures.h"
 #include "window.h"
 
 /*

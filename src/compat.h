@@ -193,6 +193,13 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 	ShmemInitHash((name), (size), (info), (flags))
 #endif
 
+/* 17 wants to be told how a dshash table copies keys, between hashing and locking */
+#if PG_VERSION_NUM < 170000
+#define PNE_DSHASH_BINARY_KEY dshash_memcmp, dshash_memhash
+#else
+#define PNE_DSHASH_BINARY_KEY dshash_memcmp, dshash_memhash, dshash_memcpy
+#endif
+
 /* 19 tells a signal handler who sent it */
 #if PG_VERSION_NUM < 190000
 #define PNE_PASS_SIGNAL_ARGS postgres_signal_arg

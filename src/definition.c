@@ -42,7 +42,6 @@
 #include "definition.h"
 #include "doorbell.h"
 #include "handler.h"
-#include "stats.h"
 #include "window.h"
 
 #define MAX_BATCH_SIZE 100000
@@ -583,15 +582,13 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 		},
 	};
 	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
-	Handler    *handler;
 
 	require_writable("drop_event_handler()");
 	SPI_connect();
-	handler = lock_own_handler(name);
+	lock_own_handler(name);
 	handler_end_batch(name);
 	for (int i = 0; i < (int) lengthof(statements); i++)
 		delete_rows(&statements[i], name);
-	stats_forget_handler_at_commit(handler);
 	SPI_finish();
 
 	doorbell_at_commit(RING_DEFINITIONS);

@@ -43,6 +43,7 @@
 #include "utils/timestamp.h"
 
 #include "fault.h"
+#include "handler_figures.h"
 #include "launcher.h"
 #include "settings.h"
 #include "stats.h"
@@ -401,6 +402,7 @@ review_listeners(List *served)
 	foreach(lc, released)
 	{
 		stats_forget_database(lfirst_oid(lc), false);
+		handler_figures_forget_database(lfirst_oid(lc));
 	}
 	return probes;
 }

@@ -46,13 +46,13 @@
 #include "compat.h"
 #include "fault.h"
 #include "handler.h"
+#include "handler_figures.h"
 #include "listener.h"
 #include "notify_queue.h"
 #include "pace.h"
 #include "relay.h"
 #include "retry.h"
 #include "settings.h"
-#include "stats.h"
 #include "window.h"
 #include "worker.h"
 
@@ -61,6 +61,9 @@
 
 /* a stored position is never more events of others behind than this */
 #define MAX_PASSED 10000
+
+/* figures of dropped handlers are removed at most this often, in ms */
+#define FORGET_DROPPED_MS 10000
 
 /* wake-ups that are less than this apart, in ms, are made one */
 #define WAKEUP_SLACK_MS 100
@@ -88,7 +91,10 @@ static Duty following = {0};
 static Duty storing = {0};
 static Duty looking_after_owners = {0};
 static Duty watching_queue = {0};
-static Duty *const duties[] = {&following, &storing, &looking_after_owners, &watching_queue};
+static Duty forgetting_dropped = {0};
+static Duty *const duties[] = {
+	&following, &storing, &looking_after_owners, &watching_queue, &forgetting_dropped
+};
 
 /* owners that have handlers which may run, as of definitions_seen */
 static MemoryContext owners_context = NULL;
@@ -536,6 +542,46 @@ look_after_owners(void)
 	worker_commit_short_transaction();
 }
 
+/*
+ * Remove the figures of handlers that are not defined any more, if any
+ * definition has changed.  Nobody sees them, so that can wait.
+ */
+static void
+forget_dropped_handlers(void)
+{
+	static uint32 definitions_looked_at = 0;
+	static TimestampTz looked_at = 0;
+	uint32		definitions = pg_atomic_read_u32(&my_slot->definitions);
+	TimestampTz now = GetCurrentTimestamp();
+	List	   *listed;
+
+	if (looked_at != 0 && (definitions == definitions_looked_at ||
+						   !TimestampDifferenceExceeds(looked_at, now, FORGET_DROPPED_MS)))
+		return;
+
+	/* before the snapshot */
+	listed = handler_figures_list();
+	if (listed != NIL)
+	{
+		Relation	log;
+
+		worker_start_short_transaction();
+		log = catalog_open_log();
+		if (log != NULL)
+		{
+			SPI_connect();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			handler_figures_forget_dropped(listed);
+			PopActiveSnapshot();
+			SPI_finish();
+			table_close(log, NoLock);
+		}
+		worker_commit_short_transaction();
+	}
+	definitions_looked_at = definitions;
+	looked_at = now;
+}
+
 /* ----------
  * The loop
  * ----------
@@ -647,6 +693,7 @@ look(void)
 		(void) worker_perform(&my_slot->listener, &storing, relay_store);
 	if (pg_atomic_read_u32(&my_slot->queue_crowded) != 0)
 		(void) worker_perform(&my_slot->listener, &watching_queue, watch_queue);
+	(void) worker_perform(&my_slot->listener, &forgetting_dropped, forget_dropped_handlers);
 	FAULT_POINT("after-look");
 }
 

@@ -29,9 +29,9 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "handler_figures.h"
 #include "outage.h"
 #include "retry.h"
-#include "stats.h"
 
 /* so many different events fail in a row: it is not them */
 #define MAX_FAILED_IN_ROW 100

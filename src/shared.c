@@ -4,9 +4,10 @@
  *		Shared memory of pg_notify_events: slots for databases and executors.
  *
  * Everything has a fixed size and lives in one segment that the postmaster
- * makes while it preloads the library; the figures of handlers and events
- * (stats.c) and of channels (channel.c) have segments of their own.  A crash of the server makes all of them anew, so whatever has to outlast one
- * is in a table.
+ * makes while it preloads the library; the figures of events (stats.c), of
+ * handlers (handler_figures.c) and of channels (channel.c) have segments of their
+ * own.  A crash of the server makes all of them anew, so whatever has to outlast
+ * one is in a table.
  *
  * Who writes what, always under shared->lock:
  *	- a database slot is claimed by the launcher, or by the backend that commits
@@ -30,6 +31,7 @@
 #include "channel.h"
 #include "doorbell.h"
 #include "foreign_text.h"
+#include "handler_figures.h"
 #include "shared.h"
 #include "stats.h"
 
@@ -47,6 +49,7 @@ shared_request(void)
 		prev_shmem_request_hook();
 
 	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)));
+	RequestAddinShmemSpace(handler_figures_shmem_size());
 	RequestAddinShmemSpace(stats_shmem_size());
 	RequestAddinShmemSpace(channel_shmem_size());
 	RequestNamedLWLockTranche(TRANCHE_NAME, 3);
@@ -113,6 +116,7 @@ shared_startup(void)
 			pg_atomic_init_u32(&shared->executors[i].persisted, 0);
 		}
 	}
+	handler_figures_shmem_startup(locks[0].lock.tranche);
 	stats_shmem_startup(&locks[1].lock);
 	channel_shmem_startup(&locks[2].lock);
 

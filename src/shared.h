@@ -6,7 +6,8 @@
  * LOCKING: shared->lock guards every field that has no other rule written
  * beside it.  Atomics are read and written without it.  The lock is held for
  * field access only: never across a catalog access, a wait or an ereport.
- * It is never taken together with a lock of figures (stats.c, channel.c).
+ * It is never taken together with a lock of figures (stats.c, handler_figures.c,
+ * channel.c).
  *
  *-------------------------------------------------------------------------
  */

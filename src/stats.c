@@ -1,23 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * stats.c
- *		Figures in shared memory, and the SQL functions that show them.
+ *		Figures per event name in shared memory, and the SQL functions that show
+ *		all figures.
  *
  * What must equal what happened, across crashes too (delivered, failed), is in
- * tables and written by the transactions that did it.  Here is what may start
- * from zero with the server: counts per event name, and times and latencies
- * per handler.  Both are hash tables of fixed size, written by workers only,
- * once per batch; one lock guards them.  Where no room is left, event names
- * count as "(other)", and handlers are shown without times.
- *
- * Latencies go into a histogram whose buckets widen by an eighth of an octave,
- * so a percentile is off by 5 % at most.
+ * tables and written by the transactions that did it.  In shared memory is what
+ * may start from zero with the server: counts per event name here, those of
+ * handlers in handler_figures.c, of channels in channel.c.  The names are in a
+ * hash table of fixed size, written by workers only, once per batch; one lock
+ * guards it.  Where no room is left they count as "(other)".
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
-
-#include <math.h>
 
 #include "access/table.h"
 #include "access/xact.h"
@@ -43,23 +39,21 @@
 #include "compat.h"
 #include "consumer.h"
 #include "foreign_text.h"
+#include "handler_figures.h"
 #include "shared.h"
 #include "stats.h"
 
 /* room in shared memory */
 #define MAX_EVENT_ENTRIES 1024
-#define MAX_HANDLER_ENTRIES 1024
 
 #define EVENT_NAME_SIZE (EVENT_NAME_MAX_CHARS * MAX_MULTIBYTE_CHAR_LEN + 1)
 #define OTHER_EVENTS "(other)"
 
-/* from 2^-5 ms, in eighths of octaves, up to more than a day */
-#define BUCKETS_PER_OCTAVE 8
-#define FIRST_OCTAVE (-5)
-#define LATENCY_BUCKETS 256
-
 /* pending events are counted up to here */
 #define MAX_COUNTED_PENDING 100000
+
+/* what is counted while the lock is held, before others get it */
+#define EVENTS_PER_LOCK 256
 
 typedef struct EventKey
 {
@@ -77,28 +71,6 @@ typedef struct EventEntry
 	TimestampTz last_emitted_at;
 } EventEntry;
 
-/* created_at tells a handler from an earlier one of the same name */
-typedef struct HandlerKey
-{
-	Oid			dboid;
-	char		name[HANDLER_NAME_SIZE];	/* zero-padded */
-	TimestampTz created_at;
-} HandlerKey;
-
-typedef struct HandlerEntry
-{
-	HandlerKey	key;
-	int64		calls;
-	int64		batches;
-	double		total_time;
-	double		max_time;
-	uint32		latencies[LATENCY_BUCKETS];
-	/* not a figure, and kept when those are reset (outage.c) */
-	int			probes;
-	TimestampTz probe_at;
-	int64		probed_version; /* of the definition */
-} HandlerEntry;
-
 /* what the listener has noted since the last flush, for one name */
 typedef struct NotedEntry
 {
@@ -110,11 +82,7 @@ typedef struct NotedEntry
 
 static LWLock *stats_lock = NULL;
 static HTAB *event_entries = NULL;
-static HTAB *handler_entries = NULL;
 static HTAB *noted_entries = NULL;
-
-/* handlers that this transaction drops; in TopTransactionContext */
-static List *handlers_to_forget = NIL;
 
 PG_FUNCTION_INFO_V1(pne_handler_figures);
 PG_FUNCTION_INFO_V1(pne_consumer_figures);
@@ -130,8 +98,7 @@ PG_FUNCTION_INFO_V1(pne_reset_event_stats);
 Size
 stats_shmem_size(void)
 {
-	return add_size(hash_estimate_size(MAX_EVENT_ENTRIES, sizeof(EventEntry)),
-					hash_estimate_size(MAX_HANDLER_ENTRIES, sizeof(HandlerEntry)));
+	return hash_estimate_size(MAX_EVENT_ENTRIES, sizeof(EventEntry));
 }
 
 /*
@@ -149,12 +116,6 @@ stats_shmem_startup(LWLock *lock)
 	info.entrysize = sizeof(EventEntry);
 	event_entries = pne_shmem_init_hash("pg_notify_events names", MAX_EVENT_ENTRIES, &info,
 										HASH_ELEM | HASH_BLOBS);
-
-	memset(&info, 0, sizeof(info));
-	info.keysize = sizeof(HandlerKey);
-	info.entrysize = sizeof(HandlerEntry);
-	handler_entries = pne_shmem_init_hash("pg_notify_events handlers", MAX_HANDLER_ENTRIES, &info,
-										  HASH_ELEM | HASH_BLOBS);
 }
 
 /*
@@ -189,131 +150,41 @@ event_entry(const char *name)
 	return entry;
 }
 
-static void
-fill_handler_key(HandlerKey *key, const Handler *handler)
-{
-	memset(key, 0, sizeof(HandlerKey));
-	key->dboid = MyDatabaseId;
-	strlcpy(key->name, handler->name, HANDLER_NAME_SIZE);
-	key->created_at = handler->created_at;
-}
-
-/*
- * The entry of a handler, made if it has none and there is room, or NULL.  The
- * caller holds the lock.
- */
-static HandlerEntry *
-handler_entry(const Handler *handler)
-{
-	HandlerKey	key;
-	HandlerEntry *entry;
-	bool		found;
-	bool		full = hash_get_num_entries(handler_entries) >= MAX_HANDLER_ENTRIES;
-
-	fill_handler_key(&key, handler);
-	entry = hash_search(handler_entries, &key, full ? HASH_FIND : HASH_ENTER_NULL, &found);
-	if (entry != NULL && !found)
-		memset((char *) entry + sizeof(HandlerKey), 0, sizeof(HandlerEntry) - sizeof(HandlerKey));
-	return entry;
-}
-
 /* ----------
  * Counting
  * ----------
  */
 
 static int
-latency_bucket(double ms)
+compare_names(const void *a, const void *b)
 {
-	double		bucket;
-
-	if (ms <= 0)
-		return 0;
-	bucket = floor((log2(ms) - FIRST_OCTAVE) * BUCKETS_PER_OCTAVE);
-	return (int) Max(0, Min(bucket, LATENCY_BUCKETS - 1));
+	return strcmp((*(Event *const *) a)->name, (*(Event *const *) b)->name);
 }
 
 /*
- * Start to measure a batch of at most nevents.
+ * Events have been handled, and that is committed.  Sorts them by name.
  */
 void
-stats_batch_begins(BatchFigures *figures, int nevents)
+stats_events_delivered(Event **events, int nevents)
 {
-	memset(figures, 0, sizeof(BatchFigures));
-	figures->events = palloc(sizeof(Event *) * nevents);
-	figures->latencies = palloc(sizeof(double) * nevents);
-}
+	int			end;
 
-/*
- * The handler is about to be called with these events.  Where it was called
- * before in the batch that is now: to read the clock is a good part of what a
- * call costs.
- */
-void
-stats_call_begins(BatchFigures *figures, Event **events, int nevents)
-{
-	if (figures->calls == 0)
-		figures->now = GetCurrentTimestamp();
-	for (int i = 0; i < nevents; i++)
+	qsort(events, nevents, sizeof(Event *), compare_names);
+	for (int i = 0; i < nevents; i = end)
 	{
-		figures->events[figures->nevents] = events[i];
-		/* an event without a time has no latency */
-		figures->latencies[figures->nevents++] = TIMESTAMP_NOT_FINITE(events[i]->created_at) ? NAN :
-			((double) figures->now - (double) events[i]->created_at) / 1000.0;
-	}
-}
-
-/*
- * That call has returned.
- */
-void
-stats_call_ends(BatchFigures *figures)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	double		ms = Max(now - figures->now, 0) / 1000.0;	/* somebody may set the clock back */
-
-	figures->now = now;
-	figures->calls++;
-	figures->total_time += ms;
-	figures->max_time = Max(figures->max_time, ms);
-}
-
-/*
- * The batch is committed: count it.
- */
-void
-stats_batch_committed(const Handler *handler, const BatchFigures *figures)
-{
-	HandlerEntry *entry;
-	EventEntry *event = NULL;
-	const char *name = NULL;
-
-	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
-	entry = handler_entry(handler);
-	if (entry != NULL)
-	{
-		entry->calls += figures->calls;
-		entry->batches++;
-		entry->total_time += figures->total_time;
-		entry->max_time = Max(entry->max_time, figures->max_time);
-		for (int i = 0; i < figures->nevents; i++)
+		end = Min(nevents - i, EVENTS_PER_LOCK) + i;
+		LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+		for (int next = i; i < end; i = next)
 		{
-			if (!isnan(figures->latencies[i]))
-				entry->latencies[latency_bucket(figures->latencies[i])]++;
+			EventEntry *event = event_entry(events[i]->name);
+
+			while (next < end && strcmp(events[next]->name, events[i]->name) == 0)
+				next++;
+			if (event != NULL)
+				event->delivered += next - i;
 		}
+		LWLockRelease(stats_lock);
 	}
-	for (int i = 0; i < figures->nevents; i++)
-	{
-		/* neighbours mostly have the same name */
-		if (name == NULL || strcmp(name, figures->events[i]->name) != 0)
-		{
-			name = figures->events[i]->name;
-			event = event_entry(name);
-		}
-		if (event != NULL)
-			event->delivered++;
-	}
-	LWLockRelease(stats_lock);
 }
 
 /*
@@ -328,52 +199,6 @@ stats_event_failed(const char *event_name)
 	event = event_entry(event_name);
 	if (event != NULL)
 		event->failed++;
-	LWLockRelease(stats_lock);
-}
-
-/*
- * A handler backs off, and its next probe is due at probe_at; or, with no
- * probes, it does not any more.  Where there is no room, the successor of an
- * executor that leaves will try too early.
- */
-void
-stats_note_outage(const Handler *handler, int probes, TimestampTz probe_at)
-{
-	HandlerEntry *entry;
-
-	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
-	entry = handler_entry(handler);
-	if (entry != NULL)
-	{
-		entry->probes = probes;
-		entry->probe_at = probe_at;
-		entry->probed_version = handler->version;
-	}
-	LWLockRelease(stats_lock);
-}
-
-/*
- * What was noted last.  Another definition need not wait for the probe.
- */
-void
-stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at)
-{
-	HandlerKey	key;
-	HandlerEntry *entry;
-
-	*probes = 0;
-	*probe_at = 0;
-	if (stats_lock == NULL)
-		return;
-	fill_handler_key(&key, handler);
-	LWLockAcquire(stats_lock, LW_SHARED);
-	entry = hash_search(handler_entries, &key, HASH_FIND, NULL);
-	if (entry != NULL)
-	{
-		*probes = entry->probes;
-		if (entry->probed_version == handler->version)
-			*probe_at = entry->probe_at;
-	}
 	LWLockRelease(stats_lock);
 }
 
@@ -478,15 +303,14 @@ stats_discard_noted(void)
  */
 
 /*
- * Remove all figures of a database; or only the figures, and keep what is known
- * of outages and channels.
+ * Remove what is counted of event names and channels of a database; or, where
+ * the extension stays there, keep the states of the channels.  Does not throw.
  */
 void
 stats_forget_database(Oid dboid, bool keep_states)
 {
 	HASH_SEQ_STATUS status;
 	EventEntry *event;
-	HandlerEntry *handler;
 
 	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
 	hash_seq_init(&status, event_entries);
@@ -495,60 +319,8 @@ stats_forget_database(Oid dboid, bool keep_states)
 		if (event->key.dboid == dboid)
 			hash_search(event_entries, &event->key, HASH_REMOVE, NULL);
 	}
-	hash_seq_init(&status, handler_entries);
-	while ((handler = hash_seq_search(&status)) != NULL)
-	{
-		if (handler->key.dboid != dboid)
-			continue;
-		if (keep_states && handler->probes > 0)
-			memset((char *) handler + sizeof(HandlerKey), 0, offsetof(HandlerEntry, probes) - sizeof(HandlerKey));
-		else
-			hash_search(handler_entries, &handler->key, HASH_REMOVE, NULL);
-	}
 	LWLockRelease(stats_lock);
 	channel_forget_database(dboid, keep_states);
-}
-
-static void
-forget_handlers_callback(XactEvent event, void *arg)
-{
-	ListCell   *lc;
-
-	if (handlers_to_forget == NIL)
-		return;
-	if (event == XACT_EVENT_COMMIT)
-	{
-		LWLockAcquire(stats_lock, LW_EXCLUSIVE);
-		foreach(lc, handlers_to_forget)
-			hash_search(handler_entries, lfirst(lc), HASH_REMOVE, NULL);
-		LWLockRelease(stats_lock);
-	}
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
-		handlers_to_forget = NIL;
-}
-
-/*
- * The handler is being dropped: its times go when that commits.
- */
-void
-stats_forget_handler_at_commit(const Handler *handler)
-{
-	static bool registered = false;
-	MemoryContext old;
-	HandlerKey *key;
-
-	if (stats_lock == NULL)
-		return;
-	if (!registered)
-	{
-		RegisterXactCallback(forget_handlers_callback, NULL);
-		registered = true;
-	}
-	old = MemoryContextSwitchTo(TopTransactionContext);
-	key = palloc(sizeof(HandlerKey));
-	fill_handler_key(key, handler);
-	handlers_to_forget = lappend(handlers_to_forget, key);
-	MemoryContextSwitchTo(old);
 }
 
 /* ----------
@@ -581,28 +353,6 @@ log_sight(void)
 	if (monitors || pg_class_aclcheck(log, GetUserId(), ACL_SELECT) == ACLCHECK_OK)
 		return LOG_VISIBLE;
 	return LOG_HIDDEN;
-}
-
-/*
- * The latency that a share of the events has not exceeded: the middle of its
- * bucket, or null without any.
- */
-static Datum
-percentile(const HandlerEntry *entry, double share, bool *isnull)
-{
-	uint64		total = 0;
-	uint64		seen = 0;
-
-	for (int i = 0; i < LATENCY_BUCKETS; i++)
-		total += entry->latencies[i];
-	*isnull = (total == 0);
-	for (int i = 0; i < LATENCY_BUCKETS && !*isnull; i++)
-	{
-		seen += entry->latencies[i];
-		if ((double) seen >= share * (double) total)
-			return Float8GetDatum(pow(2.0, (i + 0.5) / BUCKETS_PER_OCTAVE + FIRST_OCTAVE));
-	}
-	return (Datum) 0;
 }
 
 typedef struct PendingState
@@ -705,6 +455,39 @@ finish_with_row(TupleDesc desc, Datum *values, bool *nulls)
 }
 
 /*
+ * What was counted of a handler's calls, as eight columns.  They stay null where
+ * that is not known.
+ */
+static void
+put_times(const Handler *handler, Datum *values, bool *nulls)
+{
+	static const double shares[] = {0.50, 0.95, 0.99};
+	HandlerFigures figures;
+
+	if (!handler_figures_read(handler, &figures))
+		return;
+	values[0] = Int64GetDatum(figures.calls);
+	values[1] = Int64GetDatum(figures.batches);
+	values[2] = Float8GetDatum(figures.total_time);
+	values[4] = Float8GetDatum(figures.max_time);
+	nulls[0] = nulls[1] = nulls[2] = nulls[4] = false;
+	if (figures.calls > 0)
+	{
+		values[3] = Float8GetDatum(figures.total_time / (double) figures.calls);
+		nulls[3] = false;
+	}
+	for (int i = 0; i < (int) lengthof(shares); i++)
+	{
+		double		ms;
+
+		if (!handler_figures_percentile(&figures, shares[i], &ms))
+			continue;
+		values[5 + i] = Float8GetDatum(ms);
+		nulls[5 + i] = false;
+	}
+}
+
+/*
  * _handler_figures(handler) returns one row, all null for a handler that the
  * caller may not see.
  */
@@ -730,8 +513,6 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 
 		if (handler_owner_is_visible(handler->owner))
 		{
-			HandlerEntry *entry = NULL;
-			HandlerEntry copy;
 			char	   *reason;
 
 			values[0] = CStringGetTextDatum(pstrdup(handler_state(handler, &reason)));
@@ -744,29 +525,7 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 
 			put_pending(&handler->pattern, &handler->position, &values[2], &nulls[2]);
 
-			if (stats_lock != NULL)
-			{
-				HandlerKey	key;
-
-				fill_handler_key(&key, handler);
-				LWLockAcquire(stats_lock, LW_SHARED);
-				entry = hash_search(handler_entries, &key, HASH_FIND, NULL);
-				if (entry != NULL)
-					copy = *entry;
-				LWLockRelease(stats_lock);
-			}
-			if (entry == NULL)
-				memset(&copy, 0, sizeof(copy));
-			values[4] = Int64GetDatum(copy.calls);
-			values[5] = Int64GetDatum(copy.batches);
-			values[6] = Float8GetDatum(copy.total_time);
-			values[7] = Float8GetDatum(copy.calls > 0 ? copy.total_time / (double) copy.calls : 0);
-			values[8] = Float8GetDatum(copy.max_time);
-			nulls[4] = nulls[5] = nulls[6] = nulls[8] = false;
-			nulls[7] = (copy.calls == 0);
-			values[9] = percentile(&copy, 0.50, &nulls[9]);
-			values[10] = percentile(&copy, 0.95, &nulls[10]);
-			values[11] = percentile(&copy, 0.99, &nulls[11]);
+			put_times(handler, &values[4], &nulls[4]);
 		}
 	}
 	PG_RETURN_DATUM(finish_with_row(desc, values, nulls));
@@ -1026,5 +785,6 @@ pne_reset_event_stats(PG_FUNCTION_ARGS)
 {
 	shared_require_preload("reset_event_stats()");
 	stats_forget_database(MyDatabaseId, true);
+	handler_figures_reset();
 	PG_RETURN_VOID();
 }

@@ -1,0 +1,171 @@
+
+# Figures of many handlers: there is no number beyond which a handler has none.
+# Where memory is short they are null, and nothing else suffers for it.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use NotifyEvents;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# more than the main segment of shared memory has room for
+my $many = 1300;
+
+# With segments in files, none can be made while nobody may write into their
+# directory.
+my $node = new_server(
+	'many',
+	'dynamic_shared_memory_type = mmap',
+	'log_min_messages = debug1',
+	'restart_after_crash = on');
+my $segments = $node->data_dir . '/pg_dynshmem';
+
+sub ask
+{
+	my ($columns) = @_;
+
+	return $node->safe_psql('postgres', "SELECT $columns FROM event_handler_stats WHERE handler LIKE 'many %'");
+}
+
+sub emit
+{
+	my ($name) = @_;
+
+	$node->safe_psql('postgres', "SELECT notify_event('$name')");
+	wait_for_handlers($node, 'postgres');
+	return;
+}
+
+# event_handler_stats tells of COLUMNS what is EXPECTED; workers count after the
+# commit
+sub becomes
+{
+	my ($columns, $expected, $name) = @_;
+
+	$node->poll_query_until('postgres',
+		"SELECT $columns FROM event_handler_stats WHERE handler LIKE 'many %'", $expected);
+	is(ask($columns), $expected, $name);
+	return;
+}
+
+# removed(OFFSET, WHAT): how many the log says were removed, for what
+sub removed
+{
+	my ($offset, $what) = @_;
+
+	return $node->wait_for_log(qr/removed figures of $what/, $offset);
+}
+
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
+make_recorder($node, 'postgres');
+make_owner($node, 'postgres', 'ann');
+$node->safe_psql(
+	'postgres', q(
+	CREATE FUNCTION ignore(text, jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
+	CREATE TABLE weather (sqlstate text);
+	GRANT SELECT ON weather TO PUBLIC;
+	CREATE FUNCTION rain(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
+	BEGIN
+		IF EXISTS (SELECT FROM public.weather) THEN
+			RAISE EXCEPTION 'it rains' USING ERRCODE = '57P03';
+		END IF;
+	END $$;
+));
+
+# An executor that has made its first batch before memory is short, so that it
+# can be seen to stay.
+$node->safe_psql('postgres', q(SELECT create_event_handler('first', 'ignore', owner => 'ann')));
+emit('first');
+my $executor = worker_pid($node, 'executor', 'postgres', 'ann');
+
+# No memory
+chmod(0500, $segments) or die "chmod $segments: $!";
+$node->safe_psql('postgres',
+	"SELECT count(create_event_handler('many ' || i, 'ignore', owner => 'ann')) FROM generate_series(1, $many) i");
+emit('without memory');
+is(ask('sum(delivered)'), $many, 'no memory: all is delivered');
+becomes('count(calls) BETWEEN 100 AND count(*) - 100', 't', 'no memory: some have figures, some have none');
+is(ask('min(calls), max(calls)'), '1|1', 'no memory: nobody has wrong ones');
+is( ask('bool_and((calls IS NULL) = ALL (ARRAY[batches IS NULL, total_time IS NULL, mean_time IS NULL,'
+		  . ' max_time IS NULL, latency_p50 IS NULL, latency_p95 IS NULL, latency_p99 IS NULL]))'),
+	't', 'no memory: it is all or nothing');
+is(worker_pid($node, 'executor', 'postgres', 'ann'), $executor, 'no memory: the executor stays');
+is( $node->safe_psql('postgres', 'SELECT count(last_error) FROM event_worker_stats'),
+	'0', 'no memory: no worker has failed');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM event_retries'), '0', 'no memory: nothing is charged');
+like(
+	slurp_file($node->logfile),
+	qr/figures of event handlers are incomplete: could not/,
+	'no memory: the log says so');
+$node->safe_psql('postgres', 'SELECT reset_event_stats()');
+
+# Memory again
+chmod(0700, $segments) or die "chmod $segments: $!";
+emit('with memory');
+becomes('count(*), count(calls), min(calls), max(calls)', "$many|$many|1|1", 'memory: all have figures');
+is(ask('count(latency_p50)'), $many, 'memory: and latencies');
+
+# What is known of an outage is kept for the last as for the first.
+$node->safe_psql('postgres',
+	q(SELECT create_event_handler('many rain', 'rain', event_name => 'rain', retry_delay => '1 h', owner => 'ann');
+	INSERT INTO weather VALUES ('57P03'); SELECT notify_event('rain')));
+$node->poll_query_until('postgres',
+	q(SELECT state = 'backing off' FROM event_handler_stats WHERE handler = 'many rain'))
+  or die 'it does not back off';
+is( ask(q(count(*) FILTER (WHERE state = 'backing off'))),
+	1, 'the last handler backs off');
+wait_for_handlers($node, 'postgres');
+becomes('sum(calls)', 2 * $many, 'all others were called');
+$node->safe_psql('postgres', 'SELECT reset_event_stats()');
+is(ask('count(calls), sum(calls), count(mean_time)'), ($many + 1) . '|0|0', 'a reset');
+is(ask(q(count(*) FILTER (WHERE state = 'backing off'))), 1, 'a reset is no news of the weather');
+
+# Handlers that are dropped leave nothing behind, others nothing goes of.
+emit('another');
+becomes('sum(calls)', $many, 'figures before some are dropped');
+my $offset = -s $node->logfile;
+$node->safe_psql('postgres', q(
+	BEGIN;
+	SELECT count(drop_event_handler(name)) FROM event_handlers WHERE name LIKE 'many %0';
+	SAVEPOINT s;
+	SELECT count(drop_event_handler(name)) FROM event_handlers WHERE name LIKE 'many %1';
+	ROLLBACK TO s;
+	COMMIT;
+));
+ok(removed($offset, ($many / 10) . ' dropped event handlers'), 'of dropped handlers');
+is(ask('count(*), sum(calls)'), ($many * 9 / 10 + 1) . '|' . $many * 9 / 10, 'and not of others');
+
+# Nor does a database that loses the extension, or is dropped.
+foreach my $drop ('DROP EXTENSION pg_notify_events CASCADE', 'DROP DATABASE shop')
+{
+	$node->safe_psql('postgres', 'CREATE DATABASE shop')
+	  if $node->safe_psql('postgres', q(SELECT count(*) FROM pg_database WHERE datname = 'shop')) eq '0';
+	$node->safe_psql('shop', q(
+		CREATE EXTENSION pg_notify_events;
+		CREATE OR REPLACE FUNCTION ignore(text, jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
+		SELECT create_event_handler('a', 'ignore'), create_event_handler('b', 'ignore');
+	));
+	$node->safe_psql('shop', q(SELECT notify_event('x')));
+	wait_for_handlers($node, 'shop');
+	$node->poll_query_until('shop', 'SELECT sum(calls) = 2 FROM event_handler_stats')
+	  or die 'the other database does not count';
+	my $oid = $node->safe_psql('postgres', q(SELECT oid FROM pg_database WHERE datname = 'shop'));
+
+	$offset = -s $node->logfile;
+	$node->safe_psql($drop =~ /DATABASE/ ? 'postgres' : 'shop', $drop);
+	ok(removed($offset, "2 event handlers of database $oid"), $drop);
+}
+is(ask('sum(calls)'), $many * 9 / 10, 'and not of other databases');
+
+# After a crash the figures begin with zero.
+crash_server($node, sub { return worker_pid($node, 'listener', 'postgres') });
+is(ask('count(calls), sum(calls)'), ($many * 9 / 10 + 1) . '|0', 'after a crash');
+emit('after a crash');
+becomes('sum(calls)', $many * 9 / 10, 'counted after a crash');
+
+$node->stop;
+done_testing();
