@@ -88,8 +88,97 @@ ALTER TABLE notification_events NO FORCE ROW LEVEL SECURITY;
 ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY;
 DROP POLICY open ON notification_events;
 
-SET client_min_messages = warning;
 SELECT drop_event_handler('paused');
+
+--
+-- What is rolled back forgets nothing
+--
+SELECT create_event_handler('first', 'ignore'), create_event_handler('second', 'ignore');
+SELECT listen_event_channel('regress_figures');
+SELECT becomes_true($$state = 'listening' FROM event_channel_stats$$) AS listening;
+SELECT reset_event_stats();
+NOTIFY regress_figures, '1';
+SELECT becomes_true('count(*) = 1 FROM notification_events WHERE event_name = $$regress_figures$$') AS bridged;
+CALL wait_for_event_handlers();
+CREATE VIEW figures AS SELECT
+	(SELECT string_agg(format('%s %s', handler, calls), ', ' ORDER BY handler) FROM event_handler_stats) AS handlers,
+	(SELECT string_agg(format('%s %s %s', event_name, emitted, delivered), ', ') FROM event_stats) AS events,
+	(SELECT string_agg(format('%s %s', channel, notifications), ', ') FROM event_channel_stats) AS channels;
+SELECT becomes_true($$(handlers, events, channels) = ('first 1, second 1', 'regress_figures 1 2', 'regress_figures 1') FROM figures$$) AS counted;
+CREATE FUNCTION drop_and_fail(command text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE command;
+	RAISE 'not after all';
+EXCEPTION WHEN raise_exception THEN
+	NULL;
+END
+$$;
+-- views of one's own go with the extension, and so come back with it, too
+SET client_min_messages = warning;
+BEGIN;
+SAVEPOINT a;
+DROP EXTENSION pg_notify_events CASCADE;
+ROLLBACK TO a;
+COMMIT;
+SELECT * FROM figures;
+BEGIN;
+SAVEPOINT a;
+SAVEPOINT b;
+SELECT drop_event_handler('first');
+SAVEPOINT c;
+SELECT drop_event_handler('second');
+SELECT unlisten_event_channel('regress_figures');
+DROP EXTENSION pg_notify_events CASCADE;
+RELEASE c;
+RELEASE b;
+ROLLBACK TO a;
+-- nothing of the kind, but something that is rung for
+SELECT pause_event_handler('second');
+COMMIT;
+SELECT * FROM figures;
+SELECT drop_and_fail('DROP EXTENSION pg_notify_events CASCADE'), drop_and_fail($$SELECT drop_event_handler('first')$$);
+SELECT * FROM figures;
+BEGIN;
+SELECT drop_and_fail('DROP EXTENSION pg_notify_events CASCADE'), drop_and_fail($$SELECT drop_event_handler('first')$$);
+DROP EXTENSION pg_notify_events CASCADE;
+ROLLBACK;
+SELECT * FROM figures;
+-- nor does it keep a transaction from being prepared; what stays does
+BEGIN;
+SELECT drop_and_fail('DROP EXTENSION pg_notify_events CASCADE'), drop_and_fail($$SELECT drop_event_handler('first')$$);
+SAVEPOINT a;
+SELECT resume_event_handler('second');
+ROLLBACK TO a;
+SELECT notify_event('prepared') IS NOT NULL AS recorded;
+PREPARE TRANSACTION 'regress_figures';
+COMMIT PREPARED 'regress_figures';
+SELECT becomes_true($$emitted = 1 FROM event_stats WHERE event_name = 'prepared'$$) AS counted;
+BEGIN;
+SAVEPOINT a;
+SELECT resume_event_handler('second');
+RELEASE a;
+PREPARE TRANSACTION 'regress_figures';
+-- what is not rolled back does: one of the same name is another one
+BEGIN;
+SAVEPOINT a;
+SELECT drop_event_handler('first'), create_event_handler('first', 'ignore');
+RELEASE a;
+SAVEPOINT b;
+SELECT drop_event_handler('second');
+ROLLBACK TO b;
+COMMIT;
+SELECT handlers FROM figures;
+BEGIN;
+SAVEPOINT a;
+DROP EXTENSION pg_notify_events CASCADE;
+RELEASE a;
+CREATE EXTENSION pg_notify_events SCHEMA public;
+COMMIT;
+SELECT event_name, emitted FROM event_stats;
+SELECT create_event_handler('second', 'ignore'), listen_event_channel('regress_figures');
+SELECT calls FROM event_handler_stats;
+SELECT notifications FROM event_channel_stats;
+
 DROP SCHEMA regress_figures CASCADE;
 DROP EXTENSION pg_notify_events;
 DROP ROLE regress_figures_owner, regress_figures_member, regress_figures_bypass, regress_figures_columns,

@@ -6,8 +6,10 @@
  * Whatever makes work for a worker leaves a wish in a variable of its backend
  * (doorbell_at_commit); a callback, registered once per backend, carries the
  * wishes out when the transaction has committed: that is after its rows have
- * become visible, so that a woken worker sees them.  A rolled back savepoint
- * takes no wish back, because ringing once too often is harmless.
+ * become visible, so that a woken worker sees them.  A wish is that of its
+ * subtransaction and goes with it.  To ring once too often would be harmless; to
+ * forget the figures of an extension that was not dropped after all, or to
+ * refuse PREPARE TRANSACTION for what was rolled back, is not.
  *
  * A wake-up is never lost, without any lock:
  *
@@ -38,14 +40,25 @@
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
+#include "utils/memutils.h"
 
 #include "compat.h"
 #include "doorbell.h"
 #include "fault.h"
 #include "stats.h"
 
-/* what this transaction has asked for so far */
-static int	wishes = 0;
+/*
+ * What a subtransaction has asked for so far, and before it those around it that
+ * have asked for anything; in TopTransactionContext.
+ */
+typedef struct Wishes
+{
+	SubTransactionId subxact;
+	int			what;
+	struct Wishes *outer;
+} Wishes;
+
+static Wishes *wishes = NULL;
 
 void
 doorbell_init(Bell *bell)
@@ -122,14 +135,17 @@ doorbell_ring_waiters(DatabaseSlot *slot)
 static void
 doorbell_xact_callback(XactEvent event, void *arg)
 {
-	int			what = wishes;
+	int			what = 0;
+
+	for (Wishes *of = wishes; of != NULL; of = of->outer)
+		what |= of->what;
 
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
+			wishes = NULL;
 			if (what == 0)
 				return;
-			wishes = 0;
 			FAULT_POINT("before-ring");
 			if (what & RING_EXTENSION)
 				shared_note_install(MyDatabaseId);
@@ -159,13 +175,13 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			break;
 
 		case XACT_EVENT_ABORT:
-			wishes = 0;
+			wishes = NULL;
 			if (what & RING_CONSUMERS)
 				doorbell_ring_waiters(shared_find_database(MyDatabaseId));
 			break;
 
 		case XACT_EVENT_PREPARE:
-			wishes = 0;
+			wishes = NULL;
 			break;
 
 		default:
@@ -174,22 +190,62 @@ doorbell_xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * Have something rung if and when the current transaction commits;
- * RING_CONSUMERS also when it aborts.
+ * The wishes of a subtransaction become those of its parent, or go with it.
+ */
+static void
+doorbell_subxact_callback(SubXactEvent event, SubTransactionId subxact, SubTransactionId parent,
+						  void *arg)
+{
+	Wishes	   *own = wishes;
+
+	if (own == NULL || own->subxact != subxact)
+		return;
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		wishes = own->outer;
+		if (own->what & RING_CONSUMERS)
+			doorbell_ring_waiters(shared_find_database(MyDatabaseId));
+	}
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
+	{
+		if (own->outer != NULL && own->outer->subxact == parent)
+		{
+			own->outer->what |= own->what;
+			wishes = own->outer;
+		}
+		else
+			own->subxact = parent;
+	}
+}
+
+/*
+ * Have something rung if and when the current transaction commits, as far as it
+ * is not rolled back to a savepoint before; RING_CONSUMERS also when it is, or
+ * aborts.
  */
 void
 doorbell_at_commit(int what)
 {
 	static bool registered = false;
+	SubTransactionId subxact = GetCurrentSubTransactionId();
 
 	if (shared == NULL)
 		return;
 	if (!registered)
 	{
 		RegisterXactCallback(doorbell_xact_callback, NULL);
+		RegisterSubXactCallback(doorbell_subxact_callback, NULL);
 		registered = true;
 	}
-	wishes |= what;
+	if (wishes == NULL || wishes->subxact != subxact)
+	{
+		Wishes	   *own = MemoryContextAllocZero(TopTransactionContext, sizeof(Wishes));
+
+		own->subxact = subxact;
+		own->outer = wishes;
+		wishes = own;
+	}
+	wishes->what |= what;
 }
 
 /*
