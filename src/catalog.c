@@ -49,6 +49,7 @@
 #include "catalog/pg_type.h"
 #include "commands/dbcommands.h"
 #include "commands/extension.h"
+#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "replication/logicalworker.h"
@@ -82,6 +83,8 @@ typedef struct OwnTableProperties
 	bool		restorable;		/* a restore may insert rows ... */
 	bool		definitions;	/* ... and those belong to no database: they
 								 * have a column of that name */
+	bool		numbered;		/* ... and get a number here: they have such a
+								 * column, too */
 	const char *functions;		/* what to change it with */
 } OwnTableProperties;
 
@@ -90,17 +93,17 @@ typedef struct OwnTableProperties
 #define CHANNEL_FUNCTIONS "listen_event_channel() and unlisten_event_channel()"
 
 static const OwnTableProperties own_table_properties[OWN_TABLES] = {
-	[OWN_LOG] = {LOG_NAME, true, false, "notify_event()"},
-	[OWN_INCARNATION] = {"_event_incarnation", false, false, HANDLER_FUNCTIONS},
-	[OWN_RELAY] = {"_event_relay", false, false, HANDLER_FUNCTIONS},
-	[OWN_HANDLERS] = {"_event_handlers", true, true, HANDLER_FUNCTIONS},
-	[OWN_PROGRESS] = {"_event_handler_progress", true, false, HANDLER_FUNCTIONS},
-	[OWN_FAILURES] = {"_event_handler_failures", true, false, HANDLER_FUNCTIONS},
-	[OWN_RETRIES] = {"_event_retries", true, false, HANDLER_FUNCTIONS},
-	[OWN_CONSUMERS] = {"_event_consumers", true, true, CONSUMER_FUNCTIONS},
-	[OWN_CONSUMER_PROGRESS] = {"_event_consumer_progress", true, false, CONSUMER_FUNCTIONS},
-	[OWN_CONSUMER_RETRIES] = {"_event_consumer_retries", true, false, CONSUMER_FUNCTIONS},
-	[OWN_CHANNELS] = {"_event_channels", true, true, CHANNEL_FUNCTIONS},
+	[OWN_LOG] = {LOG_NAME, true, false, false, "notify_event()"},
+	[OWN_INCARNATION] = {"_event_incarnation", false, false, false, HANDLER_FUNCTIONS},
+	[OWN_RELAY] = {"_event_relay", false, false, false, HANDLER_FUNCTIONS},
+	[OWN_HANDLERS] = {"_event_handlers", true, true, true, HANDLER_FUNCTIONS},
+	[OWN_PROGRESS] = {"_event_handler_progress", true, false, false, HANDLER_FUNCTIONS},
+	[OWN_FAILURES] = {"_event_handler_failures", true, false, false, HANDLER_FUNCTIONS},
+	[OWN_RETRIES] = {"_event_retries", true, false, false, HANDLER_FUNCTIONS},
+	[OWN_CONSUMERS] = {"_event_consumers", true, true, true, CONSUMER_FUNCTIONS},
+	[OWN_CONSUMER_PROGRESS] = {"_event_consumer_progress", true, false, false, CONSUMER_FUNCTIONS},
+	[OWN_CONSUMER_RETRIES] = {"_event_consumer_retries", true, false, false, CONSUMER_FUNCTIONS},
+	[OWN_CHANNELS] = {"_event_channels", true, true, false, CHANNEL_FUNCTIONS},
 };
 
 static EventCatalog catalog;
@@ -512,6 +515,26 @@ own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limi
 }
 
 /*
+ * Insert a row of a table whose rows are numbered, with a statement that does
+ * nothing if it cannot; find tells, from the same values, whether what the row
+ * is about is there already.  Returns false then.
+ *
+ * Numbers are drawn from a sequence, which knows nothing of rows that came with
+ * theirs past the guard.  Those numbers are left out.
+ */
+bool
+own_insert_numbered(OwnStatement *insert, Datum *values, const char *nulls, OwnStatement *find)
+{
+	do
+	{
+		/* first of all: to insert waits for who changes that at the moment */
+		if (own_execute(find, values, nulls, 1) > 0)
+			return false;
+	} while (own_execute(insert, values, nulls, 0) == 0);
+	return true;
+}
+
+/*
  * A column (from 1) of a row (from 0) that own_execute() has returned.
  */
 Datum
@@ -561,12 +584,20 @@ guarded_table(Relation rel)
 	return NULL;				/* keep compiler quiet */
 }
 
+static HeapTuple
+set_column(HeapTuple tuple, Relation rel, int column, Datum value)
+{
+	bool		isnull = false;
+
+	return heap_modify_tuple_by_cols(tuple, RelationGetDescr(rel), 1, &column, &value, &isnull);
+}
+
 /*
  * Guard of the own tables: no change but by own_execute().
  *
  * INSERT is open to the tables' owner, because a restore comes that way; the
  * definitions that it brings belong to no database, so they are dormant until
- * activate_events().  A subscriber's copy of the tables is its own: what a
+ * activate_events(), and get numbers of this one.  A subscriber's copy of the tables is its own: what a
  * publisher sends for them is skipped.
  */
 Datum
@@ -597,12 +628,15 @@ pne_guard(PG_FUNCTION_ARGS)
 	{
 		if (table->definitions)
 		{
-			int			column = SPI_fnumber(RelationGetDescr(rel), "database");
-			Datum		value = ObjectIdGetDatum(InvalidOid);
-			bool		isnull = false;
+			tuple = set_column(tuple, rel, SPI_fnumber(RelationGetDescr(rel), "database"),
+							   ObjectIdGetDatum(InvalidOid));
+		}
+		if (table->numbered)
+		{
+			int			column = SPI_fnumber(RelationGetDescr(rel), "number");
 
-			tuple = heap_modify_tuple_by_cols(tuple, RelationGetDescr(rel), 1,
-											  &column, &value, &isnull);
+			tuple = set_column(tuple, rel, column,
+							   Int64GetDatum(nextval_internal(pne_identity_sequence(rel, column), false)));
 		}
 		return PointerGetDatum(tuple);
 	}

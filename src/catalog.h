@@ -80,6 +80,7 @@ extern uint64 catalog_log_changes(void);
 extern bool catalog_foreign_trigger(OwnTable table, char *name);
 extern Relation own_open(OwnTable table);
 extern int	own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limit);
+extern bool own_insert_numbered(OwnStatement *insert, Datum *values, const char *nulls, OwnStatement *find);
 extern Datum own_value(int row, int column, bool *isnull);
 extern char *own_text(int row, int column);
 extern Datum own_ids(const int64 *ids, int nids);

@@ -173,28 +173,16 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 }
 
 /*
- * unlisten_event_channel(channel text) returns void
- *
- * What the listener has received by then still becomes events.  Errors: no
- * such channel; not the owner.
+ * Refuse a channel that is not there, or not the caller's, as the statement
+ * finds it.
  */
-Datum
-pne_unlisten_event_channel(PG_FUNCTION_ARGS)
+static void
+check_own_channel(OwnStatement *return_owner, const char *channel)
 {
-	static OwnStatement delete_channel = {
-		.sql = "DELETE FROM @s._event_channels AS c "
-		"WHERE c.channel OPERATOR(pg_catalog.=) $1 RETURNING c.owner",
-		.target = OWN_CHANNELS,
-		.nargs = 1,
-		.argtypes = {TEXTOID},
-	};
-	char	   *channel = name_argument(fcinfo, 0, "channel", "event channel");
 	Datum		value = CStringGetTextDatum(channel);
 	bool		isnull;
 
-	require_writable("unlisten_event_channel()");
-	SPI_connect();
-	if (own_execute(&delete_channel, &value, NULL, 0) == 0)
+	if (own_execute(return_owner, &value, NULL, 0) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("event channel \"%s\" does not exist", channel),
@@ -204,6 +192,38 @@ pne_unlisten_event_channel(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of event channel \"%s\"", channel),
 				 errhint("Members of the owner may do this, too.")));
+}
+
+/*
+ * unlisten_event_channel(channel text) returns void
+ *
+ * What the listener has received by then still becomes events.  Errors: no
+ * such channel; not the owner.
+ */
+Datum
+pne_unlisten_event_channel(PG_FUNCTION_ARGS)
+{
+	static OwnStatement find_channel = {
+		.sql = "SELECT c.owner FROM @s._event_channels AS c "
+		"WHERE c.channel OPERATOR(pg_catalog.=) $1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	static OwnStatement delete_channel = {
+		.sql = "DELETE FROM @s._event_channels AS c "
+		"WHERE c.channel OPERATOR(pg_catalog.=) $1 RETURNING c.owner",
+		.target = OWN_CHANNELS,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	char	   *channel = name_argument(fcinfo, 0, "channel", "event channel");
+
+	require_writable("unlisten_event_channel()");
+	SPI_connect();
+	/* first of all: who has no right to it is not to wait for its owner */
+	check_own_channel(&find_channel, channel);
+	check_own_channel(&delete_channel, channel);
 	SPI_finish();
 
 	doorbell_at_commit(RING_DEFINITIONS);

@@ -10,11 +10,10 @@
  * off the batch, and nothing else.  What was handed back is in
  * _event_consumer_retries until it is acknowledged.
  *
- * WHO HAS IT: whoever moves a consumer holds its lock, a heavyweight one by the
- * hash of the name, until the end of the transaction.  It is taken before its
+ * WHO HAS IT: whoever moves a consumer holds its lock, by its number
+ * (numbered_lock.c), until the end of the transaction.  It is taken before its
  * row is read, with a new snapshot, and so nobody else's changes can come in
- * between.  No row is locked, and nothing of it is seen by VACUUM; who finds it
- * taken can tell without waiting.
+ * between.  No row is locked.
  *
  * WHAT IS THERE: a search goes from a position on by window, and inside of it
  * by id, and looks at each event once: its name, whether row security lets the
@@ -32,10 +31,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
-#include "storage/lock.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -45,6 +41,7 @@
 
 #include "catalog.h"
 #include "consumer.h"
+#include "numbered_lock.h"
 #include "settings.h"
 
 /*
@@ -69,7 +66,7 @@
  */
 
 #define SELECT_CONSUMERS \
-	"SELECT c.name, c.owner, c.event_name, c.filter, " \
+	"SELECT c.name, c.number, c.owner, c.event_name, c.filter, " \
 	"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation " \
 	" OR c.database OPERATOR(pg_catalog.<>) $1), " \
 	"c.altered_at, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, " \
@@ -92,6 +89,7 @@ consumer_from_row(int row)
 	char	   *text;
 
 	strlcpy(consumer->name, own_text(row, ++column), HANDLER_NAME_SIZE);
+	consumer->number = DatumGetInt64(own_value(row, ++column, &isnull));
 	consumer->owner = DatumGetObjectId(own_value(row, ++column, &isnull));
 	text = own_text(row, ++column);
 	value = own_value(row, ++column, &isnull);
@@ -251,19 +249,6 @@ consumer_batch_index(const Consumer *consumer, int64 id)
  */
 
 /*
- * The lock of a consumer, by 48 bits of the hash of its name; two that share
- * one would only keep each other waiting.
- */
-static void
-consumer_locktag(LOCKTAG *tag, const char *name)
-{
-	uint64		hash = hash_bytes_extended((const unsigned char *) name, (int) strlen(name), 0);
-
-	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, catalog_lookup(false)->own_tables[OWN_CONSUMERS],
-					   (uint32) hash, (uint16) (hash >> 32));
-}
-
-/*
  * The caller's consumer, which he has to himself until the end of the
  * transaction, once those who have it now are through.  Errors: as for
  * consumer_find_own().
@@ -271,52 +256,36 @@ consumer_locktag(LOCKTAG *tag, const char *name)
 Consumer *
 consumer_lock_own(const char *name)
 {
-	LOCKTAG		tag;
-
 	/* first of all, or others would wait for who has no right to it */
-	(void) consumer_find_own(name);
-	consumer_locktag(&tag, name);
-	(void) LockAcquire(&tag, ExclusiveLock, false, false);
-	return consumer_find_own(name);
+	Consumer   *consumer = consumer_find_own(name);
+	int64		locked;
+
+	/* again, should another one have got the name meanwhile */
+	do
+	{
+		locked = consumer->number;
+		numbered_lock(OWN_CONSUMERS, locked, ExclusiveLock);
+		consumer = consumer_find_own(name);
+	} while (consumer->number != locked);
+	return consumer;
 }
 
 /*
  * Have a consumer to oneself, if nobody else does.  Read its row afterwards.
  */
 bool
-consumer_try_lock(const char *name)
+consumer_try_lock(const Consumer *consumer)
 {
-	LOCKTAG		tag;
-
-	consumer_locktag(&tag, name);
-	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+	return numbered_lock_if_free(OWN_CONSUMERS, consumer->number, ExclusiveLock);
 }
 
 /*
  * Let go of it again, for who has found nothing and changed nothing.
  */
 void
-consumer_unlock(const char *name)
+consumer_unlock(const Consumer *consumer)
 {
-	LOCKTAG		tag;
-
-	consumer_locktag(&tag, name);
-	LockRelease(&tag, ExclusiveLock, false);
-}
-
-/*
- * Whether another session has it.  To find that out by taking the lock would
- * keep one from fetching who comes at that moment.
- */
-static bool
-consumer_is_locked(const char *name)
-{
-	LOCKTAG		tag;
-	int			count;
-
-	consumer_locktag(&tag, name);
-	(void) GetLockConflicts(&tag, ExclusiveLock, &count);
-	return count > 0;
+	numbered_unlock(OWN_CONSUMERS, consumer->number, ExclusiveLock);
 }
 
 /* ----------
@@ -576,6 +545,28 @@ after_lock(ConsumerMemory *memory)
 }
 
 /*
+ * The caller's consumer, with a new active snapshot, and whether another session
+ * had it before.
+ */
+static Consumer *
+look_at_consumer(const char *name, ConsumerMemory *memory, bool *locked)
+{
+	for (;;)
+	{
+		int64		number = memory->number;
+		Consumer   *consumer;
+
+		*locked = number != 0 && numbered_lock_is_taken(OWN_CONSUMERS, number, ExclusiveLock);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		consumer = consumer_find_own(name);
+		memory->number = consumer->number;
+		if (number == consumer->number)
+			return consumer;
+		PopActiveSnapshot();
+	}
+}
+
+/*
  * Whether the caller's consumer has events that could be fetched now.  If not,
  * look_again is when there may be some without anybody committing anything.
  *
@@ -586,13 +577,12 @@ bool
 consumer_is_ready(const char *name, ConsumerMemory *memory, TimestampTz *look_again)
 {
 	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
-	bool		locked = consumer_is_locked(name);	/* before its row is read */
+	bool		locked;
 	Consumer   *consumer;
 	bool		ready = false;
 	bool		finished = true;
 
-	PushActiveSnapshot(GetTransactionSnapshot());
-	consumer = consumer_find_own(name);
+	consumer = look_at_consumer(name, memory, &locked);
 	consumer_check_awake(consumer);
 	consumer_check_owner(name, consumer->owner);
 

@@ -18,6 +18,7 @@
 typedef struct Consumer
 {
 	char		name[HANDLER_NAME_SIZE];
+	int64		number;			/* what its lock goes by */
 	Oid			owner;
 	EventPattern pattern;
 	bool		dormant;
@@ -54,6 +55,7 @@ typedef struct EventSearch
 typedef struct ConsumerMemory
 {
 	MemoryContext context;
+	int64		number;			/* of the consumer; 0: not known yet */
 	TimestampTz altered_at;		/* of the definition */
 	EventPosition stored;
 	EventPosition seen;
@@ -69,8 +71,8 @@ extern bool consumer_is_leased(const Consumer *consumer);
 extern int	consumer_batch_index(const Consumer *consumer, int64 id);
 
 extern Consumer *consumer_lock_own(const char *name);
-extern bool consumer_try_lock(const char *name);
-extern void consumer_unlock(const char *name);
+extern bool consumer_try_lock(const Consumer *consumer);
+extern void consumer_unlock(const Consumer *consumer);
 
 extern void search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot,
 						 int limit);

@@ -52,6 +52,12 @@ write_definition(const Consumer *consumer, bool update)
 		.nargs = 7,
 		.argtypes = DEFINITION_ARGTYPES,
 	};
+	static OwnStatement find_definition = {
+		.sql = "SELECT 1 FROM @s._event_consumers AS c WHERE c.name OPERATOR(pg_catalog.=) $1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = DEFINITION_ARGTYPES,
+	};
 	static OwnStatement update_definition = {
 		.sql = "UPDATE @s._event_consumers SET owner = $2, owner_name = $3, event_name = $4, "
 		"filter = $5, altered_at = pg_catalog.now() WHERE name OPERATOR(pg_catalog.=) $1",
@@ -75,7 +81,9 @@ write_definition(const Consumer *consumer, bool update)
 		nulls[4] = 'n';
 	values[5] = UUIDPGetDatum(&incarnation);
 	values[6] = ObjectIdGetDatum(MyDatabaseId);
-	return own_execute(update ? &update_definition : &insert_definition, values, nulls, 0) == 1;
+	if (update)
+		return own_execute(&update_definition, values, nulls, 0) == 1;
+	return own_insert_numbered(&insert_definition, values, nulls, &find_definition);
 }
 
 static void

@@ -273,7 +273,7 @@ fetch_locked(Fetch *fetch, Relation log, ReturnSetInfo *rsinfo)
 	if (changed || fetch->search.nfound > 0)
 		doorbell_at_commit(RING_CONSUMERS);
 	else
-		consumer_unlock(fetch->consumer->name);
+		consumer_unlock(fetch->consumer);
 }
 
 /*
@@ -305,6 +305,7 @@ pne_fetch_events(PG_FUNCTION_ARGS)
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	char	   *name = name_argument(fcinfo, 0, "consumer", "event consumer");
 	Fetch		fetch = {0};
+	Consumer   *consumer;
 	Relation	log;
 
 	fetch.max_events = integer_argument(fcinfo, 1, "max_events", MAX_EVENTS);
@@ -315,12 +316,13 @@ pne_fetch_events(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	SPI_connect();
-	if (!consumer_is_leased(find_fetchable(name)) && consumer_try_lock(name))
+	consumer = find_fetchable(name);
+	if (!consumer_is_leased(consumer) && consumer_try_lock(consumer))
 	{
-		/* once more: as it is now that nobody else moves it */
+		/* once more: as it is now that nobody else moves it; or another one is */
 		fetch.consumer = find_fetchable(name);
-		if (consumer_is_leased(fetch.consumer))
-			consumer_unlock(name);
+		if (consumer_is_leased(fetch.consumer) || fetch.consumer->number != consumer->number)
+			consumer_unlock(consumer);
 		else
 			fetch_locked(&fetch, log, rsinfo);
 	}
@@ -434,7 +436,7 @@ pne_ack_events(PG_FUNCTION_ARGS)
 		store_batch(consumer, 0, count, true, own_execute(&delete_retries, values, NULL, 0));
 	}
 	else
-		consumer_unlock(consumer->name);
+		consumer_unlock(consumer);
 	SPI_finish();
 	PG_RETURN_INT64(count);
 }

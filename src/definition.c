@@ -247,24 +247,16 @@ confirm_handler(Handler *handler)
  */
 
 /*
- * A handler's definition, locked, for a caller who may change it.  The caller
- * is connected to SPI.  Errors: no such handler; not the owner.
+ * Refuse a handler that is not there, or not the caller's, as the statement
+ * finds it.
  */
-Handler *
-lock_own_handler(const char *name)
+static void
+check_own_definition(OwnStatement *select_owner, const char *name)
 {
-	static OwnStatement lock_definition = {
-		.sql = "SELECT h.owner FROM @s._event_handlers AS h "
-		"WHERE h.name OPERATOR(pg_catalog.=) $1 FOR UPDATE",
-		.target = OWN_HANDLERS,
-		.nargs = 1,
-		.argtypes = {TEXTOID},
-	};
 	Datum		value = CStringGetTextDatum(name);
 	bool		isnull;
-	List	   *handlers;
 
-	if (own_execute(&lock_definition, &value, NULL, 1) == 0)
+	if (own_execute(select_owner, &value, NULL, 1) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("event handler \"%s\" does not exist", name),
@@ -274,7 +266,36 @@ lock_own_handler(const char *name)
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of event handler \"%s\"", name),
 				 errhint("Members of the owner may do this, too.")));
+}
 
+/*
+ * A handler's definition, locked, for a caller who may change it.  The caller
+ * is connected to SPI.  Errors: no such handler; not the owner.
+ *
+ * Who has no right to the handler finds that out before he waits for those who
+ * have one, and before they would wait for him.
+ */
+Handler *
+lock_own_handler(const char *name)
+{
+#define SELECT_OWNER \
+	"SELECT h.owner FROM @s._event_handlers AS h WHERE h.name OPERATOR(pg_catalog.=) $1"
+	static OwnStatement find_definition = {
+		.sql = SELECT_OWNER,
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	static OwnStatement lock_definition = {
+		.sql = SELECT_OWNER " FOR UPDATE",
+		.target = OWN_HANDLERS,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	List	   *handlers;
+
+	check_own_definition(&find_definition, name);
+	check_own_definition(&lock_definition, name);
 	handlers = handler_load(name, InvalidOid, CurrentMemoryContext);
 	if (handlers == NIL)
 		ereport(ERROR,
@@ -320,6 +341,12 @@ write_definition(const Handler *handler, bool update)
 		.nargs = 18,
 		.argtypes = DEFINITION_ARGTYPES,
 	};
+	static OwnStatement find_definition = {
+		.sql = "SELECT 1 FROM @s._event_handlers AS h WHERE h.name OPERATOR(pg_catalog.=) $1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = DEFINITION_ARGTYPES,
+	};
 	static OwnStatement update_definition = {
 		.sql = "UPDATE @s._event_handlers SET owner = $2, owner_name = $3, function_schema = $4, "
 		"function_name = $5, function_shape = $6, function_owner = $7, function_owner_name = $8, "
@@ -360,7 +387,9 @@ write_definition(const Handler *handler, bool update)
 	values[16] = UUIDPGetDatum(&incarnation);
 	values[17] = ObjectIdGetDatum(MyDatabaseId);
 
-	return own_execute(update ? &update_definition : &insert_definition, values, nulls, 0) == 1;
+	if (update)
+		return own_execute(&update_definition, values, nulls, 0) == 1;
+	return own_insert_numbered(&insert_definition, values, nulls, &find_definition);
 }
 
 /*
@@ -378,7 +407,7 @@ new_version(void)
  * new definition is tried at once.
  */
 static void
-bump_version(const char *name)
+bump_version(const Handler *handler)
 {
 	static OwnStatement update_version = {
 		.sql = "UPDATE @s._event_handler_progress SET version = $2 "
@@ -395,9 +424,9 @@ bump_version(const char *name)
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
-	Datum		values[2] = {CStringGetTextDatum(name), new_version()};
+	Datum		values[2] = {CStringGetTextDatum(handler->name), new_version()};
 
-	handler_wait_for_batch(name);
+	handler_wait_for_batch(handler);
 	own_execute(&update_version, values, NULL, 0);
 	own_execute(&probe_now, values, NULL, 0);
 	doorbell_at_commit(RING_DEFINITIONS);
@@ -508,8 +537,9 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 			handler->owner = existing->owner;
 			confirm_handler(handler);
 		}
+		handler->number = existing->number;
 		write_definition(handler, true);
-		bump_version(handler->name);
+		bump_version(handler);
 	}
 	SPI_finish();
 
@@ -548,7 +578,7 @@ pne_alter_event_handler(PG_FUNCTION_ARGS)
 	common_arguments(fcinfo, handler, false);
 	confirm_handler(handler);
 	write_definition(handler, true);
-	bump_version(handler->name);
+	bump_version(handler);
 	SPI_finish();
 	PG_RETURN_VOID();
 }
@@ -585,8 +615,7 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 
 	require_writable("drop_event_handler()");
 	SPI_connect();
-	lock_own_handler(name);
-	handler_end_batch(name);
+	handler_end_batch(lock_own_handler(name));
 	for (int i = 0; i < (int) lengthof(statements); i++)
 		delete_rows(&statements[i], name);
 	SPI_finish();
@@ -607,12 +636,13 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	};
 	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
 	Datum		values[2] = {CStringGetTextDatum(name), BoolGetDatum(paused)};
+	Handler    *handler;
 
 	require_writable(paused ? "pause_event_handler()" : "resume_event_handler()");
 	SPI_connect();
-	lock_own_handler(name);
+	handler = lock_own_handler(name);
 	own_execute(&update_paused, values, NULL, 0);
-	bump_version(name);
+	bump_version(handler);
 	SPI_finish();
 }
 

@@ -231,8 +231,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 	state->log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	state->context = AllocSetContextCreate(CurrentMemoryContext, "replayed events", ALLOCSET_DEFAULT_SIZES);
 	SPI_connect();
-	lock_own_handler(name);
-	handler_wait_for_batch(name);
+	handler_wait_for_batch(lock_own_handler(name));
 	own_execute(&lock_progress, &value, NULL, 1);
 	/* once more: its position as it is now that nobody moves it */
 	state->handler = lock_own_handler(name);

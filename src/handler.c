@@ -29,13 +29,11 @@
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
-#include "common/hashfn.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
-#include "storage/lock.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -51,6 +49,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "handler.h"
+#include "numbered_lock.h"
 #include "settings.h"
 
 /*
@@ -66,6 +65,7 @@ handler_from_row(int row)
 	char	   *text;
 
 	strlcpy(handler->name, own_text(row, ++column), HANDLER_NAME_SIZE);
+	handler->number = DatumGetInt64(own_value(row, ++column, &isnull));
 	handler->owner = DatumGetObjectId(own_value(row, ++column, &isnull));
 	namestrcpy(&handler->function_schema, own_text(row, ++column));
 	namestrcpy(&handler->function_name, own_text(row, ++column));
@@ -107,7 +107,7 @@ List *
 handler_load(const char *name, Oid owner, MemoryContext context)
 {
 	static OwnStatement select_handlers = {
-		.sql = "SELECT h.name, h.owner, h.function_schema, h.function_name, h.function_shape, "
+		.sql = "SELECT h.name, h.number, h.owner, h.function_schema, h.function_name, h.function_shape, "
 		"h.function_owner, h.event_name, h.filter, h.batch_size, h.max_attempts, "
 		"h.retry_delay, h.max_retry_delay, h.timeout, h.ordered, h.paused, "
 		"(h.incarnation OPERATOR(pg_catalog.<>) i.incarnation "
@@ -151,40 +151,23 @@ handler_load(const char *name, Oid owner, MemoryContext context)
 }
 
 /*
- * The lock of a handler, by the hash of its name; two that share one only wait
- * for each other.
- */
-static void
-handler_locktag(LOCKTAG *tag, const char *name)
-{
-	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, catalog_lookup(false)->own_tables[OWN_HANDLERS],
-					   DatumGetUInt32(hash_any((const unsigned char *) name, (int) strlen(name))), 0);
-}
-
-/*
  * A transaction is to run events of a handler.  False where somebody changes
  * its definition, or waits for that: a lock on the progress row alone would let
  * one batch after the other overtake him.
  */
 bool
-handler_begin_batch(const char *name)
+handler_begin_batch(const Handler *handler)
 {
-	LOCKTAG		tag;
-
-	handler_locktag(&tag, name);
-	return LockAcquire(&tag, AccessShareLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+	return numbered_lock_if_free(OWN_HANDLERS, handler->number, AccessShareLock);
 }
 
 /*
  * Wait for the batch at hand; until the end of the transaction there is none.
  */
 void
-handler_wait_for_batch(const char *name)
+handler_wait_for_batch(const Handler *handler)
 {
-	LOCKTAG		tag;
-
-	handler_locktag(&tag, name);
-	(void) LockAcquire(&tag, AccessExclusiveLock, false, false);
+	numbered_lock(OWN_HANDLERS, handler->number, AccessExclusiveLock);
 }
 
 /* what handler_end_batch() has asked for */
@@ -207,20 +190,20 @@ let_calls_be(int code, Datum arg)
  * to its timeout, so a call that is at hand is ended.
  */
 void
-handler_end_batch(const char *name)
+handler_end_batch(const Handler *handler)
 {
 	EndedCalls	ended = {.database = shared_find_database(MyDatabaseId)};
 
 	/* without executors nobody calls */
 	if (ended.database == NULL)
 	{
-		handler_wait_for_batch(name);
+		handler_wait_for_batch(handler);
 		return;
 	}
-	ended.place = shared_end_calls(ended.database, name);
+	ended.place = shared_end_calls(ended.database, handler->name);
 	PG_ENSURE_ERROR_CLEANUP(let_calls_be, PointerGetDatum(&ended));
 	{
-		handler_wait_for_batch(name);
+		handler_wait_for_batch(handler);
 	}
 	PG_END_ENSURE_ERROR_CLEANUP(let_calls_be, PointerGetDatum(&ended));
 	let_calls_be(0, PointerGetDatum(&ended));

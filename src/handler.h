@@ -25,6 +25,7 @@
 typedef struct Handler
 {
 	char		name[HANDLER_NAME_SIZE];
+	int64		number;			/* what its lock goes by */
 	Oid			owner;
 	NameData	function_schema;
 	NameData	function_name;
@@ -65,9 +66,9 @@ typedef struct HandlerCall
 extern List *handler_load(const char *name, Oid owner, MemoryContext context);
 extern Oid	handler_find_function(const Handler *handler);
 extern int	handler_timeout(const Handler *handler);
-extern bool handler_begin_batch(const char *name);
-extern void handler_wait_for_batch(const char *name);
-extern void handler_end_batch(const char *name);
+extern bool handler_begin_batch(const Handler *handler);
+extern void handler_wait_for_batch(const Handler *handler);
+extern void handler_end_batch(const Handler *handler);
 extern bool handler_owner_is_visible(Oid owner);
 extern bool handler_check(const Handler *handler, HandlerProblem *problem);
 extern Oid	handler_approve(const Handler *handler, HandlerProblem *problem);

@@ -161,7 +161,7 @@ progress_lock(HandlerRun *run)
 {
 	TM_Result	result = TM_WouldBlock;
 
-	if (handler_begin_batch(run->definition->name))
+	if (handler_begin_batch(run->definition))
 	{
 		/* again, should it move between being found and being locked */
 		do
