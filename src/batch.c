@@ -60,6 +60,7 @@ typedef struct Batch
 	EventRef   *refs;
 	int64	   *indexes;		/* of each in the window, and of what is behind */
 	EventChunk *chunk;			/* the rows that were read last */
+	uint64	   *txids;			/* of the events that thin_out() has left */
 } Batch;
 
 /* what an attempt to run some of them told */
@@ -420,6 +421,14 @@ read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, 
 	EventChunk *chunk = batch->chunk;
 
 	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->refs + from, nevents);
+	for (int i = 0; i < chunk->length; i++)
+	{
+		Event	   *event = &chunk->events[i];
+
+		/* an id that has returned: what was in the window is gone */
+		if (event->tuple != NULL && !event_snapshot_sees(run->window->upto, event->txid))
+			*event = (Event) {.id = event->id};
+	}
 	batch_apply_row_security(run, log, chunk->events, chunk->length);
 	for (int i = 0; i < chunk->length; i++)
 	{
@@ -649,11 +658,13 @@ thin_out(HandlerRun *run, Batch *batch)
 	 * Each that stays moves the position right behind itself.  What is left out
 	 * is passed with the next one, or in the next turn; all, if none stays.
 	 */
+	batch->txids = palloc(sizeof(uint64) * batch->nevents);
 	for (int i = 0; i < nevents; i++)
 	{
 		batch->indexes[count + 1] = batch->indexes[i + 1];
 		if (events[i] == NULL)
 			continue;
+		batch->txids[count] = events[i]->txid;
 		batch->refs[count++] = batch->refs[i];
 	}
 	batch->nevents = count;
@@ -673,8 +684,10 @@ run_carefully(HandlerRun *run, Batch *batch)
 	thin_out(run, batch);
 	for (int i = 0; i < batch->nevents; i++)
 	{
+		EventIdentity event = {batch->refs[i].id, batch->txids[i]};
+
 		CHECK_FOR_INTERRUPTS();
-		if (retry_run_fresh(run, batch->refs[i].id, batch->indexes[i + 1]) != BATCH_DONE ||
+		if (retry_run_fresh(run, event, batch->indexes[i + 1]) != BATCH_DONE ||
 			batch_is_held(run) || GetCurrentTimestamp() >= deadline)
 			break;
 	}

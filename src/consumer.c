@@ -70,10 +70,36 @@
 	"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation " \
 	" OR c.database OPERATOR(pg_catalog.<>) $1), " \
 	"c.altered_at, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, " \
-	"p.start::pg_catalog.text, p.batch, p.leased_until " \
+	"p.start::pg_catalog.text, p.batch, p.batch_txids, p.leased_until " \
 	"FROM @s._event_consumers AS c " \
 	"JOIN @s._event_consumer_progress AS p ON p.consumer OPERATOR(pg_catalog.=) c.name " \
 	"CROSS JOIN @s._event_incarnation AS i "
+
+/*
+ * The open batch, from arrays that have the same length.
+ */
+static EventIdentity *
+batch_from_arrays(Datum ids_array, Datum txids_array, int *nbatch)
+{
+	Datum	   *ids;
+	Datum	   *txids;
+	int			nids;
+	int			ntxids;
+	EventIdentity *batch;
+
+	deconstruct_array(DatumGetArrayTypeP(ids_array), INT8OID, sizeof(int64),
+					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &ids, NULL, &nids);
+	deconstruct_array(DatumGetArrayTypeP(txids_array), XID8OID, sizeof(FullTransactionId),
+					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &txids, NULL, &ntxids);
+	*nbatch = Min(nids, ntxids);
+	batch = palloc(sizeof(EventIdentity) * *nbatch);
+	for (int i = 0; i < *nbatch; i++)
+	{
+		batch[i].id = DatumGetInt64(ids[i]);
+		batch[i].txid = event_txid_from_datum(txids[i]);
+	}
+	return batch;
+}
 
 /*
  * Copy one row of those that the statements with this have selected.
@@ -85,7 +111,6 @@ consumer_from_row(int row)
 	int			column = 0;
 	bool		isnull;
 	Datum		value;
-	Datum	   *ids;
 	char	   *text;
 
 	strlcpy(consumer->name, own_text(row, ++column), HANDLER_NAME_SIZE);
@@ -103,11 +128,8 @@ consumer_from_row(int row)
 	value = own_value(row, ++column, &isnull);
 	consumer->position.last_id = isnull ? 0 : DatumGetInt64(value);
 	consumer->start = event_snapshot_parse(own_text(row, ++column));
-	deconstruct_array(DatumGetArrayTypeP(own_value(row, ++column, &isnull)), INT8OID, sizeof(int64),
-					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &ids, NULL, &consumer->nbatch);
-	consumer->batch = palloc(sizeof(int64) * consumer->nbatch);
-	for (int i = 0; i < consumer->nbatch; i++)
-		consumer->batch[i] = DatumGetInt64(ids[i]);
+	value = own_value(row, ++column, &isnull);
+	consumer->batch = batch_from_arrays(value, own_value(row, ++column, &isnull), &consumer->nbatch);
 	value = own_value(row, ++column, &isnull);
 	consumer->leased_until = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
 	return consumer;
@@ -235,12 +257,12 @@ consumer_batch_index(const Consumer *consumer, int64 id)
 	{
 		int			middle = (low + high) / 2;
 
-		if (consumer->batch[middle] < id)
+		if (consumer->batch[middle].id < id)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	return (low < consumer->nbatch && consumer->batch[low] == id) ? low : -1;
+	return (low < consumer->nbatch && consumer->batch[low].id == id) ? low : -1;
 }
 
 /* ----------
@@ -368,11 +390,12 @@ hide_events(EventSearch *search, Event *events, int nevents)
 }
 
 /*
- * Look at an event; take it if it is one of those that are wanted.  All that
- * are there and may be seen are where they were named by id (match is false).
+ * Look at an event; take it if it is one of those that are wanted.  That is any
+ * that is there and may be seen where it is on a list (listed), if it is still the
+ * same.
  */
 static void
-look_at_event(EventSearch *search, const Event *event, bool match)
+look_at_event(EventSearch *search, const Event *event, const EventIdentity *listed)
 {
 	const EventPattern *pattern = &search->consumer->pattern;
 	Event	   *found = &search->found[search->nfound];
@@ -380,8 +403,9 @@ look_at_event(EventSearch *search, const Event *event, bool match)
 	search->passed++;
 	if (event->tuple == NULL || event->hidden)
 		return;
-	if (match && !(match_name(pattern, event->name) &&
-				   match_filter_or_error(pattern, event->tuple, RelationGetDescr(search->log))))
+	if (listed != NULL ? event->txid != listed->txid :
+		!(match_name(pattern, event->name) &&
+		  match_filter_or_error(pattern, event->tuple, RelationGetDescr(search->log))))
 		return;
 	*found = *event;
 	found->tuple = heap_copytuple(event->tuple);
@@ -391,11 +415,12 @@ look_at_event(EventSearch *search, const Event *event, bool match)
 }
 
 /*
- * Look through events, until enough are found or the time is up.  Returns how
- * many were looked at.
+ * Look through events, which may be on a list or come from the log (NULL), until
+ * enough are found or the time is up.  Returns how many were looked at.
  */
 static int64
-search_events(EventSearch *search, const EventRef *refs, int64 nrefs, bool match, TimestampTz deadline)
+search_events(EventSearch *search, const EventRef *refs, int64 nrefs, const EventIdentity *listed,
+			  TimestampTz deadline)
 {
 	EventChunk *chunk = chunk_create(CurrentMemoryContext);
 	int64		next = 0;
@@ -408,7 +433,7 @@ search_events(EventSearch *search, const EventRef *refs, int64 nrefs, bool match
 		for (int i = 0; i < chunk->length && !search_is_full(search); i++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			look_at_event(search, &chunk->events[i], match);
+			look_at_event(search, &chunk->events[i], listed ? &listed[next] : NULL);
 			next++;
 		}
 		/* where few match, in larger steps */
@@ -421,17 +446,17 @@ search_events(EventSearch *search, const EventRef *refs, int64 nrefs, bool match
 }
 
 /*
- * Find events by their ids, which are in ascending order.  Returns how many of
- * the ids were looked at.
+ * Find the events of a list, which are in ascending order of their ids.  Returns
+ * how many of them were looked at.
  */
 int
-search_ids(EventSearch *search, const int64 *ids, int nids)
+search_listed(EventSearch *search, const EventIdentity *listed, int nlisted)
 {
-	EventRef   *refs = palloc(sizeof(EventRef) * nids);
+	EventRef   *refs = palloc(sizeof(EventRef) * nlisted);
 
-	for (int i = 0; i < nids; i++)
-		refs[i] = event_ref(ids[i]);
-	return (int) search_events(search, refs, nids, false, DT_NOEND);
+	for (int i = 0; i < nlisted; i++)
+		refs[i] = event_ref(listed[i].id);
+	return (int) search_events(search, refs, nlisted, listed, DT_NOEND);
 }
 
 /*
@@ -463,7 +488,7 @@ search_log(EventSearch *search)
 			window = window_read(search->log, position, search->snapshot, search->upto, CurrentMemoryContext);
 		read_on = (window->nevents > 0);
 
-		next = search_events(search, window->events, window->nevents, true, deadline);
+		next = search_events(search, window->events, window->nevents, NULL, deadline);
 		{
 			EventPosition come_to = window_position(window, next);
 

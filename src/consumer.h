@@ -26,7 +26,7 @@ typedef struct Consumer
 	EventPosition position;		/* as it was stored when this was read */
 	EventSnapshot *start;		/* where it began */
 	int			nbatch;			/* the open batch; the position has passed it */
-	int64	   *batch;			/* ids, ascending */
+	EventIdentity *batch;		/* by id, ascending */
 	TimestampTz leased_until;	/* DT_NOBEGIN: no lease */
 } Consumer;
 
@@ -76,7 +76,7 @@ extern void consumer_unlock(const Consumer *consumer);
 
 extern void search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot,
 						 int limit);
-extern int	search_ids(EventSearch *search, const int64 *ids, int nids);
+extern int	search_listed(EventSearch *search, const EventIdentity *listed, int nlisted);
 extern void search_log(EventSearch *search);
 
 extern bool consumer_is_ready(const char *name, ConsumerMemory *memory, TimestampTz *look_again);

@@ -13,7 +13,8 @@
  *
  * What is fetched again was matched before, and so is not matched again, even
  * though the definition may have changed.  It is left out where the event was
- * deleted, or where row security hides it by now.
+ * deleted, or where row security hides it by now.  Each is known by its id and its
+ * transaction: an id that has returned since is another event's.
  *
  *-------------------------------------------------------------------------
  */
@@ -62,18 +63,18 @@ typedef struct Fetch
 	int64		lease;			/* ms; 0: none */
 	EventSearch search;			/* what it finds is returned */
 	bool		is_new;			/* as a new batch, not as the open one again */
-	int64	   *listed;			/* ids that were looked at because they were in */
-	int			nlisted;		/* the open batch, or handed back and are due */
+	EventIdentity *listed;		/* what was looked at because it was in the */
+	int			nlisted;		/* open batch, or handed back and is due */
 } Fetch;
 
 /*
- * Find events whose ids are on a list.
+ * Find events that are on a list.
  */
 static void
-find_listed(Fetch *fetch, const int64 *ids, int nids)
+find_listed(Fetch *fetch, const EventIdentity *listed, int nlisted)
 {
-	memcpy(fetch->listed + fetch->nlisted, ids, sizeof(int64) * nids);
-	fetch->nlisted += search_ids(&fetch->search, ids, nids);
+	memcpy(fetch->listed + fetch->nlisted, listed, sizeof(EventIdentity) * nlisted);
+	fetch->nlisted += search_listed(&fetch->search, listed, nlisted);
 }
 
 /*
@@ -83,7 +84,7 @@ static void
 find_due(Fetch *fetch)
 {
 	static OwnStatement select_due = {
-		.sql = "SELECT t.event_id FROM @s._event_consumer_retries AS t "
+		.sql = "SELECT t.event_id, t.event_txid FROM @s._event_consumer_retries AS t "
 		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 "
 		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
 		"ORDER BY t.event_id LIMIT $2",
@@ -93,11 +94,14 @@ find_due(Fetch *fetch)
 	};
 	Datum		values[2] = {CStringGetTextDatum(fetch->consumer->name), Int64GetDatum(fetch->max_events)};
 	int			ndue = own_execute(&select_due, values, NULL, 0);
-	int64	   *due = palloc(sizeof(int64) * ndue);
+	EventIdentity *due = palloc(sizeof(EventIdentity) * ndue);
 	bool		isnull;
 
 	for (int i = 0; i < ndue; i++)
-		due[i] = DatumGetInt64(own_value(i, 1, &isnull));
+	{
+		due[i].id = DatumGetInt64(own_value(i, 1, &isnull));
+		due[i].txid = event_txid_from_datum(own_value(i, 2, &isnull));
+	}
 	find_listed(fetch, due, ndue);
 }
 
@@ -120,7 +124,7 @@ find_events(Fetch *fetch, Relation log, Snapshot snapshot)
 	Consumer   *consumer = fetch->consumer;
 	EventSearch *search = &fetch->search;
 
-	fetch->listed = palloc(sizeof(int64) * (consumer->nbatch + fetch->max_events));
+	fetch->listed = palloc(sizeof(EventIdentity) * (consumer->nbatch + fetch->max_events));
 	fetch->nlisted = 0;
 	fetch->is_new = false;
 	if (consumer->nbatch > 0)
@@ -154,31 +158,56 @@ has_changed(const Fetch *fetch)
 }
 
 /*
+ * Whether an event of a list was found.
+ */
+static bool
+was_found(const EventSearch *search, EventIdentity listed)
+{
+	Event		key = {.id = listed.id};
+	const Event *found = bsearch(&key, search->found, search->nfound, sizeof(Event), compare_events);
+
+	return found != NULL && found->txid == listed.txid;
+}
+
+/*
  * Of what was handed back, note what is in the open batch now, and forget what
  * is gone.
  */
 static void
-store_retries(const Fetch *fetch, Datum batch)
+store_retries(const Fetch *fetch, Datum ids, Datum txids)
 {
 	static OwnStatement delete_gone = {
 		.sql = "DELETE FROM @s._event_consumer_retries WHERE consumer OPERATOR(pg_catalog.=) $1 "
-		"AND event_id OPERATOR(pg_catalog.=) ANY ($2) AND event_id OPERATOR(pg_catalog.<>) ALL ($3)",
+		"AND event_id OPERATOR(pg_catalog.=) $2 AND event_txid OPERATOR(pg_catalog.=) $3",
 		.target = OWN_CONSUMER_RETRIES,
 		.nargs = 3,
-		.argtypes = {TEXTOID, INT8ARRAYOID, INT8ARRAYOID},
+		.argtypes = {TEXTOID, INT8OID, XID8OID},
 	};
+
+	/*
+	 * A row with the id of one of these events and the transaction of another is
+	 * about an event that is gone, for the id is taken; so it does not matter that
+	 * this may mark it, too.
+	 */
 	static OwnStatement update_taken = {
 		.sql = "UPDATE @s._event_consumer_retries SET next_attempt_at = NULL "
-		"WHERE consumer OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) ANY ($2)",
+		"WHERE consumer OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) ANY ($2) "
+		"AND event_txid OPERATOR(pg_catalog.=) ANY ($3)",
 		.target = OWN_CONSUMER_RETRIES,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT8ARRAYOID},
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8ARRAYOID, XID8ARRAYOID},
 	};
 	Datum		name = CStringGetTextDatum(fetch->consumer->name);
-	Datum		gone[3] = {name, own_ids(fetch->listed, fetch->nlisted), batch};
-	Datum		taken[2] = {name, batch};
+	Datum		taken[3] = {name, ids, txids};
 
-	own_execute(&delete_gone, gone, NULL, 0);
+	for (int i = 0; i < fetch->nlisted; i++)
+	{
+		EventIdentity listed = fetch->listed[i];
+		Datum		gone[3] = {name, Int64GetDatum(listed.id), event_txid_datum(listed.txid)};
+
+		if (!was_found(&fetch->search, listed))
+			own_execute(&delete_gone, gone, NULL, 0);
+	}
 	own_execute(&update_taken, taken, NULL, 0);
 }
 
@@ -191,22 +220,25 @@ store_fetch(const Fetch *fetch)
 	static OwnStatement update_progress = {
 		.sql = "UPDATE @s._event_consumer_progress SET "
 		"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, "
-		"batch = $5, leased_until = $6, fetched = fetched OPERATOR(pg_catalog.+) $7, "
+		"batch = $5, batch_txids = $8, leased_until = $6, fetched = fetched OPERATOR(pg_catalog.+) $7, "
 		"last_fetched_at = CASE WHEN pg_catalog.cardinality($5) OPERATOR(pg_catalog.=) 0 "
 		"THEN last_fetched_at ELSE pg_catalog.clock_timestamp() END "
 		"WHERE consumer OPERATOR(pg_catalog.=) $1",
 		.target = OWN_CONSUMER_PROGRESS,
-		.nargs = 7,
-		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8ARRAYOID, TIMESTAMPTZOID, INT8OID},
+		.nargs = 8,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8ARRAYOID, TIMESTAMPTZOID, INT8OID, XID8ARRAYOID},
 	};
 	const EventSearch *search = &fetch->search;
 	const EventPosition *position = &search->position;
-	Datum		values[7] = {0};
-	char		nulls[7] = {' ', ' ', 'n', 'n', ' ', 'n', ' '};
-	int64	   *ids = palloc(sizeof(int64) * search->nfound);
+	Datum		values[8] = {0};
+	char		nulls[8] = {' ', ' ', 'n', 'n', ' ', 'n', ' ', ' '};
+	EventIdentity *found = palloc(sizeof(EventIdentity) * search->nfound);
 
 	for (int i = 0; i < search->nfound; i++)
-		ids[i] = search->found[i].id;
+	{
+		found[i].id = search->found[i].id;
+		found[i].txid = search->found[i].txid;
+	}
 	values[0] = CStringGetTextDatum(fetch->consumer->name);
 	values[1] = CStringGetTextDatum(event_snapshot_text(position->cursor));
 	if (position->window != NULL)
@@ -215,7 +247,7 @@ store_fetch(const Fetch *fetch)
 		values[3] = Int64GetDatum(position->last_id);
 		nulls[2] = nulls[3] = ' ';
 	}
-	values[4] = own_ids(ids, search->nfound);
+	values[4] = event_ids_datum(found, search->nfound);
 	if (fetch->lease > 0 && search->nfound > 0)
 	{
 		values[5] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), fetch->lease));
@@ -225,9 +257,10 @@ store_fetch(const Fetch *fetch)
 		ForceSyncCommit();
 	}
 	values[6] = Int64GetDatum(fetch->is_new ? search->nfound : 0);
+	values[7] = event_txids_datum(found, search->nfound);
 
 	if (fetch->nlisted > 0)
-		store_retries(fetch, values[4]);
+		store_retries(fetch, values[4], values[7]);
 	own_execute(&update_progress, values, nulls, 0);
 }
 
@@ -361,7 +394,7 @@ static void
 store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 retried)
 {
 	static OwnStatement update_batch = {
-		.sql = "UPDATE @s._event_consumer_progress SET batch = $2, "
+		.sql = "UPDATE @s._event_consumer_progress SET batch = $2, batch_txids = $6, "
 		"leased_until = CASE WHEN pg_catalog.cardinality($2) OPERATOR(pg_catalog.=) 0 "
 		"THEN NULL ELSE leased_until END, "
 		"acknowledged = acknowledged OPERATOR(pg_catalog.+) $3, "
@@ -371,20 +404,21 @@ store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 re
 		"ELSE pg_catalog.clock_timestamp() END "
 		"WHERE consumer OPERATOR(pg_catalog.=) $1",
 		.target = OWN_CONSUMER_PROGRESS,
-		.nargs = 5,
-		.argtypes = {TEXTOID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID},
+		.nargs = 6,
+		.argtypes = {TEXTOID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID, XID8ARRAYOID},
 	};
-	Datum		values[5];
-	char		nulls[5] = {' ', ' ', ' ', ' ', acknowledged ? ' ' : 'n'};
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', acknowledged ? ' ' : 'n', ' '};
 
-	values[4] = Int64GetDatum(consumer->batch[first + nout - 1]);
+	values[4] = Int64GetDatum(consumer->batch[first + nout - 1].id);
 	consumer->nbatch -= nout;
 	memmove(consumer->batch + first, consumer->batch + first + nout,
-			sizeof(int64) * (consumer->nbatch - first));
+			sizeof(EventIdentity) * (consumer->nbatch - first));
 	values[0] = CStringGetTextDatum(consumer->name);
-	values[1] = own_ids(consumer->batch, consumer->nbatch);
+	values[1] = event_ids_datum(consumer->batch, consumer->nbatch);
 	values[2] = Int64GetDatum(acknowledged ? nout : 0);
 	values[3] = Int64GetDatum(retried);
+	values[5] = event_txids_datum(consumer->batch, consumer->nbatch);
 	own_execute(&update_batch, values, nulls, 0);
 	doorbell_at_commit(RING_CONSUMERS);
 }
@@ -417,11 +451,11 @@ Datum
 pne_ack_events(PG_FUNCTION_ARGS)
 {
 	static OwnStatement delete_retries = {
-		.sql = "DELETE FROM @s._event_consumer_retries "
-		"WHERE consumer OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) ANY ($2)",
+		.sql = "DELETE FROM @s._event_consumer_retries WHERE consumer OPERATOR(pg_catalog.=) $1 "
+		"AND next_attempt_at IS NULL AND event_id OPERATOR(pg_catalog.<=) $2",
 		.target = OWN_CONSUMER_RETRIES,
 		.nargs = 2,
-		.argtypes = {TEXTOID, INT8ARRAYOID},
+		.argtypes = {TEXTOID, INT8OID},
 	};
 	Consumer   *consumer;
 	int			count;
@@ -431,7 +465,8 @@ pne_ack_events(PG_FUNCTION_ARGS)
 	count = PG_ARGISNULL(1) ? consumer->nbatch : find_in_batch(consumer, PG_GETARG_INT64(1)) + 1;
 	if (count > 0)
 	{
-		Datum		values[2] = {CStringGetTextDatum(consumer->name), own_ids(consumer->batch, count)};
+		/* those without a time are those that are in the open batch */
+		Datum		values[2] = {CStringGetTextDatum(consumer->name), Int64GetDatum(consumer->batch[count - 1].id)};
 
 		store_batch(consumer, 0, count, true, own_execute(&delete_retries, values, NULL, 0));
 	}
@@ -452,26 +487,31 @@ Datum
 pne_retry_event(PG_FUNCTION_ARGS)
 {
 	static OwnStatement insert_retry = {
-		.sql = "INSERT INTO @s._event_consumer_retries AS t (consumer, event_id, attempts, next_attempt_at) "
-		"VALUES ($1, $2, 1, $3) ON CONFLICT (consumer, event_id) DO UPDATE "
+		.sql = "INSERT INTO @s._event_consumer_retries AS t (consumer, event_id, event_txid, attempts, next_attempt_at) "
+		"VALUES ($1, $2, $4, 1, $3) ON CONFLICT (consumer, event_id, event_txid) DO UPDATE "
 		"SET attempts = t.attempts OPERATOR(pg_catalog.+) 1, next_attempt_at = excluded.next_attempt_at",
 		.target = OWN_CONSUMER_RETRIES,
-		.nargs = 3,
-		.argtypes = {TEXTOID, INT8OID, TIMESTAMPTZOID},
+		.nargs = 4,
+		.argtypes = {TEXTOID, INT8OID, TIMESTAMPTZOID, XID8OID},
 	};
 	Consumer   *consumer;
+	EventIdentity event;
+	int			index;
 	int64		delay;
-	Datum		values[3];
+	Datum		values[4];
 
 	require_argument(fcinfo, 1, "event_id");
 	delay = delay_argument(fcinfo, 2);
 
 	SPI_connect();
 	consumer = lock_consumer(fcinfo, "retry_event()");
-	store_batch(consumer, find_in_batch(consumer, PG_GETARG_INT64(1)), 1, false, 0);
+	index = find_in_batch(consumer, PG_GETARG_INT64(1));
+	event = consumer->batch[index];
+	store_batch(consumer, index, 1, false, 0);
 	values[0] = CStringGetTextDatum(consumer->name);
-	values[1] = Int64GetDatum(PG_GETARG_INT64(1));
+	values[1] = Int64GetDatum(event.id);
 	values[2] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay));
+	values[3] = event_txid_datum(event.txid);
 	own_execute(&insert_retry, values, NULL, 0);
 	SPI_finish();
 	PG_RETURN_VOID();

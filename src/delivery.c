@@ -139,21 +139,22 @@ static void
 schedule_replay(ReplayState *state)
 {
 	static OwnStatement insert_retries = {
-		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at) "
-		"SELECT $1, i.id, 'waiting', 0, pg_catalog.clock_timestamp() FROM pg_catalog.unnest($2) AS i (id) "
-		"ON CONFLICT (handler, event_id) DO UPDATE SET state = 'waiting', attempts = 0, "
+		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, event_txid, state, attempts, next_attempt_at) "
+		"SELECT $1, i.id, i.txid, 'waiting', 0, pg_catalog.clock_timestamp() "
+		"FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS i (id, txid) "
+		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET state = 'waiting', attempts = 0, "
 		"next_attempt_at = excluded.next_attempt_at, last_error = NULL, last_sqlstate = NULL, "
 		"last_error_at = NULL, attempt_began_at = NULL "
 		"WHERE t.state OPERATOR(pg_catalog.<>) 'waiting'",
 		.target = OWN_RETRIES,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT8ARRAYOID},
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8ARRAYOID, XID8ARRAYOID},
 	};
 	const Handler *handler = state->handler;
 	MemoryContext old = MemoryContextSwitchTo(state->context);
-	int64		ids[REPLAY_CHUNK];
-	Datum		values[2];
-	int			nids = 0;
+	EventIdentity wanted[REPLAY_CHUNK];
+	Datum		values[3];
+	int			nwanted = 0;
 
 	if (state->nevents > 0)
 		match_row_security(state->log, state->events, state->nevents);
@@ -163,12 +164,13 @@ schedule_replay(ReplayState *state)
 
 		if (!event->hidden && match_name(&handler->pattern, event->name) &&
 			match_filter(&handler->pattern, event->tuple, RelationGetDescr(state->log)))
-			ids[nids++] = event->id;
+			wanted[nwanted++] = (EventIdentity) {event->id, event->txid};
 	}
-	if (nids > 0)
+	if (nwanted > 0)
 	{
 		values[0] = CStringGetTextDatum(handler->name);
-		values[1] = own_ids(ids, nids);
+		values[1] = event_ids_datum(wanted, nwanted);
+		values[2] = event_txids_datum(wanted, nwanted);
 		state->scheduled += own_execute(&insert_retries, values, NULL, 0);
 	}
 	MemoryContextSwitchTo(old);
@@ -266,17 +268,21 @@ typedef struct EventOfInterest
 	TupleDesc	desc;
 	char	   *name;
 	uint64		txid;
+	uint64		origin_txid;	/* in the database that it was restored from; 0: it was not */
 } EventOfInterest;
 
 static bool
 take_event(TupleTableSlot *slot, int64 id, void *arg)
 {
 	EventOfInterest *event = (EventOfInterest *) arg;
+	Datum		value;
 	bool		isnull;
 
 	event->tuple = ExecCopySlotHeapTuple(slot);
 	event->name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
 	event->txid = event_slot_txid(slot);
+	value = slot_getattr(slot, Anum_event_origin_txid, &isnull);
+	event->origin_txid = isnull ? 0 : event_txid_from_datum(value);
 	return false;
 }
 
@@ -292,8 +298,8 @@ typedef struct Receiver
 	bool		dormant;
 	bool		paused;
 	bool		holds_event;	/* a consumer has it in its open batch */
-	OwnStatement *select_retry; /* (name, event id): state, attempts, next attempt,
-								 * last error */
+	OwnStatement *select_retry; /* of the event, as RETRIES_OF_EVENT has it:
+								 * state, attempts, next attempt, last error */
 } Receiver;
 
 /*
@@ -319,21 +325,46 @@ delivery_status(const Receiver *receiver, const EventOfInterest *event)
 #define STATUS_COLUMNS 6
 
 /*
+ * What is listed about an event: of id $2 and one of the transactions $3, or of
+ * any where it is not there any more.
+ */
+#define RETRIES_OF_EVENT \
+	"t.event_id OPERATOR(pg_catalog.=) $2 " \
+	"AND ($3 IS NULL OR t.event_txid OPERATOR(pg_catalog.=) ANY ($3)) " \
+	"ORDER BY t.event_txid DESC LIMIT 1"
+
+/*
+ * The transactions that rows about the event name; null if it is not there.
+ * A receiver that was restored knows the event by the one it had then.
+ */
+static Datum
+known_txids(const Receiver *receiver, const EventOfInterest *event, char *null)
+{
+	EventIdentity known[2] = {{event->id, event->txid}, {event->id, event->origin_txid}};
+	int			nknown = (receiver->dormant && event->origin_txid != 0) ? 2 : 1;
+
+	*null = (event->tuple == NULL) ? 'n' : ' ';
+	return event_txids_datum(known, nknown);
+}
+
+/*
  * Add the row of one handler or consumer.  False where there is nothing to tell:
  * the caller may not see it, or the event is gone, and is on no list.
  */
 static bool
 put_status(const Receiver *receiver, const EventOfInterest *event, ReturnSetInfo *rsinfo)
 {
-	Datum		keys[2] = {CStringGetTextDatum(receiver->name), Int64GetDatum(event->id)};
+	Datum		keys[3] = {CStringGetTextDatum(receiver->name), Int64GetDatum(event->id)};
+	char		key_nulls[3] = {' ', ' ', ' '};
 	Datum		values[STATUS_COLUMNS] = {0};
 	bool		nulls[STATUS_COLUMNS] = {false, false, false, true, true, true};
 
 	if (!handler_owner_is_visible(receiver->owner))
 		return false;
+	keys[2] = known_txids(receiver, event, &key_nulls[2]);
 	values[0] = keys[0];
 	values[1] = CStringGetTextDatum(receiver->kind);
-	if (own_execute(receiver->select_retry, keys, NULL, 1) == 1)
+	if (own_execute(receiver->select_retry, keys, key_nulls, 1) == 1)
 	{
 		values[2] = CStringGetTextDatum(own_text(0, 1));
 		for (int i = 3; i < STATUS_COLUMNS; i++)
@@ -355,10 +386,10 @@ put_handlers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
 {
 	static OwnStatement select_retry = {
 		.sql = "SELECT t.state, t.attempts, t.next_attempt_at, t.last_error FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2",
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND " RETRIES_OF_EVENT,
 		.target = OWN_NONE,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT8OID},
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, XID8ARRAYOID},
 	};
 	ListCell   *lc;
 	List	   *handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
@@ -384,6 +415,14 @@ put_handlers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
 	return found;
 }
 
+static bool
+holds_event(const Consumer *consumer, const EventOfInterest *event)
+{
+	int			index = consumer_batch_index(consumer, event->id);
+
+	return index >= 0 && consumer->batch[index].txid == event->txid;
+}
+
 /*
  * The same for consumers.  What was handed back and is in the open batch again
  * is not waiting any more, but its attempts count.
@@ -394,10 +433,10 @@ put_consumers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
 	static OwnStatement select_retry = {
 		.sql = "SELECT CASE WHEN t.next_attempt_at IS NULL THEN 'pending' ELSE 'waiting' END, "
 		"t.attempts, t.next_attempt_at, NULL::pg_catalog.text FROM @s._event_consumer_retries AS t "
-		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2",
+		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 AND " RETRIES_OF_EVENT,
 		.target = OWN_NONE,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT8OID},
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, XID8ARRAYOID},
 	};
 	ListCell   *lc;
 	List	   *consumers = consumer_load_all();
@@ -414,7 +453,7 @@ put_consumers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
 			.position = &consumer->position,
 			.start = consumer->start,
 			.dormant = consumer->dormant,
-			.holds_event = consumer_batch_index(consumer, event->id) >= 0,
+			.holds_event = holds_event(consumer, event),
 			.select_retry = &select_retry,
 		};
 

@@ -29,9 +29,11 @@
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "storage/buf_internals.h"
 #include "storage/bufmgr.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -61,6 +63,42 @@
 #endif
 
 /*
+ * Transactions and ids of events as arguments for own_execute(), and back.
+ */
+Datum
+event_txid_datum(uint64 txid)
+{
+	return FullTransactionIdGetDatum(FullTransactionIdFromU64(txid));
+}
+
+uint64
+event_txid_from_datum(Datum value)
+{
+	return U64FromFullTransactionId(DatumGetFullTransactionId(value));
+}
+
+Datum
+event_txids_datum(const EventIdentity *events, int nevents)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * nevents);
+
+	for (int i = 0; i < nevents; i++)
+		elements[i] = event_txid_datum(events[i].txid);
+	return PointerGetDatum(construct_array(elements, nevents, XID8OID, sizeof(FullTransactionId),
+										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
+Datum
+event_ids_datum(const EventIdentity *events, int nevents)
+{
+	int64	   *ids = palloc(sizeof(int64) * nevents);
+
+	for (int i = 0; i < nevents; i++)
+		ids[i] = events[i].id;
+	return own_ids(ids, nevents);
+}
+
+/*
  * The transaction that recorded an event.
  */
 uint64
@@ -70,7 +108,7 @@ event_slot_txid(TupleTableSlot *slot)
 	Datum		value = slot_getattr(slot, Anum_event_txid, &isnull);
 
 	Assert(!isnull);
-	return U64FromFullTransactionId(DatumGetFullTransactionId(value));
+	return event_txid_from_datum(value);
 }
 
 /*
@@ -126,6 +164,7 @@ event_from_slot(Event *event, TupleTableSlot *slot)
 	Datum		value;
 
 	event->id = event_slot_id(slot);
+	event->txid = event_slot_txid(slot);
 	event->name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
 	value = slot_getattr(slot, Anum_event_created_at, &isnull);
 	event->created_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);

@@ -16,9 +16,20 @@
 
 #include "names.h"
 
+/*
+ * Which event it is, for what is remembered of one in a table.  An id can return,
+ * after TRUNCATE ... RESTART IDENTITY or setval(); with its transaction it cannot.
+ */
+typedef struct EventIdentity
+{
+	int64		id;
+	uint64		txid;			/* 0: no event's */
+} EventIdentity;
+
 typedef struct Event
 {
 	int64		id;
+	uint64		txid;			/* as in EventIdentity */
 	TimestampTz created_at;		/* DT_NOBEGIN: null */
 	Size		size;			/* bytes of the row, detoasted or not as stored */
 	char	   *name;
@@ -50,6 +61,10 @@ typedef struct EventChunk
 /* called for each event of a scan; false ends it */
 typedef bool (*EventCallback) (TupleTableSlot *slot, int64 id, void *arg);
 
+extern Datum event_txid_datum(uint64 txid);
+extern uint64 event_txid_from_datum(Datum value);
+extern Datum event_txids_datum(const EventIdentity *events, int nevents);
+extern Datum event_ids_datum(const EventIdentity *events, int nevents);
 extern uint64 event_slot_txid(TupleTableSlot *slot);
 extern int64 event_slot_id(TupleTableSlot *slot);
 extern EventRef event_slot_ref(TupleTableSlot *slot, int64 id);

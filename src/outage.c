@@ -162,14 +162,14 @@ void
 outage_charge_parked(HandlerRun *run)
 {
 	static OwnStatement select_parked = {
-		.sql = "SELECT t.event_id, t.attempts FROM @s._event_retries AS t "
+		.sql = "SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t "
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.in_outage ORDER BY t.event_id",
 		.target = OWN_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
 	Datum		name = CStringGetTextDatum(run->definition->name);
-	int64	   *ids;
+	EventIdentity *events;
 	int		   *attempts;
 	int			count;
 	bool		isnull;
@@ -177,15 +177,16 @@ outage_charge_parked(HandlerRun *run)
 	if (!run->health->parked)
 		return;
 	count = own_execute(&select_parked, &name, NULL, 0);
-	ids = palloc(sizeof(int64) * (Size) (count + 1));
+	events = palloc(sizeof(EventIdentity) * (Size) (count + 1));
 	attempts = palloc(sizeof(int) * (Size) (count + 1));
 	for (int i = 0; i < count; i++)
 	{
-		ids[i] = DatumGetInt64(own_value(i, 1, &isnull));
-		attempts[i] = DatumGetInt32(own_value(i, 2, &isnull));
+		events[i].id = DatumGetInt64(own_value(i, 1, &isnull));
+		events[i].txid = event_txid_from_datum(own_value(i, 2, &isnull));
+		attempts[i] = DatumGetInt32(own_value(i, 3, &isnull));
 	}
 	for (int i = 0; i < count; i++)
-		retry_charge_parked(run, ids[i], attempts[i] + 1);
+		retry_charge_parked(run, events[i], attempts[i] + 1);
 }
 
 /*

@@ -190,6 +190,7 @@ COMMENT ON TABLE _event_handler_failures IS
 CREATE TABLE _event_retries (
 	handler			text COLLATE "C" NOT NULL,
 	event_id		bigint NOT NULL,
+	event_txid		xid8 NOT NULL,
 	state			text COLLATE "C" NOT NULL CHECK (state IN ('waiting', 'dead', 'discarded')),
 	attempts		integer NOT NULL,
 	next_attempt_at timestamptz,
@@ -198,7 +199,7 @@ CREATE TABLE _event_retries (
 	last_error_at	timestamptz,
 	attempt_began_at timestamptz,
 	in_outage		boolean NOT NULL DEFAULT false,
-	PRIMARY KEY (handler, event_id)
+	PRIMARY KEY (handler, event_id, event_txid)
 );
 CREATE INDEX _event_retries_due_idx ON _event_retries (handler, next_attempt_at, event_id)
 	WHERE state = 'waiting';
@@ -206,6 +207,8 @@ CREATE INDEX _event_retries_open_idx ON _event_retries (handler)
 	WHERE in_outage OR attempt_began_at IS NOT NULL;
 COMMENT ON TABLE _event_retries IS
 	'internal: events that failed; look at the view event_retries';
+COMMENT ON COLUMN _event_retries.event_txid IS
+	'the event''s transaction: an id that returns is another event''s';
 COMMENT ON COLUMN _event_retries.attempt_began_at IS
 	'set while an attempt is under way, which attempts counts already';
 COMMENT ON COLUMN _event_retries.in_outage IS
@@ -240,6 +243,7 @@ CREATE TABLE _event_consumer_progress (
 	last_id					bigint,
 	start					pg_snapshot NOT NULL,
 	batch					bigint[] NOT NULL DEFAULT '{}',
+	batch_txids				xid8[] NOT NULL DEFAULT '{}',
 	leased_until			timestamptz,
 	fetched					bigint NOT NULL DEFAULT 0,
 	acknowledged			bigint NOT NULL DEFAULT 0,
@@ -252,19 +256,24 @@ COMMENT ON TABLE _event_consumer_progress IS
 	'internal: what each consumer was given: every event visible in cursor, and those visible in window up to last_id';
 COMMENT ON COLUMN _event_consumer_progress.batch IS
 	'the open batch: ids that were fetched and not acknowledged, ascending; the position has passed them';
+COMMENT ON COLUMN _event_consumer_progress.batch_txids IS
+	'the transactions of the events in batch';
 
 CREATE TABLE _event_consumer_retries (
 	consumer		text COLLATE "C" NOT NULL,
 	event_id		bigint NOT NULL,
+	event_txid		xid8 NOT NULL,
 	attempts		integer NOT NULL,
 	next_attempt_at timestamptz,
-	PRIMARY KEY (consumer, event_id)
+	PRIMARY KEY (consumer, event_id, event_txid)
 );
 CREATE INDEX _event_consumer_retries_due_idx ON _event_consumer_retries (consumer, next_attempt_at);
 COMMENT ON TABLE _event_consumer_retries IS
 	'internal: events that consumers have handed back';
+COMMENT ON COLUMN _event_consumer_retries.event_txid IS
+	'the event''s transaction: an id that returns is another event''s';
 COMMENT ON COLUMN _event_consumer_retries.next_attempt_at IS
-	'null while the event is in the open batch again';
+	'null while, and only while, the event is in the open batch again';
 
 ----------------------------------------------------------------------------
 -- Own tables: only the extension's functions change them, and dumps have them
@@ -552,7 +561,8 @@ CREATE VIEW event_retries WITH (security_barrier) AS
 		   t.next_attempt_at,
 		   t.last_error,
 		   t.last_sqlstate,
-		   t.last_error_at
+		   t.last_error_at,
+		   t.event_txid
 	FROM _event_retries t
 	JOIN _event_handlers h ON h.name = t.handler
 	WHERE pg_catalog.pg_has_role(h.owner, 'USAGE')

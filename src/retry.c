@@ -8,6 +8,10 @@
  * attempt succeeds, in the transaction of that success; after max_attempts it
  * is dead and stays.
  *
+ * A row is about the event that has this id and was recorded by this transaction.
+ * Where that is not there any more the row is about nothing, whatever event has
+ * the id now.
+ *
  * An attempt may never come back (careful.c).  So each is two transactions:
  * the first counts it, sets attempt_began_at and is flushed, the second calls
  * the handler.  Whoever finds attempt_began_at set knows how that ended.  A
@@ -54,8 +58,14 @@
 /* columns of _event_retries; the install script has the same order */
 #define Anum_retry_handler			1
 #define Anum_retry_event_id			2
-#define Anum_retry_state			3
-#define Anum_retry_next_attempt_at	5
+#define Anum_retry_event_txid		3
+#define Anum_retry_state			4
+#define Anum_retry_next_attempt_at	6
+
+/* the row of one event, where $1 is the handler */
+#define OF_EVENT(id, txid) \
+	"handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) " id " " \
+	"AND event_txid OPERATOR(pg_catalog.=) " txid " "
 
 /* retries that one look takes up */
 #define DUE_RETRIES 100
@@ -134,27 +144,27 @@ lost_attempt_error(void)
  * included if it is charged: until due, or dead where that is DT_NOEND.
  */
 static void
-write_failure(HandlerRun *run, int64 event_id, int attempts, TimestampTz due, bool in_outage,
+write_failure(HandlerRun *run, EventIdentity event, int attempts, TimestampTz due, bool in_outage,
 			  const ErrorData *error)
 {
 	static OwnStatement upsert_retry = {
 		.sql = "INSERT INTO @s._event_retries AS t "
-		"(handler, event_id, state, attempts, next_attempt_at, last_error, last_sqlstate, last_error_at, in_outage) "
-		"VALUES ($1, $2, $3, $4, $5, $6, $7, pg_catalog.clock_timestamp(), $8) "
-		"ON CONFLICT (handler, event_id) DO UPDATE SET state = excluded.state, "
+		"(handler, event_id, state, attempts, next_attempt_at, last_error, last_sqlstate, last_error_at, in_outage, "
+		"event_txid) VALUES ($1, $2, $3, $4, $5, $6, $7, pg_catalog.clock_timestamp(), $8, $9) "
+		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET state = excluded.state, "
 		"attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at, "
 		"last_error = excluded.last_error, last_sqlstate = excluded.last_sqlstate, "
 		"last_error_at = excluded.last_error_at, in_outage = excluded.in_outage, "
 		"attempt_began_at = NULL",
 		.target = OWN_RETRIES,
-		.nargs = 8,
-		.argtypes = {TEXTOID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, BOOLOID},
+		.nargs = 9,
+		.argtypes = {TEXTOID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, BOOLOID, XID8OID},
 	};
-	Datum		values[8];
-	char		nulls[8] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[9];
+	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = CStringGetTextDatum(run->definition->name);
-	values[1] = Int64GetDatum(event_id);
+	values[1] = Int64GetDatum(event.id);
 	values[2] = CStringGetTextDatum(due == DT_NOEND ? "dead" : "waiting");
 	values[3] = Int32GetDatum(attempts);
 	values[4] = TimestampTzGetDatum(due);
@@ -163,6 +173,7 @@ write_failure(HandlerRun *run, int64 event_id, int attempts, TimestampTz due, bo
 	values[5] = error_text(error);
 	values[6] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
 	values[7] = BoolGetDatum(in_outage);
+	values[8] = event_txid_datum(event.txid);
 	own_execute(&upsert_retry, values, nulls, 0);
 	count_failure(run, error);
 }
@@ -234,7 +245,7 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 	static const ProgressFigures nothing = {0};
 	bool		parked = outage_is_to_blame(run, error);
 	TimestampTz due = parked ? outage_next_probe(run) : due_again(run, 1);
-	int64		event_id = event->id;
+	EventIdentity identity = {event->id, event->txid};
 	/* no name: the event was deleted, and what failed is to pass it */
 	char	   *event_name = event->name ? pstrdup(event->name) : NULL;
 
@@ -245,14 +256,14 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 		FreeErrorData(error);
 		return BATCH_STALE;
 	}
-	write_failure(run, event_id, parked ? 0 : 1, due, parked, error);
+	write_failure(run, identity, parked ? 0 : 1, due, parked, error);
 	progress_store(run, next, &nothing);
 	FAULT_POINT("before-failure-commit");
 	batch_commit_transaction(0);
 
 	progress_stored(run, next);
 	careful_note_commit(1);
-	return failure_recorded(run, event_id, event_name, 1, parked, due, error);
+	return failure_recorded(run, identity.id, event_name, 1, parked, due, error);
 }
 
 /* ----------
@@ -262,7 +273,7 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 
 typedef struct DueRetry
 {
-	int64		event_id;
+	EventIdentity event;
 	TimestampTz due;
 } DueRetry;
 
@@ -308,7 +319,8 @@ find_waiting(const char *handler, bool ordered, DueRetry *found, int limit)
 		state = TextDatumGetCString(slot_getattr(slot, Anum_retry_state, &isnull));
 		if (strcmp(state, "waiting") == 0)
 		{
-			found[count].event_id = DatumGetInt64(slot_getattr(slot, Anum_retry_event_id, &isnull));
+			found[count].event.id = DatumGetInt64(slot_getattr(slot, Anum_retry_event_id, &isnull));
+			found[count].event.txid = event_txid_from_datum(slot_getattr(slot, Anum_retry_event_txid, &isnull));
 			found[count++].due = DatumGetTimestampTz(slot_getattr(slot, Anum_retry_next_attempt_at, &isnull));
 		}
 		pfree(state);
@@ -353,20 +365,19 @@ retry_read_deadline(HandlerRun *run)
  * (retry_recover_attempts).
  */
 static int
-lock_due_retry(const char *handler, int64 event_id)
+lock_due_retry(const char *handler, EventIdentity event)
 {
 	static OwnStatement lock_row = {
 		.sql = "SELECT t.attempts OPERATOR(pg_catalog.-) "
-		"CASE WHEN t.attempt_began_at IS NULL THEN 0 ELSE 1 END FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2 "
+		"CASE WHEN t.attempt_began_at IS NULL THEN 0 ELSE 1 END FROM @s._event_retries AS t WHERE " OF_EVENT("$2", "$3")
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' "
 		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
 		"FOR UPDATE SKIP LOCKED",
 		.target = OWN_RETRIES,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT8OID},
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, XID8OID},
 	};
-	Datum		values[2] = {CStringGetTextDatum(handler), Int64GetDatum(event_id)};
+	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event.id), event_txid_datum(event.txid)};
 	bool		isnull;
 
 	if (own_execute(&lock_row, values, NULL, 1) != 1)
@@ -380,20 +391,19 @@ lock_due_retry(const char *handler, int64 event_id)
  * have ended while they tried it, perhaps before they had asked the filter.
  */
 static bool
-lock_attempt(const char *handler, int64 event_id, int attempts, bool *never_failed)
+lock_attempt(const char *handler, EventIdentity event, int attempts, bool *never_failed)
 {
 	static OwnStatement lock_row = {
 		.sql = "SELECT t.last_sqlstate IS NULL OR t.last_sqlstate OPERATOR(pg_catalog.=) $4 "
-		"FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.event_id OPERATOR(pg_catalog.=) $2 "
+		"FROM @s._event_retries AS t WHERE " OF_EVENT("$2", "$5")
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' AND t.attempts OPERATOR(pg_catalog.=) $3 "
 		"FOR UPDATE SKIP LOCKED",
 		.target = OWN_RETRIES,
-		.nargs = 4,
-		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID},
+		.nargs = 5,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID, XID8OID},
 	};
-	Datum		values[4] = {CStringGetTextDatum(handler), Int64GetDatum(event_id), Int32GetDatum(attempts),
-	CStringGetTextDatum(unpack_sql_state(LOST_ATTEMPT))};
+	Datum		values[5] = {CStringGetTextDatum(handler), Int64GetDatum(event.id), Int32GetDatum(attempts),
+	CStringGetTextDatum(unpack_sql_state(LOST_ATTEMPT)), event_txid_datum(event.txid)};
 	bool		isnull;
 
 	if (own_execute(&lock_row, values, NULL, 1) != 1)
@@ -407,40 +417,40 @@ lock_attempt(const char *handler, int64 event_id, int attempts, bool *never_fail
  * its failure would have made it due; the last one is looked at at once.
  */
 static void
-write_attempt(HandlerRun *run, int64 event_id, int attempts)
+write_attempt(HandlerRun *run, EventIdentity event, int attempts)
 {
 	static OwnStatement upsert_attempt = {
-		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at, attempt_began_at) "
-		"VALUES ($1, $2, 'waiting', $3, $4, pg_catalog.clock_timestamp()) "
-		"ON CONFLICT (handler, event_id) DO UPDATE SET attempts = excluded.attempts, "
+		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at, attempt_began_at, "
+		"event_txid) VALUES ($1, $2, 'waiting', $3, $4, pg_catalog.clock_timestamp(), $5) "
+		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET attempts = excluded.attempts, "
 		"next_attempt_at = excluded.next_attempt_at, attempt_began_at = excluded.attempt_began_at",
 		.target = OWN_RETRIES,
-		.nargs = 4,
-		.argtypes = {TEXTOID, INT8OID, INT4OID, TIMESTAMPTZOID},
+		.nargs = 5,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TIMESTAMPTZOID, XID8OID},
 	};
 	TimestampTz due = due_again(run, attempts);
-	Datum		values[4];
+	Datum		values[5];
 
 	if (due == DT_NOEND)
 		due = GetCurrentTimestamp();
 	values[0] = CStringGetTextDatum(run->definition->name);
-	values[1] = Int64GetDatum(event_id);
+	values[1] = Int64GetDatum(event.id);
 	values[2] = Int32GetDatum(attempts);
 	values[3] = TimestampTzGetDatum(due);
+	values[4] = event_txid_datum(event.txid);
 	own_execute(&upsert_attempt, values, NULL, 0);
 }
 
 static void
-delete_retry(const char *handler, int64 event_id)
+delete_retry(const char *handler, EventIdentity event)
 {
 	static OwnStatement delete_row = {
-		.sql = "DELETE FROM @s._event_retries "
-		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2",
+		.sql = "DELETE FROM @s._event_retries WHERE " OF_EVENT("$2", "$3"),
 		.target = OWN_RETRIES,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT8OID},
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, XID8OID},
 	};
-	Datum		values[2] = {CStringGetTextDatum(handler), Int64GetDatum(event_id)};
+	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event.id), event_txid_datum(event.txid)};
 
 	own_execute(&delete_row, values, NULL, 0);
 }
@@ -450,19 +460,18 @@ delete_retry(const char *handler, int64 event_id)
  * and the row says why.
  */
 static void
-discard_retry(const char *handler, int64 event_id, const char *reason)
+discard_retry(const char *handler, EventIdentity event, const char *reason)
 {
 	static OwnStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET state = 'discarded', next_attempt_at = NULL, "
 		"last_error = $3, attempt_began_at = NULL, in_outage = false, "
-		"last_error_at = pg_catalog.clock_timestamp() "
-		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2",
+		"last_error_at = pg_catalog.clock_timestamp() WHERE " OF_EVENT("$2", "$4"),
 		.target = OWN_RETRIES,
-		.nargs = 3,
-		.argtypes = {TEXTOID, INT8OID, TEXTOID},
+		.nargs = 4,
+		.argtypes = {TEXTOID, INT8OID, TEXTOID, XID8OID},
 	};
-	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event_id),
-	CStringGetTextDatum(reason)};
+	Datum		values[4] = {CStringGetTextDatum(handler), Int64GetDatum(event.id),
+	CStringGetTextDatum(reason), event_txid_datum(event.txid)};
 
 	own_execute(&update_row, values, NULL, 0);
 }
@@ -473,23 +482,22 @@ discard_retry(const char *handler, int64 event_id, const char *reason)
  * (lock_due_retry).
  */
 static void
-release_attempt(HandlerRun *run, int64 event_id, int attempts)
+release_attempt(HandlerRun *run, EventIdentity event, int attempts)
 {
 	static OwnStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET attempts = attempts OPERATOR(pg_catalog.-) 1, "
-		"attempt_began_at = NULL, next_attempt_at = pg_catalog.clock_timestamp() "
-		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2 "
+		"attempt_began_at = NULL, next_attempt_at = pg_catalog.clock_timestamp() WHERE " OF_EVENT("$2", "$4")
 		"AND attempts OPERATOR(pg_catalog.=) $3 AND attempt_began_at IS NOT NULL",
 		.target = OWN_RETRIES,
-		.nargs = 3,
-		.argtypes = {TEXTOID, INT8OID, INT4OID},
+		.nargs = 4,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, XID8OID},
 	};
-	Datum		values[3] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event_id), Int32GetDatum(attempts)};
-
+	Datum		values[4] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event.id),
+	Int32GetDatum(attempts), event_txid_datum(event.txid)};
 	bool		unused;
 
 	batch_start_transaction();
-	if (lock_attempt(run->definition->name, event_id, attempts, &unused))
+	if (lock_attempt(run->definition->name, event, attempts, &unused))
 	{
 		own_execute(&update_row, values, NULL, 0);
 		ForceSyncCommit();
@@ -507,7 +515,7 @@ release_attempt(HandlerRun *run, int64 event_id, int attempts)
  * it; he is not waited for.
  */
 static BatchOutcome
-record_failed_attempt(HandlerRun *run, int64 event_id, const char *event_name, int attempts,
+record_failed_attempt(HandlerRun *run, EventIdentity event, const char *event_name, int attempts,
 					  ErrorData *error)
 {
 	bool		parked = outage_is_to_blame(run, error);
@@ -516,13 +524,13 @@ record_failed_attempt(HandlerRun *run, int64 event_id, const char *event_name, i
 
 	FAULT_POINT("before-record");
 	batch_start_transaction();
-	if (lock_attempt(run->definition->name, event_id, attempts, &unused))
+	if (lock_attempt(run->definition->name, event, attempts, &unused))
 	{
-		write_failure(run, event_id, parked ? attempts - 1 : attempts, due, parked, error);
+		write_failure(run, event, parked ? attempts - 1 : attempts, due, parked, error);
 		ForceSyncCommit();
 	}
 	batch_commit_transaction(0);
-	return failure_recorded(run, event_id, event_name, attempts, parked, due, error);
+	return failure_recorded(run, event.id, event_name, attempts, parked, due, error);
 }
 
 /*
@@ -532,20 +540,21 @@ record_failed_attempt(HandlerRun *run, int64 event_id, const char *event_name, i
  * doing nor the event's.
  */
 static bool
-call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool never_failed,
-			   MemoryContext context, BatchFigures *figures, volatile bool *ready)
+call_for_retry(HandlerRun *run, Relation log, EventIdentity identity, Event *event, bool fresh,
+			   bool never_failed, MemoryContext context, BatchFigures *figures,
+			   volatile bool *ready)
 {
 	const char *name = run->definition->name;
-	ProgressFigures progress = {.delivered = 1, .retried = fresh ? 0 : 1, .last_event_id = event->id};
+	ProgressFigures progress = {.delivered = 1, .retried = fresh ? 0 : 1, .last_event_id = identity.id};
 	MemoryContext old = MemoryContextSwitchTo(context);
-	bool		found = event_fetch(event, log, GetActiveSnapshot(), event->id);
+	bool		found = event_fetch(event, log, GetActiveSnapshot(), identity.id) && event->txid == identity.txid;
 	bool		passes;
 	int			suspect;
 
 	MemoryContextSwitchTo(old);
 	if (!found)
 	{
-		discard_retry(name, event->id, "the event was deleted from notification_events");
+		discard_retry(name, identity, "the event was deleted from notification_events");
 		return false;
 	}
 
@@ -554,22 +563,22 @@ call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool nev
 	batch_reading_works(run);
 	if (event->hidden)
 	{
-		discard_retry(name, event->id, "row security hides the event");
+		discard_retry(name, identity, "row security hides the event");
 		return false;
 	}
 	if (batch_filter_events(run, &event, 1, RelationGetDescr(log), &passes, &suspect) == 0)
 	{
 		if (never_failed)
-			delete_retry(name, event->id);
+			delete_retry(name, identity);
 		else
-			discard_retry(name, event->id, "the filter does not let the event pass any more");
+			discard_retry(name, identity, "the filter does not let the event pass any more");
 		return false;
 	}
 
 	handler_prepare_call(&run->call, run->definition, run->approved);
 	batch_call_handler(run, &event, 1, RelationGetDescr(log), figures);
 	careful_disarm_timeout();
-	delete_retry(name, event->id);
+	delete_retry(name, identity);
 	progress_store(run, run->next, &progress);
 	outage_charge_parked(run);
 	return true;
@@ -579,7 +588,7 @@ call_for_retry(HandlerRun *run, Relation log, Event *event, bool fresh, bool nev
  * Make an attempt that is counted, as a transaction of its own.
  */
 static BatchOutcome
-try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **event_name,
+try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, char **event_name,
 			ErrorData **failure)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -587,7 +596,7 @@ try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **ev
 	volatile BatchOutcome outcome = BATCH_DONE;
 	volatile bool called = false;
 	volatile bool ready = false;
-	Event		event = {.id = event_id};
+	Event		event = {.id = identity.id};
 	ErrorData  *volatile error = NULL;
 
 	stats_batch_begins(&figures, 1);
@@ -602,8 +611,9 @@ try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **ev
 			outcome = BATCH_SUSPENDED;
 		else if (!progress_lock(run))
 			outcome = BATCH_STALE;
-		else if (lock_attempt(run->definition->name, event_id, attempts, &never_failed))
-			called = call_for_retry(run, log, &event, fresh, never_failed, context, &figures, &ready);
+		else if (lock_attempt(run->definition->name, identity, attempts, &never_failed))
+			called = call_for_retry(run, log, identity, &event, fresh, never_failed, context, &figures,
+									&ready);
 		ForceSyncCommit();
 		table_close(log, NoLock);
 		batch_commit_transaction(called ? handler_timeout(run->definition) : 0);
@@ -640,7 +650,7 @@ try_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh, char **ev
  * Make an attempt that is counted and flushed, and see to what comes of it.
  */
 static BatchOutcome
-run_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh)
+run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 {
 	char	   *event_name;
 	ErrorData  *error;
@@ -651,15 +661,15 @@ run_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh)
 	FAULT_POINT("after-charge");
 	for (;;)
 	{
-		outcome = try_attempt(run, event_id, attempts, fresh, &event_name, &error);
+		outcome = try_attempt(run, event, attempts, fresh, &event_name, &error);
 		if (outcome != BATCH_FAILED || !batch_try_again(error, tries++))
 			break;
 		FreeErrorData(error);
 	}
 	if (outcome == BATCH_FAILED)
-		outcome = record_failed_attempt(run, event_id, event_name, attempts, error);
+		outcome = record_failed_attempt(run, event, event_name, attempts, error);
 	else if (outcome != BATCH_DONE)
-		release_attempt(run, event_id, attempts);
+		release_attempt(run, event, attempts);
 	careful_attempt_ends();
 	return outcome;
 }
@@ -669,12 +679,12 @@ run_attempt(HandlerRun *run, int64 event_id, int attempts, bool fresh)
  * and move the position, index next of the window, past it before the call.
  */
 BatchOutcome
-retry_run_fresh(HandlerRun *run, int64 event_id, int64 next)
+retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next)
 {
 	static const ProgressFigures nothing = {0};
 	BatchOutcome outcome = BATCH_DONE;
 
-	executor_report_running(run->definition->name, event_id, 1);
+	executor_report_running(run->definition->name, event.id, 1);
 	batch_start_transaction();
 	if (executor_asked_to_leave() || !batch_check_handler(run))
 		outcome = BATCH_SUSPENDED;
@@ -682,7 +692,7 @@ retry_run_fresh(HandlerRun *run, int64 event_id, int64 next)
 		outcome = BATCH_STALE;
 	else
 	{
-		write_attempt(run, event_id, 1);
+		write_attempt(run, event, 1);
 		progress_store(run, next, &nothing);
 		ForceSyncCommit();
 	}
@@ -691,7 +701,7 @@ retry_run_fresh(HandlerRun *run, int64 event_id, int64 next)
 		return outcome;
 
 	progress_stored(run, next);
-	outcome = run_attempt(run, event_id, 1, true);
+	outcome = run_attempt(run, event, 1, true);
 	if (--run->health->careful == 0)
 		ereport(LOG,
 				(errmsg("event handler \"%s\" goes on with whole batches", run->definition->name)));
@@ -702,20 +712,20 @@ retry_run_fresh(HandlerRun *run, int64 event_id, int64 next)
  * A retry has had as many attempts as it may have by now.
  */
 static void
-bury(HandlerRun *run, int64 event_id, int attempts)
+bury(HandlerRun *run, EventIdentity event, int attempts)
 {
 	static OwnStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET state = 'dead', next_attempt_at = NULL, "
-		"in_outage = false, attempt_began_at = NULL "
-		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2",
+		"in_outage = false, attempt_began_at = NULL WHERE " OF_EVENT("$2", "$3"),
 		.target = OWN_RETRIES,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT8OID},
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, XID8OID},
 	};
-	Datum		values[2] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event_id)};
+	Datum		values[3] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event.id),
+	event_txid_datum(event.txid)};
 
 	own_execute(&update_row, values, NULL, 0);
-	log_death(run, event_id, attempts);
+	log_death(run, event.id, attempts);
 }
 
 /*
@@ -723,7 +733,7 @@ bury(HandlerRun *run, int64 event_id, int attempts)
  * was tried then, or -1 where there is nothing to try.
  */
 static BatchOutcome
-retry_charge(HandlerRun *run, int64 event_id, int *attempts)
+retry_charge(HandlerRun *run, EventIdentity event, int *attempts)
 {
 	BatchOutcome outcome = BATCH_DONE;
 
@@ -735,7 +745,7 @@ retry_charge(HandlerRun *run, int64 event_id, int *attempts)
 		outcome = BATCH_STALE;
 	else
 	{
-		int			before = lock_due_retry(run->definition->name, event_id);
+		int			before = lock_due_retry(run->definition->name, event);
 
 		if (before < 0)
 		{
@@ -744,11 +754,11 @@ retry_charge(HandlerRun *run, int64 event_id, int *attempts)
 			outcome = BATCH_SUSPENDED;
 		}
 		else if (before >= run->definition->max_attempts)
-			bury(run, event_id, before);
+			bury(run, event, before);
 		else
 		{
 			*attempts = before + 1;
-			write_attempt(run, event_id, *attempts);
+			write_attempt(run, event, *attempts);
 			ForceSyncCommit();
 		}
 	}
@@ -785,10 +795,10 @@ retry_run_due(HandlerRun *run)
 			careful_take_up(list_make1(run));
 		if (!run->health->taken_up)
 			return;
-		executor_report_running(run->definition->name, waiting[i].event_id, 1);
-		outcome = retry_charge(run, waiting[i].event_id, &attempts);
+		executor_report_running(run->definition->name, waiting[i].event.id, 1);
+		outcome = retry_charge(run, waiting[i].event, &attempts);
 		if (attempts > 0)
-			outcome = run_attempt(run, waiting[i].event_id, attempts, false);
+			outcome = run_attempt(run, waiting[i].event, attempts, false);
 	}
 
 	batch_start_transaction();
@@ -801,30 +811,31 @@ retry_run_due(HandlerRun *run)
  * of the success that tells it was not one.
  */
 void
-retry_charge_parked(HandlerRun *run, int64 event_id, int attempts)
+retry_charge_parked(HandlerRun *run, EventIdentity event, int attempts)
 {
 	static OwnStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET attempts = $3, state = $4, next_attempt_at = $5, in_outage = false "
-		"WHERE handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) $2",
+		"WHERE " OF_EVENT("$2", "$6"),
 		.target = OWN_RETRIES,
-		.nargs = 5,
-		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID},
+		.nargs = 6,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID, XID8OID},
 	};
 	TimestampTz due = due_again(run, attempts);
-	Datum		values[5];
-	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
 
 	values[0] = CStringGetTextDatum(run->definition->name);
-	values[1] = Int64GetDatum(event_id);
+	values[1] = Int64GetDatum(event.id);
 	values[2] = Int32GetDatum(attempts);
 	values[3] = CStringGetTextDatum(due == DT_NOEND ? "dead" : "waiting");
 	values[4] = TimestampTzGetDatum(due);
 	if (due == DT_NOEND)
 		nulls[4] = 'n';
+	values[5] = event_txid_datum(event.txid);
 	own_execute(&update_row, values, nulls, 0);
 	run->next_retry_at = Min(run->next_retry_at, due);
 	if (due == DT_NOEND)
-		log_death(run, event_id, attempts);
+		log_death(run, event.id, attempts);
 }
 
 /*
@@ -836,7 +847,7 @@ void
 retry_recover_attempts(HandlerRun *run)
 {
 	static OwnStatement select_lost = {
-		.sql = "SELECT t.event_id, t.attempts FROM @s._event_retries AS t "
+		.sql = "SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t "
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL "
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' LIMIT 1 FOR UPDATE",
 		.target = OWN_RETRIES,
@@ -849,11 +860,12 @@ retry_recover_attempts(HandlerRun *run)
 
 	while (own_execute(&select_lost, &name, NULL, 1) == 1)
 	{
-		int64		event_id = DatumGetInt64(own_value(0, 1, &isnull));
-		int			attempts = DatumGetInt32(own_value(0, 2, &isnull));
+		EventIdentity event = {DatumGetInt64(own_value(0, 1, &isnull)),
+		event_txid_from_datum(own_value(0, 2, &isnull))};
+		int			attempts = DatumGetInt32(own_value(0, 3, &isnull));
 		TimestampTz due = due_again(run, attempts);
 
-		write_failure(run, event_id, attempts, due, false, error);
-		log_failure(run, event_id, attempts, due == DT_NOEND, error);
+		write_failure(run, event, attempts, due, false, error);
+		log_failure(run, event.id, attempts, due == DT_NOEND, error);
 	}
 }

@@ -11,10 +11,10 @@
 #include "batch.h"
 
 extern BatchOutcome retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error);
-extern BatchOutcome retry_run_fresh(HandlerRun *run, int64 event_id, int64 next);
+extern BatchOutcome retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next);
 extern void retry_run_due(HandlerRun *run);
 extern void retry_recover_attempts(HandlerRun *run);
-extern void retry_charge_parked(HandlerRun *run, int64 event_id, int attempts);
+extern void retry_charge_parked(HandlerRun *run, EventIdentity event, int attempts);
 extern void retry_read_deadline(HandlerRun *run);
 extern TimestampTz retry_earliest(const Handler *handler);
 extern TimestampTz retry_due_after(const Handler *handler, int attempts);
