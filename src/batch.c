@@ -80,14 +80,18 @@ typedef struct Attempt
 static MemoryContext outer_context = NULL;
 
 static bool never_wait = false;
+static TimestampTz leave_until = DT_NOEND;
 
 /*
- * From now on commits wait for neither disk nor standby.
+ * From now on commits wait for neither disk nor standby, and what else there is
+ * to do has to be done in so many ms (0: nobody watches).
  */
 void
-batch_never_wait_for_commit(void)
+batch_never_wait(int timeout)
 {
 	never_wait = true;
+	if (timeout > 0)
+		leave_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 }
 
 static void
@@ -95,6 +99,9 @@ begin(void)
 {
 	outer_context = CurrentMemoryContext;
 	SetCurrentStatementStartTimestamp();
+	/* each commit ends that of its transaction */
+	if (leave_until != DT_NOEND)
+		careful_arm_timeout(Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), leave_until), 1));
 	StartTransactionCommand();
 	(void) set_config_option("synchronous_commit", never_wait ? "off" : settings_synchronous_commit_name(),
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
@@ -138,7 +145,8 @@ batch_start_transaction_if_free(void)
 
 /*
  * Commit it.  Deferred triggers are the handler's doing, so its timeout (in
- * ms, 0 for none) is on until the commit has returned.
+ * ms, 0 for none) is on until they are through; the commit itself has none
+ * (careful.c).
  */
 void
 batch_commit_transaction(int timeout)

@@ -70,7 +70,7 @@ typedef enum BatchOutcome
 	BATCH_SUSPENDED				/* the handler cannot go on at present */
 } BatchOutcome;
 
-extern void batch_never_wait_for_commit(void);
+extern void batch_never_wait(int timeout);
 extern void batch_start_transaction(void);
 extern bool batch_start_transaction_if_free(void);
 extern void batch_commit_transaction(int timeout);

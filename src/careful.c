@@ -44,6 +44,7 @@
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
@@ -90,6 +91,18 @@ static TimestampTz overrun_since = 0;
 static int	open_attempts = 0;
 
 /*
+ * No code of the handler runs any more; but who was told to die while it did dies
+ * of that, though it be later.
+ */
+static void
+code_has_ended(void)
+{
+	in_call = false;
+	if (!ProcDiePending)
+		call_deadline = DT_NOEND;
+}
+
+/*
  * Called from time to time during a call.  A process that was stopped for a
  * while finds its timeout long past; the call shall have heard of it before it
  * is ended.  The timeout of a call that nobody wants any more is now.
@@ -117,11 +130,34 @@ end_overrun(void)
 }
 
 /*
+ * A transaction commits.  What is committed is committed: the timeout of the
+ * handler's code ends here, behind the deferred triggers, and so does the watch
+ * for overruns.  What the commit may still have to wait for before its record is
+ * written is the lock of NOTIFY; the rest of the time is for that.  If it is not
+ * to be had in time, that is the error of a lock, which no event is charged for.
+ */
+static void
+end_timeout_at_commit(XactEvent event, void *arg)
+{
+	char		rest[MAXINT8LEN + 1];
+
+	if (event != XACT_EVENT_PRE_COMMIT || call_deadline == DT_NOEND)
+		return;
+	/* should it be over, that is the timeout's doing still (worker.c) */
+	disable_timeout(STATEMENT_TIMEOUT, true);
+	careful_stop_watch();
+	pg_lltoa(Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), call_deadline), 1), rest);
+	(void) set_config_option("lock_timeout", rest, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	code_has_ended();
+}
+
+/*
  * Once per executor, when it has connected.
  */
 void
 careful_init(void)
 {
+	RegisterXactCallback(end_timeout_at_commit, NULL);
 	while (my_mark == 0)
 		my_mark = (int64) pg_prng_uint64(&pg_global_prng_state);
 	executor_show_mark(my_mark);
@@ -168,7 +204,7 @@ careful_begin_call(int timeout)
 
 /*
  * It has come to its end, or failed.  A cancel that comes too late for it is
- * nobody's; but who was told to die in a call dies of that, though it be later.
+ * nobody's.
  *
  * The timer goes on: who calls again soon moves it, and who does not stops it
  * with careful_disarm_timeout().
@@ -176,9 +212,7 @@ careful_begin_call(int timeout)
 void
 careful_call_returned(void)
 {
-	in_call = false;
-	if (!ProcDiePending)
-		call_deadline = DT_NOEND;
+	code_has_ended();
 	worker_hold_cancels();
 }
 
@@ -564,7 +598,7 @@ careful_release_at_exit(List *healths)
 		!any_mark(healths, true))
 		return;
 	AbortOutOfAnyTransaction();
-	batch_never_wait_for_commit();
+	batch_never_wait(0);
 	if (!batch_start_transaction_if_free())
 		return;
 	release_free_marks(healths, true);

@@ -186,6 +186,9 @@ discard_session(void)
 	if (GetUserId() != my_slot->owner)
 		SetPGVariable("role", NIL, false);
 	ResetAllOptions();
+	/* nobody waits for a standby to hear of temporary tables that are gone */
+	(void) set_config_option("synchronous_commit", "off",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	DropAllPreparedStatements();
 	Async_UnlistenAll();
 	LockReleaseAll(USER_LOCKMETHOD, true);
@@ -446,7 +449,7 @@ executor_leave(void)
 	PG_TRY();
 	{
 		careful_arm_timeout(LEAVE_TIMEOUT_MS);
-		batch_never_wait_for_commit();
+		batch_never_wait(LEAVE_TIMEOUT_MS);
 		if (log_is_there())
 		{
 			store_positions(true);

@@ -20,6 +20,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/proc.h"
 #include "storage/sinval.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -64,13 +65,50 @@ static const struct
 };
 
 /*
+ * The worker's transaction has run its deferred triggers, and is about to be
+ * committed.
+ */
+static volatile sig_atomic_t committing = false;
+
+/*
+ * SIGINT, also what timeouts send.  Once the record of a commit is written a
+ * cancel could only cut the wait for a standby short, though cancels are held.
+ * So while a transaction commits there is but one thing to cancel, the wait for
+ * the lock of NOTIFY, which comes before that record.  Any other cancel comes too
+ * late, and is dropped.
+ */
+static void
+worker_cancel(SIGNAL_ARGS)
+{
+	if (!committing || MyProc->waitLock != NULL)
+		StatementCancelHandler(PNE_PASS_SIGNAL_ARGS);
+}
+
+/*
+ * Called at the end of each transaction.  A cancel that has come already is
+ * acted upon, or where cancels are held, forgotten.
+ */
+static void
+note_commit(XactEvent event, void *arg)
+{
+	committing = (event == XACT_EVENT_PRE_COMMIT);
+	if (committing && QueryCancelPending)
+	{
+		CHECK_FOR_INTERRUPTS();
+		QueryCancelPending = false;
+	}
+}
+
+/*
  * Handlers of the usual signals.  SIGTERM is die(): it interrupts waits for
  * locks, too.
  */
 void
 worker_signals(void)
 {
+	RegisterXactCallback(note_commit, NULL);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGINT, worker_cancel);
 	pqsignal(SIGTERM, die);
 	worker_hold_cancels();
 	BackgroundWorkerUnblockSignals();
