@@ -13,7 +13,9 @@
  * suspect alone.  That costs one replay where halving would cost log2(n), and
  * halving is left for what a call does not tell, an error at commit.  Only an
  * event that fails alone has failed; it is recorded in event_retries, in a
- * transaction that moves past it.
+ * transaction that moves past it.  All of that is in how large the next batches
+ * are, which is remembered with the handler: so it can end its turn anywhere, and
+ * where many events fail, batches stay small (split_batch, batch_went_well).
  *
  * The transaction runs as the handler's owner, whose session this is.  Only the
  * statements on the own tables do not (catalog.c).
@@ -49,6 +51,9 @@
 /* how often a serialization failure or deadlock is tried again at once */
 #define IMMEDIATE_TRIES 3
 
+/* after so many batches that were made smaller they are doubled */
+#define GOOD_BATCHES 10
+
 /*
  * The events of one turn: those that concern the handler by their names.  Their
  * rows are read by each transaction that is to run them, so what it calls with
@@ -67,6 +72,7 @@ typedef struct Batch
 typedef struct Attempt
 {
 	int			done;			/* how many from the first are committed */
+	int			tried;			/* how many took part in what failed */
 	int			suspect;		/* the one in whose call it failed, or -1 */
 	ErrorData  *error;
 } Attempt;
@@ -246,14 +252,22 @@ batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc,
 }
 
 /*
- * Whether to try the same again at once: a serialization failure or a deadlock
- * may be over by then.
+ * Whether it was a serialization failure, a deadlock or the like: not the event's
+ * doing alone.
+ */
+static bool
+is_rollback(const ErrorData *error)
+{
+	return ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK;
+}
+
+/*
+ * Whether to try an event again at once: what was in the way may be gone by then.
  */
 bool
 batch_try_again(const ErrorData *error, int tries)
 {
-	return tries < IMMEDIATE_TRIES &&
-		ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK;
+	return tries < IMMEDIATE_TRIES && is_rollback(error);
 }
 
 /*
@@ -419,16 +433,16 @@ batch_reading_works(HandlerRun *run)
 }
 
 /*
- * Read events of a batch from index from on: nevents, unless they are too large
- * for that.  Returns how many; those that are not there any more, or that the
- * handler is not to see, are NULL.
+ * Read the first events of a batch: nevents, unless they are too large for that.
+ * Returns how many; those that are not there any more, or that the handler is
+ * not to see, are NULL.
  */
 static int
-read_events(HandlerRun *run, Batch *batch, int from, int nevents, Relation log, Event **events)
+read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, Event **events)
 {
 	EventChunk *chunk = batch->chunk;
 
-	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->refs + from, nevents);
+	(void) chunk_load(chunk, log, GetActiveSnapshot(), batch->refs, nevents);
 	for (int i = 0; i < chunk->length; i++)
 	{
 		Event	   *event = &chunk->events[i];
@@ -476,13 +490,13 @@ batch_reading_failed(HandlerRun *run, MemoryContext context)
 }
 
 /*
- * Run events [from, to) of a batch as one transaction.
+ * Run the events of a batch as one transaction.
  */
 static BatchOutcome
-try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
+try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 {
 	MemoryContext context = CurrentMemoryContext;
-	int			nevents = to - from;
+	int			nevents = batch->nevents;
 	Event	  **events = palloc(sizeof(Event *) * nevents);
 	bool	   *passes = palloc(sizeof(bool) * nevents);
 	BatchFigures figures;
@@ -492,10 +506,11 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 	volatile bool wrote = false;
 
 	attempt->done = 0;
+	attempt->tried = nevents;
 	attempt->suspect = -1;
 	attempt->error = NULL;
 	stats_batch_begins(&figures, nevents);
-	executor_report_running(run->definition->name, batch->refs[from].id, nevents);
+	executor_report_running(run->definition->name, batch->refs[0].id, nevents);
 
 	PG_TRY();
 	{
@@ -510,7 +525,8 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 			outcome = BATCH_SUSPENDED;
 		else
 		{
-			nevents = read_events(run, batch, from, nevents, log, events);
+			nevents = read_events(run, batch, nevents, log, events);
+			attempt->tried = nevents;
 			ready = true;
 			batch_reading_works(run);
 
@@ -523,7 +539,8 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 				handler_prepare_call(&run->call, run->definition, run->approved);
 				attempt->done = call_for_events(run, events, nevents, desc, passes, &figures, &progress,
 												&attempt->suspect);
-				progress_store(run, batch->indexes[from + attempt->done], &progress);
+				attempt->tried = attempt->done;
+				progress_store(run, batch->indexes[attempt->done], &progress);
 				outage_charge_parked(run);
 				wrote = true;
 				FAULT_POINT("after-call");
@@ -535,6 +552,8 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 	PG_CATCH();
 	{
 		attempt->done = 0;
+		if (attempt->suspect >= 0)
+			attempt->tried = attempt->suspect + 1;
 		outcome = ready ? BATCH_FAILED : BATCH_SUSPENDED;
 		if (!ready)
 			batch_reading_failed(run, context);
@@ -550,7 +569,7 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 
 	if (outcome == BATCH_DONE)
 	{
-		int64		next = batch->indexes[from + attempt->done];
+		int64		next = batch->indexes[attempt->done];
 
 		if (wrote)
 		{
@@ -571,49 +590,80 @@ try_events(HandlerRun *run, Batch *batch, int from, int to, Attempt *attempt)
 }
 
 /*
- * Run events [from, to) of a batch; where they fail together, isolate which
- * one it is.  Returns BATCH_DONE and how many from the first are through, or
- * why it had to stop.
+ * A batch failed.  What is run next is a part of it: those before the one in
+ * whose call it failed, which then goes alone; or if no call told, half of what
+ * was tried.  So it is, too, if others were in the way (a deadlock, a
+ * serialization failure): the fewer events, the fewer locks.
+ */
+static void
+split_batch(HandlerRun *run, const Batch *batch, const Attempt *attempt)
+{
+	HandlerHealth *health = run->health;
+
+	health->good_batches = 0;
+	health->suspect = 0;
+	if (attempt->suspect < 0 || is_rollback(attempt->error))
+		health->batch_limit = Max(attempt->tried / 2, 1);
+	else
+	{
+		health->batch_limit = Max(batch->nevents / 2, attempt->suspect);
+		health->suspect = batch->refs[attempt->suspect].id;
+	}
+}
+
+/*
+ * A batch that was made smaller is through: after a while of these they may be
+ * larger again.
+ */
+static void
+batch_went_well(HandlerRun *run)
+{
+	HandlerHealth *health = run->health;
+
+	if (health->batch_limit == 0 || ++health->good_batches < GOOD_BATCHES)
+		return;
+	health->good_batches = 0;
+	health->batch_limit *= 2;
+	if (health->batch_limit >= run->definition->batch_size)
+		health->batch_limit = 0;
+}
+
+/*
+ * Run a batch, or if it fails split it; an event that fails alone has failed.
+ * Returns BATCH_DONE, or why the handler cannot go on.
  */
 static BatchOutcome
-run_events(HandlerRun *run, Batch *batch, int from, int to, int *done)
+run_batch(HandlerRun *run, Batch *batch)
 {
+	HandlerHealth *health = run->health;
 	Attempt		attempt;
 	BatchOutcome outcome;
 	int			tries = 0;
-	int			first;
-	int			split;
 
 	for (;;)
 	{
 		CHECK_FOR_INTERRUPTS();
-		outcome = try_events(run, batch, from, to, &attempt);
-		if (outcome != BATCH_FAILED || !batch_try_again(attempt.error, tries++))
+		outcome = try_events(run, batch, &attempt);
+		if (outcome != BATCH_FAILED || batch->nevents > 1 || !batch_try_again(attempt.error, tries++))
 			break;
 		FreeErrorData(attempt.error);
 	}
-	*done = attempt.done;
-	if (outcome != BATCH_FAILED)
-		return outcome;
 
-	if (to - from == 1)
+	if (outcome == BATCH_FAILED && batch->nevents > 1)
 	{
-		*done = 1;
-		return retry_record_failure(run, &batch->chunk->events[0], batch->indexes[to], attempt.error);
+		split_batch(run, batch, &attempt);
+		FreeErrorData(attempt.error);
+		return BATCH_DONE;
 	}
-
-	/* the events before the suspect, or one half, then what was left out */
-	FreeErrorData(attempt.error);
-	first = (attempt.suspect > 0) ? attempt.suspect :
-		(attempt.suspect == 0) ? 1 : (to - from) / 2;
-	outcome = run_events(run, batch, from, from + first, &split);
-	*done = split;
-	if (outcome != BATCH_DONE || split < first || attempt.suspect == 0 || batch_is_held(run))
-		return outcome;
-
-	outcome = run_events(run, batch, from + first,
-						 attempt.suspect > 0 ? from + first + 1 : to, &split);
-	*done += split;
+	if (batch->refs[0].id == health->suspect)
+		health->suspect = 0;
+	if (outcome == BATCH_FAILED)
+	{
+		health->good_batches = 0;
+		outcome = retry_record_failure(run, &batch->chunk->events[0], batch->indexes[1], attempt.error);
+	}
+	else if (outcome == BATCH_DONE)
+		batch_went_well(run);
 	return outcome;
 }
 
@@ -636,7 +686,7 @@ look_at_events(HandlerRun *run, Batch *batch, Event **events)
 		log = table_open(catalog_lookup(false)->log, AccessShareLock);
 		if (!executor_asked_to_leave() && batch_check_handler(run))
 		{
-			nevents = read_events(run, batch, 0, batch->nevents, log, events);
+			nevents = read_events(run, batch, batch->nevents, log, events);
 			batch_reading_works(run);
 		}
 		table_close(log, NoLock);
@@ -728,44 +778,84 @@ batch_seek(HandlerRun *run)
 }
 
 /*
- * The events of a turn, from where the handler is in its window on: limit at
- * most.
+ * How many events the next batch may have.
+ */
+static int
+batch_room(const HandlerRun *run)
+{
+	const HandlerHealth *health = run->health;
+
+	if (health->probes > 0)
+		return 1;
+	if (health->batch_limit == 0 || health->careful > 0)
+		return run->definition->batch_size;
+	return Min(health->batch_limit, run->definition->batch_size);
+}
+
+/*
+ * The events of a batch, from where the handler is in its window on.  One that
+ * is suspected goes alone.
  */
 static void
-fill_batch(HandlerRun *run, Batch *batch, int limit)
+fill_batch(HandlerRun *run, Batch *batch)
 {
 	Window	   *window = run->window;
-	int64		room = Min(window->nevents - run->next, limit);
+	int64		suspect = run->health->suspect;
+	int64		room = Min(window->nevents - run->next, batch_room(run));
 
 	batch->refs = palloc(sizeof(EventRef) * room);
 	batch->indexes = palloc(sizeof(int64) * (room + 1));
 	batch->chunk = chunk_create(CurrentMemoryContext);
 	batch->nevents = window_find(window, run->next, run->names, (int) room, batch->indexes);
 	for (int i = 0; i < batch->nevents; i++)
+	{
 		batch->refs[i] = window->events[batch->indexes[i]];
+		if (suspect != 0 && batch->refs[i].id == suspect)
+			batch->nevents = Max(i, 1);
+	}
 }
 
 /*
  * Let the handler have its turn in its window, where it stands at an event that
  * concerns it: run a batch.
+ *
+ * After one that failed, its parts and the smaller batches behind them are run
+ * until the time of a batch is up.  Then others have their turns; what is known
+ * of the split is kept for the next one.
  */
 void
 batch_turn(HandlerRun *run)
 {
 	HandlerHealth *health = run->health;
-	Batch		batch;
-	int			done;
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
+	MemoryContext turn_context = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(turn_context, "event batch", ALLOCSET_DEFAULT_SIZES);
+	bool		more;
 
 	Assert(health->taken_up);
 
-	fill_batch(run, &batch, (health->probes > 0) ? 1 : run->definition->batch_size);
-	if (!careful_bound(run, batch.nevents))
-		return;
-	if (health->careful > 0)
-		run_carefully(run, &batch);
-	else
-		(void) run_events(run, &batch, 0, batch.nevents, &done);
+	do
+	{
+		Batch		batch;
 
-	if (run->window != NULL && run->next >= run->window->nevents)
-		batch_finish_window(run);
+		MemoryContextReset(context);
+		MemoryContextSwitchTo(context);
+		fill_batch(run, &batch);
+		if (!careful_bound(run, batch.nevents))
+			more = false;
+		else if (health->careful > 0)
+		{
+			run_carefully(run, &batch);
+			more = false;
+		}
+		else
+			more = run_batch(run, &batch) == BATCH_DONE && health->batch_limit > 0 && health->probes == 0;
+
+		if (run->window != NULL && run->next >= run->window->nevents)
+			batch_finish_window(run);
+	} while (more && run->window != NULL && batch_may_run(run) && !batch_is_held(run) &&
+			 !executor_asked_to_leave() && GetCurrentTimestamp() < deadline);
+
+	MemoryContextSwitchTo(turn_context);
+	MemoryContextDelete(context);
 }

@@ -30,6 +30,9 @@ typedef struct HandlerHealth
 	bool		taken_up;		/* it stands there for this definition */
 	int			careful;		/* so many events are to be tried one by one */
 	int			unstored;		/* events since the position was stored */
+	int			batch_limit;	/* of events, as a larger batch failed; 0: none */
+	int			good_batches;	/* since that, or since the limit was raised */
+	int64		suspect;		/* id of an event to be run alone; 0: none */
 	int			failed_in_row;	/* events since one succeeded */
 	int			probes;			/* that failed since the outage began; 0: none is */
 	bool		parked;			/* events wait for the end of an outage */
