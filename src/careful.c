@@ -43,6 +43,7 @@
 #include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/timeout.h"
@@ -62,9 +63,12 @@
 /* events that may be passed before the position is stored, and flushed */
 #define MAX_UNSTORED 1024
 
-/* how long a call may go on after its timeout, and how often to look, in ms */
+/*
+ * How long a call may go on after its timeout, and how often to look, in ms.  The
+ * latter is less than deadlock_timeout is for clients, as a rule.
+ */
 #define OVERRUN_MS 1000
-#define OVERRUN_CHECK_MS 500
+#define WATCH_MS 500
 
 /* this executor's mark; never 0 */
 static int64 my_mark = 0;
@@ -77,7 +81,7 @@ static int	first_half = 0;
 static int	second_half = 0;
 static XLogRecPtr half_lsn = InvalidXLogRecPtr;
 
-static TimeoutId overrun_timeout;
+static TimeoutId watch_timeout;
 static volatile sig_atomic_t overran = false;
 
 /* code of a handler runs, and that is to end where the handler is dropped */
@@ -103,15 +107,23 @@ code_has_ended(void)
 }
 
 /*
- * Called from time to time during a call.  A process that was stopped for a
- * while finds its timeout long past; the call shall have heard of it before it
- * is ended.  The timeout of a call that nobody wants any more is now.
+ * Called from time to time while code of the handler runs.
+ *
+ * Who waits for a lock looks for a deadlock only once, at the beginning.  One that
+ * comes to be later would be found by the client that waits last, which then is
+ * the victim; so we look again.
+ *
+ * A process that was stopped for a while finds its timeout long past; the call
+ * shall have heard of it before it is ended.  The timeout of a call that nobody
+ * wants any more is now.
  */
 static void
-end_overrun(void)
+watch(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
+	if (MyProc->waitLock != NULL)
+		CheckDeadLockAlert();
 	if (in_call && now < call_deadline && executor_call_is_unwanted())
 	{
 		call_deadline = now;
@@ -161,7 +173,7 @@ careful_init(void)
 	while (my_mark == 0)
 		my_mark = (int64) pg_prng_uint64(&pg_global_prng_state);
 	executor_show_mark(my_mark);
-	overrun_timeout = RegisterTimeout(USER_TIMEOUT, end_overrun);
+	watch_timeout = RegisterTimeout(USER_TIMEOUT, watch);
 }
 
 /* ----------
@@ -171,18 +183,18 @@ careful_init(void)
 
 /*
  * From now on code of the handler runs, for so many ms at most, and can be
- * cancelled.  Who watches for overruns looks from time to time, for all calls of
+ * cancelled.  Who watches them looks from time to time, for all calls of
  * a transaction: a timer that is started for each would cost more than a call.
  */
 void
 careful_arm_timeout(int timeout)
 {
-	call_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
+	TimestampTz now = GetCurrentTimestamp();
+
+	call_deadline = TimestampTzPlusMilliseconds(now, timeout);
 	overrun_since = 0;
-	if (!get_timeout_active(overrun_timeout))
-		enable_timeout_every(overrun_timeout,
-							 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), OVERRUN_CHECK_MS),
-							 OVERRUN_CHECK_MS);
+	if (!get_timeout_active(watch_timeout))
+		enable_timeout_every(watch_timeout, TimestampTzPlusMilliseconds(now, WATCH_MS), WATCH_MS);
 	enable_timeout_at(STATEMENT_TIMEOUT, call_deadline);
 	worker_allow_cancels();
 }
@@ -232,8 +244,8 @@ careful_disarm_timeout(void)
 void
 careful_stop_watch(void)
 {
-	if (get_timeout_active(overrun_timeout))
-		disable_timeout(overrun_timeout, false);
+	if (get_timeout_active(watch_timeout))
+		disable_timeout(watch_timeout, false);
 }
 
 /*

@@ -41,6 +41,12 @@
 #define LOCK_TIMEOUT_TEXT "1s"
 
 /*
+ * Of a deadlock with a client the worker is to be the victim, as it repeats what
+ * it did, and the client may not: it looks first.
+ */
+#define DEADLOCK_TIMEOUT_TEXT "50ms"
+
+/*
  * Settings that a worker must not take from owner, database or cluster: a
  * serializable one would make emitting transactions fail, a read-only one
  * could never progress, and the handlers' timeout is ours to enforce.
@@ -58,6 +64,7 @@ static const struct
 	{"lock_timeout", "0"},
 	{"idle_in_transaction_session_timeout", "0"},
 	{"idle_session_timeout", "0"},
+	{"deadlock_timeout", DEADLOCK_TIMEOUT_TEXT},
 #ifdef PNE_HAVE_TRANSACTION_TIMEOUT
 	{"transaction_timeout", "0"},
 #endif
