@@ -47,8 +47,8 @@
 #define FIRST_OCTAVE (-5)
 
 /* the part of the area that is in the main segment, and the limit of all */
-#define AREA_IN_PLACE (1024 * 1024)
-#define AREA_LIMIT (64 * 1024 * 1024)
+#define AREA_IN_PLACE ((Size) 1024 * 1024)
+#define AREA_LIMIT ((Size) 64 * 1024 * 1024)
 
 /* created_at tells a handler from an earlier one of the same name */
 typedef struct HandlerKey

@@ -703,7 +703,7 @@ copy_event_entries(int *count)
 }
 
 /*
- * All events together.
+ * All events together, without a name.
  */
 static EventEntry
 total_of_events(const EventEntry *entries, int count)
@@ -722,18 +722,19 @@ total_of_events(const EventEntry *entries, int count)
 }
 
 /*
- * Add the row of one event name; NULL for all of them.
+ * Add the row of one event name, or of all of them.
  */
 static void
-put_event(ReturnSetInfo *rsinfo, const char *name, const EventEntry *event)
+put_event(ReturnSetInfo *rsinfo, const EventEntry *event)
 {
 #define EVENT_FIGURES 6
 	Datum		values[EVENT_FIGURES] = {0};
 	bool		nulls[EVENT_FIGURES] = {false};
 
-	nulls[0] = (name == NULL);
-	if (name != NULL)
-		values[0] = CStringGetTextDatum(name);
+	/* no event has an empty name */
+	nulls[0] = (event->key.name[0] == '\0');
+	if (!nulls[0])
+		values[0] = CStringGetTextDatum(event->key.name);
 	values[1] = Int64GetDatum(event->emitted);
 	values[2] = Int64GetDatum(event->announced);
 	values[3] = Int64GetDatum(event->delivered);
@@ -767,10 +768,10 @@ pne_event_figures(PG_FUNCTION_ARGS)
 	{
 		EventEntry	total = total_of_events(entries, count);
 
-		put_event(rsinfo, NULL, &total);
+		put_event(rsinfo, &total);
 	}
 	for (int i = 0; i < count && sight == LOG_VISIBLE; i++)
-		put_event(rsinfo, entries[i].key.name, &entries[i]);
+		put_event(rsinfo, &entries[i]);
 	return (Datum) 0;
 }
 
