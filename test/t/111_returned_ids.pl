@@ -180,17 +180,17 @@ foreach my $how (sort keys %returns)
 		is(sql('SELECT status(1)'), 'c delivered', '... delivered');
 	}
 
-	# an event that is acknowledged, and returns to a batch that was fetched before
+	# old batches, of one that wants the new event, and of one that does not
 	anew();
-	sql(q(SELECT create_event_consumer('c'), create_event_consumer('d', 'none')));
+	sql(q(SELECT create_event_consumer('c'), create_event_consumer('d', 'old*')));
 	emit('old');
-	sql(q(SELECT fetched('c')));
+	is(sql(q(SELECT fetched('c'), fetched('d'))), '1 old|1 old', "$how: two have an event");
 	sql($return);
-	emit('none');
-	is(sql('SELECT status(1)'), 'c pending, d pending', "$how: it is for both");
-	is(sql(q(SELECT ack_events('c', 1))), '1', '... the old batch is acknowledged');
-	is(sql('SELECT status(1)'), 'c pending, d pending', '... and that is not the new event');
-	is(sql(q(SELECT fetched('c'))), '1 none', '... which is fetched then');
+	emit('new');
+	is(sql('SELECT status(1)'), 'c pending, d not matched', '... of the new one they have nothing');
+	is(sql(q(SELECT ack_events('c', 1), ack_events('d', 1))), '1|1', '... the old batches are acknowledged');
+	is(sql('SELECT status(1)'), 'c pending, d not matched', '... and that is not the new event');
+	is(sql(q(SELECT fetched('c'), fetched('d'))), '1 new|', '... which is fetched then');
 
 	# handed back
 	foreach my $delay ('0', '1 h')
