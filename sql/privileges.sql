@@ -405,6 +405,8 @@ SELECT drop_event_handler(name) FROM event_handlers WHERE name <> 'of superuser'
 --
 -- GRANT ALL gives TRIGGER. No statement of ours fires such a trigger: it would
 -- be the way to the extension owner's rights. It is refused, and says why.
+-- While the library is preloaded it cannot even be created; so we let it be.
+SET allow_system_table_mods = on;
 GRANT ALL ON _event_incarnation, _event_relay, _event_handlers, _event_handler_progress, _event_handler_failures, _event_retries
 	TO regress_attacker;
 SET ROLE regress_attacker;
@@ -453,6 +455,32 @@ CREATE TABLE refers (name text REFERENCES public._event_handlers ON DELETE CASCA
 RESET ROLE;
 SELECT regexp_replace(try_statement('SELECT pause_event_handler(''of superuser'')'), '[0-9]+"', 'N"') AS result;
 DROP TABLE refers;
+RESET allow_system_table_mods;
+SET ROLE regress_attacker;
+CREATE TRIGGER attack BEFORE INSERT ON public._event_handlers FOR EACH ROW EXECUTE FUNCTION attack();
+CREATE CONSTRAINT TRIGGER attack AFTER UPDATE ON public._event_retries DEFERRABLE FOR EACH ROW EXECUTE FUNCTION attack();
+CREATE OR REPLACE TRIGGER guard_rows BEFORE INSERT ON public._event_relay FOR EACH ROW EXECUTE FUNCTION attack();
+CREATE TABLE refers (name text REFERENCES public._event_handlers ON DELETE CASCADE ON UPDATE CASCADE);
+CREATE TABLE refers (name text);
+ALTER TABLE refers ADD CONSTRAINT attack FOREIGN KEY (name) REFERENCES public._event_handler_progress;
+DROP TABLE refers;
+RESET ROLE;
+-- Neither by the extension's owner, nor in the other direction.
+CREATE TRIGGER attack BEFORE UPDATE ON _event_handler_failures FOR EACH ROW EXECUTE FUNCTION attack();
+CREATE TABLE referred (name text PRIMARY KEY);
+ALTER TABLE _event_handlers ADD FOREIGN KEY (name) REFERENCES referred;
+-- Other tables and the log take what they are given.
+ALTER TABLE referred ADD event bigint REFERENCES notification_events;
+CREATE TRIGGER attack AFTER INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION attack();
+DROP TRIGGER attack ON notification_events;
+DROP TABLE referred;
+-- Nothing is left, and all goes on.
+SELECT count(*) FROM pg_trigger WHERE tgrelid::regclass::text ~ '_event_' AND tgfoid <> '_guard'::regproc AND tgrelid <> 'notification_events'::regclass;
+SELECT create_event_handler('goes on', 'record_call');
+SELECT notify_event('after the attack') IS NOT NULL AS recorded;
+CALL wait_for_event_handlers();
+SELECT handler, event_name FROM take_calls();
+SELECT drop_event_handler('goes on');
 -- What the guard refuses has nothing to do with privileges.
 SET ROLE regress_attacker;
 SELECT try_statement('UPDATE public._event_handlers SET owner = 0');

@@ -402,7 +402,7 @@ own_open(OwnTable table)
 				 errmsg("table \"%s\" has a trigger \"%s\" that is not the extension's",
 						own_table_properties[table].name, name),
 				 errdetail("It would run as the owner of pg_notify_events."),
-				 errhint("Drop it, and revoke the TRIGGER privilege that let it be created.")));
+				 errhint("Drop it, or the foreign key that it belongs to, and revoke the TRIGGER or REFERENCES privilege that let it be created.")));
 	return rel;
 }
 

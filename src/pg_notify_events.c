@@ -15,6 +15,7 @@
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_trigger.h"
 #include "commands/extension.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -24,6 +25,7 @@
 #include "compat.h"
 #include "doorbell.h"
 #include "launcher.h"
+#include "own_trigger.h"
 #include "settings.h"
 #include "shared.h"
 
@@ -35,7 +37,8 @@ static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 /*
  * A database that is made may be the copy of one with the extension, and when
  * the extension is dropped its workers have to go.  Both would be noticed by
- * polling; this makes it soon, when the transaction commits.
+ * polling; this makes it soon, when the transaction commits.  And internal tables
+ * take no triggers.
  */
 static void
 object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
@@ -48,6 +51,8 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 	else if (class_id == ExtensionRelationId && access == OAT_DROP &&
 			 object_id == get_extension_oid("pg_notify_events", true))
 		doorbell_at_commit(RING_DROPPED);
+	else if (class_id == TriggerRelationId && access == OAT_POST_CREATE)
+		own_trigger_created(object_id);
 }
 
 /*

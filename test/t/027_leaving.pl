@@ -69,6 +69,7 @@ my $executor = worker_pid($node, 'executor', 'shop', 'ann');
 my $offset = -s $node->logfile;
 $node->safe_psql(
 	'shop', q(
+	SET allow_system_table_mods = on;
 	CREATE TRIGGER zz_meddle BEFORE UPDATE ON _event_handler_progress
 		FOR EACH ROW EXECUTE FUNCTION meddle();
 	SELECT notify_event('held up');
@@ -104,6 +105,7 @@ is($node->safe_psql('store', 'SELECT delivered, failed FROM event_handler_stats'
 $offset = -s $node->logfile;
 $node->safe_psql(
 	'store', q(
+	SET allow_system_table_mods = on;
 	CREATE TRIGGER zz_meddle BEFORE UPDATE ON _event_handler_progress
 		FOR EACH ROW EXECUTE FUNCTION meddle();
 	SELECT notify_event('held up');

@@ -28,6 +28,7 @@ sub make_database
 	$node->safe_psql(
 		$database, q(
 		CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN new; END $$;
+		SET allow_system_table_mods = on;
 		CREATE TRIGGER zz_meddle BEFORE UPDATE ON _event_relay FOR EACH ROW EXECUTE FUNCTION meddle();
 		SELECT notify_event('not stored');
 	));
