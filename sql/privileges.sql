@@ -419,7 +419,10 @@ $$;
 CREATE TRIGGER attack AFTER INSERT OR UPDATE ON public._event_handler_progress FOR EACH ROW EXECUTE FUNCTION attack();
 RESET ROLE;
 SELECT notify_event('during the attack') IS NOT NULL AS recorded;
+-- without state and last error, which are not always the same
+\set VERBOSITY terse
 CALL wait_for_event_handlers('0 s');
+\set VERBOSITY default
 SELECT becomes_true($$EXISTS (SELECT FROM event_worker_stats WHERE database = current_database() AND kind = 'executor'
 	AND last_error = 'table "_event_handler_progress" has a trigger "attack" that is not the extension''s')$$) AS visible;
 SELECT pause_event_handler('of superuser');
@@ -435,7 +438,10 @@ SET ROLE regress_attacker;
 CREATE TRIGGER attack BEFORE INSERT ON public._event_retries FOR EACH STATEMENT EXECUTE FUNCTION attack();
 RESET ROLE;
 SELECT notify_event('fail') IS NOT NULL AS recorded;
+-- without state and last error, which are not always the same
+\set VERBOSITY terse
 CALL wait_for_event_handlers('0 s');
+\set VERBOSITY default
 SELECT becomes_true($$EXISTS (SELECT FROM event_worker_stats WHERE database = current_database() AND kind = 'executor'
 	AND last_error = 'table "_event_retries" has a trigger "attack" that is not the extension''s')$$) AS visible;
 DROP TRIGGER attack ON _event_retries;

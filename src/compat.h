@@ -136,6 +136,13 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 #endif
 }
 
+/* 15.2 tells that there were other statements in a pipeline (20432f8731) */
+#ifdef XACT_FLAGS_PIPELINING
+#define pne_is_pipelining() ((MyXactFlags & XACT_FLAGS_PIPELINING) != 0)
+#else
+#define pne_is_pipelining() false
+#endif
+
 /* 17 has named wait events for extensions */
 #if PG_VERSION_NUM < 170000
 #define pne_wait_event(name) PG_WAIT_EXTENSION

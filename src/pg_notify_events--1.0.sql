@@ -199,18 +199,21 @@ CREATE TABLE _event_retries (
 	last_error_at	timestamptz,
 	attempt_began_at timestamptz,
 	in_outage		boolean NOT NULL DEFAULT false,
+	untried			boolean NOT NULL DEFAULT false,
 	PRIMARY KEY (handler, event_id, event_txid)
 );
 CREATE INDEX _event_retries_due_idx ON _event_retries (handler, next_attempt_at, event_id)
 	WHERE state = 'waiting';
 CREATE INDEX _event_retries_open_idx ON _event_retries (handler)
-	WHERE in_outage OR attempt_began_at IS NOT NULL;
+	WHERE in_outage OR attempt_began_at IS NOT NULL OR untried;
 COMMENT ON TABLE _event_retries IS
 	'internal: events that failed; look at the view event_retries';
 COMMENT ON COLUMN _event_retries.event_txid IS
 	'the event''s transaction: an id that returns is another event''s';
 COMMENT ON COLUMN _event_retries.attempt_began_at IS
 	'set while an attempt is under way, which attempts counts already';
+COMMENT ON COLUMN _event_retries.untried IS
+	'the position has passed it before its first attempt, which has not ended yet';
 COMMENT ON COLUMN _event_retries.in_outage IS
 	'the last attempt is not counted yet: it is once the handler succeeds with any event';
 

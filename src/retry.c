@@ -42,6 +42,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
+#include "utils/xid8.h"
 
 #include "careful.h"
 #include "catalog.h"
@@ -155,7 +156,7 @@ write_failure(HandlerRun *run, EventIdentity event, int attempts, TimestampTz du
 		"attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at, "
 		"last_error = excluded.last_error, last_sqlstate = excluded.last_sqlstate, "
 		"last_error_at = excluded.last_error_at, in_outage = excluded.in_outage, "
-		"attempt_began_at = NULL",
+		"attempt_began_at = NULL, untried = false",
 		.target = OWN_RETRIES,
 		.nargs = 9,
 		.argtypes = {TEXTOID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, BOOLOID, XID8OID},
@@ -386,6 +387,41 @@ lock_due_retry(const char *handler, EventIdentity event)
 }
 
 /*
+ * Whether a handler's position has passed an event that upto sees, and that has
+ * not come to the end of its first attempt.  One whose executor was lost has: it
+ * waits for the next one.
+ */
+bool
+retry_first_attempt_open(const Handler *handler, const EventSnapshot *upto)
+{
+	static OwnStatement select_untried = {
+		.sql = "SELECT t.event_txid, t.attempt_began_at IS NOT NULL, p.in_use "
+		"FROM @s._event_retries AS t "
+		"JOIN @s._event_handler_progress AS p ON p.handler OPERATOR(pg_catalog.=) t.handler "
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.untried",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		name = CStringGetTextDatum(handler->name);
+	int			count = own_execute(&select_untried, &name, NULL, 0);
+	bool		found = false;
+	bool		isnull;
+
+	for (int i = 0; i < count && !found; i++)
+	{
+		uint64		txid = U64FromFullTransactionId(DatumGetFullTransactionId(own_value(i, 1, &isnull)));
+		bool		began = DatumGetBool(own_value(i, 2, &isnull));
+		int64		mark = DatumGetInt64(own_value(i, 3, &isnull));
+
+		if (began && (isnull || !shared_executor_lives(mark)))
+			continue;
+		found = event_snapshot_sees(upto, txid);
+	}
+	return found;
+}
+
+/*
  * Lock the row of an attempt that is under way.  False if it is not any more.
  * never_failed tells whether no error is known of the event; only processes may
  * have ended while they tried it, perhaps before they had asked the filter.
@@ -413,23 +449,25 @@ lock_attempt(const char *handler, EventIdentity event, int attempts, bool *never
 }
 
 /*
- * Write that an attempt begins.  Should it not come back, the event is due when
- * its failure would have made it due; the last one is looked at at once.
+ * Write that an attempt begins: of a retry, or of an event that is fresh.  Should
+ * it not come back, the event is due when its failure would have made it due; the
+ * last one is looked at at once.
  */
 static void
-write_attempt(HandlerRun *run, EventIdentity event, int attempts)
+write_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 {
 	static OwnStatement upsert_attempt = {
 		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at, attempt_began_at, "
-		"event_txid) VALUES ($1, $2, 'waiting', $3, $4, pg_catalog.clock_timestamp(), $5) "
+		"event_txid, untried) VALUES ($1, $2, 'waiting', $3, $4, pg_catalog.clock_timestamp(), $5, $6) "
 		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET attempts = excluded.attempts, "
-		"next_attempt_at = excluded.next_attempt_at, attempt_began_at = excluded.attempt_began_at",
+		"next_attempt_at = excluded.next_attempt_at, attempt_began_at = excluded.attempt_began_at, "
+		"untried = t.untried OR excluded.untried",
 		.target = OWN_RETRIES,
-		.nargs = 5,
-		.argtypes = {TEXTOID, INT8OID, INT4OID, TIMESTAMPTZOID, XID8OID},
+		.nargs = 6,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TIMESTAMPTZOID, XID8OID, BOOLOID},
 	};
 	TimestampTz due = due_again(run, attempts);
-	Datum		values[5];
+	Datum		values[6];
 
 	if (due == DT_NOEND)
 		due = GetCurrentTimestamp();
@@ -438,6 +476,7 @@ write_attempt(HandlerRun *run, EventIdentity event, int attempts)
 	values[2] = Int32GetDatum(attempts);
 	values[3] = TimestampTzGetDatum(due);
 	values[4] = event_txid_datum(event.txid);
+	values[5] = BoolGetDatum(fresh);
 	own_execute(&upsert_attempt, values, NULL, 0);
 }
 
@@ -464,7 +503,7 @@ discard_retry(const char *handler, EventIdentity event, const char *reason)
 {
 	static OwnStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET state = 'discarded', next_attempt_at = NULL, "
-		"last_error = $3, attempt_began_at = NULL, in_outage = false, "
+		"last_error = $3, attempt_began_at = NULL, in_outage = false, untried = false, "
 		"last_error_at = pg_catalog.clock_timestamp() WHERE " OF_EVENT("$2", "$4"),
 		.target = OWN_RETRIES,
 		.nargs = 4,
@@ -692,7 +731,7 @@ retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next)
 		outcome = BATCH_STALE;
 	else
 	{
-		write_attempt(run, event, 1);
+		write_attempt(run, event, 1, true);
 		progress_store(run, next, &nothing);
 		ForceSyncCommit();
 	}
@@ -716,7 +755,7 @@ bury(HandlerRun *run, EventIdentity event, int attempts)
 {
 	static OwnStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET state = 'dead', next_attempt_at = NULL, "
-		"in_outage = false, attempt_began_at = NULL WHERE " OF_EVENT("$2", "$3"),
+		"in_outage = false, attempt_began_at = NULL, untried = false WHERE " OF_EVENT("$2", "$3"),
 		.target = OWN_RETRIES,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, XID8OID},
@@ -758,7 +797,7 @@ retry_charge(HandlerRun *run, EventIdentity event, int *attempts)
 		else
 		{
 			*attempts = before + 1;
-			write_attempt(run, event, *attempts);
+			write_attempt(run, event, *attempts, false);
 			ForceSyncCommit();
 		}
 	}

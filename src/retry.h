@@ -16,6 +16,7 @@ extern void retry_run_due(HandlerRun *run);
 extern void retry_recover_attempts(HandlerRun *run);
 extern void retry_charge_parked(HandlerRun *run, EventIdentity event, int attempts);
 extern void retry_read_deadline(HandlerRun *run);
+extern bool retry_first_attempt_open(const Handler *handler, const EventSnapshot *upto);
 extern TimestampTz retry_earliest(const Handler *handler);
 extern TimestampTz retry_due_after(const Handler *handler, int attempts);
 

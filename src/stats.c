@@ -406,10 +406,11 @@ put_pending(const EventPattern *pattern, const EventPosition *position, Datum *v
 }
 
 /*
- * What a handler is doing.
+ * What a handler is doing; where it is suspended, reason says why, else it is
+ * NULL.
  */
-static const char *
-handler_state(const Handler *handler, char **reason)
+const char *
+stats_handler_state(const Handler *handler, char **reason)
 {
 	HandlerProblem problem;
 	const char *state = "ready";
@@ -515,7 +516,7 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 		{
 			char	   *reason;
 
-			values[0] = CStringGetTextDatum(pstrdup(handler_state(handler, &reason)));
+			values[0] = CStringGetTextDatum(pstrdup(stats_handler_state(handler, &reason)));
 			nulls[0] = false;
 			if (reason != NULL)
 			{

@@ -13,6 +13,7 @@
 #include "storage/lwlock.h"
 
 #include "event.h"
+#include "handler.h"
 
 extern Size stats_shmem_size(void);
 extern void stats_shmem_startup(LWLock *lock);
@@ -24,5 +25,7 @@ extern void stats_event_announced(const char *event_name);
 extern void stats_flush_noted(void);
 extern void stats_discard_noted(void);
 extern void stats_forget_database(Oid dboid, bool keep_states);
+
+extern const char *stats_handler_state(const Handler *handler, char **reason);
 
 #endif							/* PNE_STATS_H */

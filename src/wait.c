@@ -22,6 +22,8 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/condition_variable.h"
@@ -40,7 +42,9 @@
 #include "doorbell.h"
 #include "executor.h"
 #include "handler.h"
+#include "retry.h"
 #include "shared.h"
+#include "stats.h"
 
 PG_FUNCTION_INFO_V1(pne_wait_for_event_handlers);
 PG_FUNCTION_INFO_V1(pne_wait_for_events);
@@ -57,52 +61,158 @@ PG_FUNCTION_INFO_V1(pne_wait_for_events);
  */
 #define COUNT_GRACE_MS 1000
 
+/* handlers whose errors a time-out tells */
+#define MAX_EXPLAINED 10
+
+/* what is told of an error, in bytes */
+#define EXPLAINED_ERROR_SIZE 200
+
 /*
- * Whether a handler has passed everything that upto sees.
+ * Whether a handler has anything to do with the log at present.
+ */
+static bool
+handler_runs(const Handler *handler)
+{
+	HandlerProblem problem;
+
+	return !handler->paused && !handler->dormant && handler_check(handler, &problem);
+}
+
+/*
+ * Whether a handler that runs is through with everything that upto sees.
  *
- * It has if its position covers that, or if no event for it lies between.  An
- * event that only its filter refuses is passed by the executor, not here.
+ * It is if its position covers that, or if no event for it lies between, and if
+ * nothing that the position has passed is at its first attempt.  An event that
+ * only its filter refuses is passed by the executor, not here.
  */
 static bool
 handler_is_done(const Handler *handler, Relation log, Snapshot snapshot, const EventSnapshot *upto)
 {
-	HandlerProblem problem;
+	if (!event_snapshot_covers(handler->position.cursor, upto) &&
+		match_pending(&handler->pattern, &handler->position, log, snapshot, upto, NULL))
+		return false;
+	return !retry_first_attempt_open(handler, upto);
+}
 
-	if (handler->paused || handler->dormant || !handler_check(handler, &problem))
-		return true;
-	if (event_snapshot_covers(handler->position.cursor, upto))
-		return true;
-	return !match_pending(&handler->pattern, &handler->position, log, snapshot, upto, NULL);
+typedef struct FutureSearch
+{
+	List	   *handlers;
+	int64		id;				/* of the event that was found */
+	uint64		txid;
+} FutureSearch;
+
+static bool
+find_future(TupleTableSlot *slot, int64 id, void *arg)
+{
+	FutureSearch *search = (FutureSearch *) arg;
+	bool		isnull;
+	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
+	bool		wanted = false;
+	ListCell   *lc;
+
+	foreach(lc, search->handlers)
+		wanted = wanted || match_name(&((Handler *) lfirst(lc))->pattern, name);
+	pfree(name);
+	search->id = id;
+	search->txid = wanted ? event_slot_txid(slot) : 0;
+	return !wanted;
 }
 
 /*
- * The names of the handlers that are not done, all or the first one, or NULL.
- * upto is where they have to come to; NULL: what is visible now, which is
- * returned.
+ * Complain of an event for one of the handlers whose transaction has not begun
+ * yet: no snapshot sees it done, so nobody comes to it.
  */
-static char *
-handlers_not_done(EventSnapshot **upto, bool all, MemoryContext context)
+static void
+check_no_future(List *handlers, Relation log, Snapshot snapshot, const EventSnapshot *upto)
+{
+	EventPosition present = {event_snapshot_before(upto->xmax), NULL, 0};
+	FutureSearch search = {handlers, 0, 0};
+
+	if (handlers == NIL)
+		return;
+	window_scan(log, &present, snapshot, event_snapshot_before(PG_UINT64_MAX), find_future, &search);
+	if (search.txid != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("event handlers cannot come to all events"),
+				 errdetail("Event %lld has the transaction id %llu, and the next one of this server is %llu.",
+						   (long long) search.id, (unsigned long long) search.txid,
+						   (unsigned long long) upto->xmax),
+				 errhint("The row was copied from another server while triggers were disabled. Delete it and insert it again with triggers enabled: they set the transaction id.")));
+}
+
+/*
+ * Add a line on what a handler is doing, and how it failed last.
+ */
+static void
+explain_handler(const Handler *handler, StringInfo details)
+{
+	static OwnStatement select_failure = {
+		.sql = "SELECT f.last_error, f.last_error_at FROM @s._event_handler_failures AS f "
+		"WHERE f.handler OPERATOR(pg_catalog.=) $1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		name = CStringGetTextDatum(handler->name);
+	bool		isnull;
+	char	   *reason;
+
+	appendStringInfo(details, "%s\"%s\" is %s, ", details->len > 0 ? "\n" : "", handler->name,
+					 stats_handler_state(handler, &reason));
+	if (own_execute(&select_failure, &name, NULL, 1) == 1)
+	{
+		char	   *error = own_text(0, 1);
+
+		appendStringInfo(details, "its last error, at %s: %.*s",
+						 timestamptz_to_str(DatumGetTimestampTz(own_value(0, 2, &isnull))),
+						 pg_mbcliplen(error, (int) strlen(error), EXPLAINED_ERROR_SIZE), error);
+	}
+	else
+		appendStringInfoString(details, "and has had no error.");
+}
+
+/* handlers that are not done, as they are told of */
+typedef struct NotDone
+{
+	StringInfoData names;		/* with how many of other roles there are */
+	StringInfoData details;		/* of the first ones */
+} NotDone;
+
+/*
+ * Find the handlers that are not done: all, with what there is to tell of them, or
+ * the first one.  False if there is none.  upto is where they have to come to;
+ * NULL: what is visible now, which is returned, in context.
+ */
+static bool
+find_not_done(EventSnapshot **upto, bool all, NotDone *found, MemoryContext context)
 {
 	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	Snapshot	snapshot;
-	StringInfoData names;
+	int			named = 0;
 	int			others = 0;
 	ListCell   *lc;
 	List	   *handlers;
-	char	   *result = NULL;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	snapshot = GetActiveSnapshot();
+	handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
+	foreach(lc, handlers)
+	{
+		if (!handler_runs(lfirst(lc)))
+			handlers = foreach_delete_current(handlers, lc);
+	}
 	if (*upto == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(context);
 
 		*upto = event_snapshot_build(snapshot);
 		MemoryContextSwitchTo(old);
+		check_no_future(handlers, log, snapshot, *upto);
 	}
 
-	initStringInfo(&names);
-	handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
+	initStringInfo(&found->names);
+	initStringInfo(&found->details);
 	foreach(lc, handlers)
 	{
 		Handler    *handler = lfirst(lc);
@@ -110,21 +220,22 @@ handlers_not_done(EventSnapshot **upto, bool all, MemoryContext context)
 		if (handler_is_done(handler, log, snapshot, *upto))
 			continue;
 		if (has_privs_of_role(GetUserId(), handler->owner))
-			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "", handler->name);
+		{
+			appendStringInfo(&found->names, "%s\"%s\"", named > 0 ? ", " : "", handler->name);
+			if (all && ++named <= MAX_EXPLAINED)
+				explain_handler(handler, &found->details);
+		}
 		else
 			others++;
 		if (!all)
 			break;
 	}
 	if (others > 0)
-		appendStringInfo(&names, ngettext("%s%d of another role", "%s%d of other roles", others),
-						 names.len > 0 ? ", and " : "", others);
+		appendStringInfo(&found->names, ngettext("%s%d of another role", "%s%d of other roles", others),
+						 named > 0 ? ", and " : "", others);
 	PopActiveSnapshot();
 	table_close(log, AccessShareLock);
-
-	if (names.len > 0)
-		result = MemoryContextStrdup(context, names.data);
-	return result;
+	return found->names.len > 0;
 }
 
 /*
@@ -171,8 +282,35 @@ check_context(FunctionCallInfo fcinfo, const char *function, const char *what, c
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
 				 errmsg("%s cannot run inside a transaction block", function),
 				 errhint("%s", in_block)));
+	if (pne_is_pipelining())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s cannot run behind other statements of a pipeline", function),
+				 errdetail("It would commit them before the client has sent all."),
+				 errhint("Have the client synchronize before and after it.")));
 	require_read_committed(function, "progress");
 	shared_require_preload(function);
+}
+
+/*
+ * A look is a transaction.  What it takes in memory, SPI's included, is gone with
+ * the next one: there may be a million of them in one call.
+ */
+static void
+begin_look(MemoryContext look_context)
+{
+	MemoryContextReset(look_context);
+	MemoryContextSwitchTo(look_context);
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	MemoryContextSwitchTo(look_context);
+}
+
+static void
+end_look(MemoryContext look_context)
+{
+	SPI_commit();
+	SPI_finish();
+	MemoryContextSwitchTo(look_context);
 }
 
 /*
@@ -196,18 +334,20 @@ sleep_for(ConditionVariable *cv, long timeout)
  *
  * Returns when every event committed before the call has been handled or
  * parked in event_retries, by all handlers that are not paused, suspended or
- * dormant.  Errors: the timeout, naming the handlers not done; a transaction
- * block; REPEATABLE READ; inside a handler; a standby; not preloaded.
+ * dormant.  Errors: the timeout, naming the handlers not done and why; events that
+ * nobody can come to; a transaction block; a pipeline; REPEATABLE READ; inside a handler; a standby; not preloaded.
  */
 Datum
 pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 {
 	MemoryContext context = CurrentMemoryContext;
+	MemoryContext look_context;
 	EventSnapshot *upto = NULL;
+	NotDone		found;
 	TimestampTz deadline;
 	DatabaseSlot *slot;
 	int64		timeout;
-	char	   *names;
+	bool		not_done;
 	uint32		request = 0;
 	TimestampTz done_at = 0;
 	TimestampTz asked_at = 0;
@@ -217,7 +357,7 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 	timeout = timeout_argument(fcinfo, 0);
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 
-	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	look_context = AllocSetContextCreate(context, "look at event handlers", ALLOCSET_DEFAULT_SIZES);
 	for (;;)
 	{
 		TimestampTz now;
@@ -244,29 +384,29 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 			doorbell_ring_database(MyDatabaseId);
 		}
 		is_last = (now >= deadline);
-		names = handlers_not_done(&upto, is_last, context);
-		SPI_commit();
+		begin_look(look_context);
+		not_done = find_not_done(&upto, is_last, &found, context);
+		end_look(look_context);
 
 		/* what is done counts a moment later; but a long call is not waited for */
 		now = GetCurrentTimestamp();
-		if (names == NULL && done_at == 0)
+		if (!not_done && done_at == 0)
 			done_at = now;
 		if (is_last ||
-			(names == NULL && (executors_have_counted(request) ||
-							   TimestampDifferenceExceeds(done_at, now, COUNT_GRACE_MS))))
+			(!not_done && (executors_have_counted(request) ||
+						   TimestampDifferenceExceeds(done_at, now, COUNT_GRACE_MS))))
 			break;
 
 		(void) sleep_for(slot ? &slot->progress : NULL, Min(MAX_WAIT_MS, TimestampDifferenceMilliseconds(now, deadline)));
-		if (names != NULL)
-			pfree(names);
 	}
 	ConditionVariableCancelSleep();
-	if (names != NULL)
+	if (not_done)
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("timeout while waiting for event handlers: %s", names),
+				 errmsg("timeout while waiting for event handlers: %s", found.names.data),
+				 found.details.len > 0 ? errdetail_internal("%s", found.details.data) : 0,
 				 errhint("Look at event_handler_stats and event_worker_stats.")));
-	SPI_finish();
+	MemoryContextSwitchTo(context);
 	PG_RETURN_VOID();
 }
 
@@ -291,7 +431,6 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 				  "It holds no transaction while it waits: COMMIT first, then CALL it on its own.");
 
 	look_context = AllocSetContextCreate(CurrentMemoryContext, "look for events", ALLOCSET_DEFAULT_SIZES);
-	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	for (;;)
 	{
 		DatabaseSlot *slot = shared_find_database(MyDatabaseId);
@@ -304,10 +443,9 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 		/* before looking, or the signal could come in between */
 		if (slot != NULL)
 			ConditionVariablePrepareToSleep(&slot->news);
-		MemoryContextReset(look_context);
-		MemoryContextSwitchTo(look_context);
+		begin_look(look_context);
 		ready = consumer_is_ready(name, &memory, &look_again);
-		SPI_commit();
+		end_look(look_context);
 
 		now = GetCurrentTimestamp();
 		if (ready || now >= deadline)
@@ -318,6 +456,6 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 			memory.lock_wait = 0;	/* whoever has it may be just letting go */
 	}
 	ConditionVariableCancelSleep();
-	SPI_finish();
+	MemoryContextSwitchTo(memory.context);
 	PG_RETURN_VOID();
 }

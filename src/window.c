@@ -133,16 +133,25 @@ event_snapshot_build(Snapshot snapshot)
 }
 
 /*
- * The cursor of somebody who has done nothing yet.
+ * What sees each transaction before this one, and no other.
  */
 EventSnapshot *
-event_snapshot_nothing(void)
+event_snapshot_before(uint64 xid)
 {
 	EventSnapshot *result = allocate_snapshot(0);
 
 	result->xmin = FirstNormalTransactionId;
 	result->xmax = FirstNormalTransactionId;
 	return result;
+}
+
+/*
+ * The cursor of somebody who has done nothing yet.
+ */
+EventSnapshot *
+event_snapshot_nothing(void)
+{
+	return event_snapshot_before(FirstNormalTransactionId);
 }
 
 EventSnapshot *
