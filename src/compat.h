@@ -167,6 +167,9 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 /* 17 added transaction_timeout */
 #if PG_VERSION_NUM >= 170000
 #define PNE_HAVE_TRANSACTION_TIMEOUT
+#define PNE_STATEMENT_TIMEOUTS STATEMENT_TIMEOUT, TRANSACTION_TIMEOUT
+#else
+#define PNE_STATEMENT_TIMEOUTS STATEMENT_TIMEOUT
 #endif
 
 /* 18 counts index searches during a scan, and so wants instrumentation */

@@ -38,20 +38,33 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 
 #include "catalog.h"
+#include "compat.h"
 #include "consumer.h"
 #include "numbered_lock.h"
 #include "settings.h"
 
-/*
- * A search ends after this time, in ms, with what it has found by then.  So who
- * polls with a statement_timeout gets on, too, where little matches.
- */
+/* a search ends after this time, in ms; or so long after the last event found */
 #define SEARCH_MS 1000
+#define CONTENT_MS 100
 
-/* ... reading at most so many events at a time, if no more are wanted */
+/*
+ * ... and after this share of what is left of a timeout, so that who polls with a
+ * short one gets on, too, where little matches
+ */
+#define SHARE_OF_TIMEOUT 3
+
+/*
+ * Events are read so many at a time at first, if time is short, and at most, if
+ * no more are wanted.
+ */
+#define HURRIED_STEP 32
 #define MAX_STEP 1000
+
+/* a step may be larger than the last one if there is time for so many like that */
+#define STEPS_TO_GO 4
 
 /*
  * Who finds the lock taken, and so with every ring, looks again soon, then later
@@ -340,6 +353,50 @@ positions_equal(const EventPosition *a, const EventPosition *b)
 }
 
 /*
+ * When the first of the timeouts that are on will end the statement, or DT_NOEND.
+ */
+static TimestampTz
+statement_ends_at(void)
+{
+	static const TimeoutId timeouts[] = {PNE_STATEMENT_TIMEOUTS};
+	TimestampTz result = DT_NOEND;
+
+	for (int i = 0; i < (int) lengthof(timeouts); i++)
+	{
+		if (get_timeout_active(timeouts[i]))
+			result = Min(result, get_timeout_finish_time(timeouts[i]));
+	}
+	return result;
+}
+
+/*
+ * The search begins: say when it is to end.
+ */
+static void
+set_deadlines(EventSearch *search)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz statement = statement_ends_at();
+
+	search->ends_at = TimestampTzPlusMilliseconds(now, SEARCH_MS);
+	search->content_at = DT_NOEND;
+	search->hurried = (statement != DT_NOEND);
+	if (search->hurried)
+	{
+		search->ends_at = Min(search->ends_at, now + (statement - now) / SHARE_OF_TIMEOUT);
+		search->step = Min(search->step, HURRIED_STEP);
+	}
+}
+
+static bool
+time_is_up(const EventSearch *search)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return now >= search->ends_at || now >= search->content_at;
+}
+
+/*
  * Prepare a search from where a consumer stands, for limit events at most.  The
  * log was locked before the snapshot was taken.  What is found lies in the
  * current memory context.
@@ -415,31 +472,43 @@ look_at_event(EventSearch *search, const Event *event, const EventIdentity *list
 }
 
 /*
- * Look through events, which may be on a list or come from the log (NULL), until
- * enough are found or the time is up.  Returns how many were looked at.
+ * Look through events, which are on a list or, to be matched, from the log (listed
+ * is NULL), until enough are found or, of the log's, the time is up.  Returns how
+ * many were looked at, which is one at least.
+ *
+ * Where few match, that is done in larger steps, but not where policies and filters
+ * take their time and there is little of it.
  */
 static int64
-search_events(EventSearch *search, const EventRef *refs, int64 nrefs, const EventIdentity *listed,
-			  TimestampTz deadline)
+search_events(EventSearch *search, const EventRef *refs, int64 nrefs, const EventIdentity *listed)
 {
 	EventChunk *chunk = chunk_create(CurrentMemoryContext);
+	bool		match = (listed == NULL);
 	int64		next = 0;
+	bool		over = false;
 
-	while (next < nrefs && !search_is_full(search))
+	while (next < nrefs && !search_is_full(search) && !over)
 	{
+		TimestampTz began = GetCurrentTimestamp();
+		int			found_before = search->nfound;
+		TimestampTz now;
+
 		(void) chunk_load(chunk, search->log, search->snapshot, refs + next,
 						  (int) Min(nrefs - next, search->step));
 		hide_events(search, chunk->events, chunk->length);
-		for (int i = 0; i < chunk->length && !search_is_full(search); i++)
+		for (int i = 0; i < chunk->length && !search_is_full(search) && !over; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
 			look_at_event(search, &chunk->events[i], listed ? &listed[next] : NULL);
 			next++;
+			over = match && search->hurried && time_is_up(search);
 		}
-		/* where few match, in larger steps */
-		search->step = Max(search->step, Min(search->step * 2, MAX_STEP));
-		if (GetCurrentTimestamp() >= deadline)
-			break;
+		now = GetCurrentTimestamp();
+		if (match && search->nfound > found_before)
+			search->content_at = TimestampTzPlusMilliseconds(now, CONTENT_MS);
+		if (!search->hurried || (now - began) * STEPS_TO_GO < search->ends_at - now)
+			search->step = Max(search->step, Min(search->step * 2, MAX_STEP));
+		over = over || (match && time_is_up(search));
 	}
 	chunk_free(chunk);
 	return next;
@@ -456,7 +525,29 @@ search_listed(EventSearch *search, const EventIdentity *listed, int nlisted)
 
 	for (int i = 0; i < nlisted; i++)
 		refs[i] = event_ref(listed[i].id);
-	return (int) search_events(search, refs, nlisted, listed, DT_NOEND);
+	return (int) search_events(search, refs, nlisted, listed);
+}
+
+/*
+ * Read the window that the position is in, or else the next one.  NULL where the
+ * statement would not live to see the end of that; then the position is inside the
+ * window in any case.
+ */
+static Window *
+read_whole(EventSearch *search)
+{
+	EventPosition *position = &search->position;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz deadline = search->hurried ? now + (search->ends_at - now) / 2 : DT_NOEND;
+	Window	   *window = window_read(search->log, position, search->snapshot, search->upto,
+									 CurrentMemoryContext, deadline);
+
+	if (window == NULL && position->window == NULL)
+	{
+		position->window = event_snapshot_copy(search->upto);
+		position->last_id = PG_INT64_MIN;
+	}
+	return window;
 }
 
 /*
@@ -464,14 +555,16 @@ search_listed(EventSearch *search, const EventIdentity *listed, int nlisted)
  *
  * A window that was begun is gone through before the next one is opened.  It is
  * read on from the position by id; where that leads nowhere, its rest is read
- * as a whole.
+ * as a whole.  Where there is no time for that it is read on all the same: then one
+ * search after the other comes nearer to the next event of it.
  */
 void
 search_log(EventSearch *search)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), SEARCH_MS);
 	bool		read_on = true;
+	bool		too_large = false;
 
+	set_deadlines(search);
 	for (;;)
 	{
 		EventPosition *position = &search->position;
@@ -479,16 +572,21 @@ search_log(EventSearch *search)
 		int64		next;
 
 		search->finished = (position->window == NULL && event_snapshot_equal(position->cursor, search->upto));
-		if (search->finished || search_is_full(search) || GetCurrentTimestamp() >= deadline)
+		if (search->finished || search_is_full(search) || time_is_up(search))
 			break;
 
-		if (position->window != NULL && read_on)
+		if (position->window != NULL && (read_on || too_large))
 			window = window_read_on(search->log, position, search->snapshot, search->step, CurrentMemoryContext);
 		else
-			window = window_read(search->log, position, search->snapshot, search->upto, CurrentMemoryContext);
+			window = read_whole(search);
+		if (window == NULL)
+		{
+			too_large = true;
+			continue;
+		}
 		read_on = (window->nevents > 0);
 
-		next = search_events(search, window->events, window->nevents, NULL, deadline);
+		next = search_events(search, window->events, window->nevents, NULL);
 		{
 			EventPosition come_to = window_position(window, next);
 

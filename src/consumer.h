@@ -40,6 +40,9 @@ typedef struct EventSearch
 	EventPosition position;		/* what is before it was looked at */
 	int64		passed;			/* events that were looked at */
 	bool		finished;		/* the position has come to upto */
+	TimestampTz ends_at;		/* the search, with what there is, */
+	TimestampTz content_at;		/* or before, if nothing is found any more */
+	bool		hurried;		/* a timeout would end it if it did not */
 	int			step;			/* so many are read at a time */
 	int			limit;			/* so many are wanted at most, */
 	Size		max_bytes;		/* and about so much data */

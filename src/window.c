@@ -60,6 +60,9 @@
 /* rows that window_read_on() looks at, at most */
 #define READ_ON_ROWS 10000
 
+/* rows after which who reads a window with a deadline looks at the clock */
+#define LOOK_AT_CLOCK 1024
+
 /* first room for the events of a window */
 #define INITIAL_EVENTS 128
 
@@ -140,8 +143,7 @@ event_snapshot_before(uint64 xid)
 {
 	EventSnapshot *result = allocate_snapshot(0);
 
-	result->xmin = FirstNormalTransactionId;
-	result->xmax = FirstNormalTransactionId;
+	result->xmin = result->xmax = xid;
 	return result;
 }
 
@@ -263,17 +265,18 @@ event_position_passed(const EventPosition *position, uint64 xid, int64 id)
 }
 
 /*
- * One scan of the index on txid, for the keys given.  False if the callback
- * has ended it.
+ * One scan of the index on txid, for the keys given.  False if the callback, or
+ * the deadline, has ended it.
  */
 static bool
 scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey keys,
 		   const EventPosition *position, const EventSnapshot *upto,
-		   EventCallback callback, void *arg)
+		   EventCallback callback, void *arg, TimestampTz deadline)
 {
 	IndexScanDesc scan;
 	TupleTableSlot *slot = table_slot_create(log, NULL);
 	bool		go_on = true;
+	int64		nrows = 0;
 
 	scan = pne_index_beginscan(log, index, snapshot, nkeys);
 	index_rescan(scan, keys, nkeys, NULL, 0);
@@ -285,6 +288,8 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 		CHECK_FOR_INTERRUPTS();
 		if (event_snapshot_sees(upto, xid) && !event_position_passed(position, xid, id))
 			go_on = callback(slot, id, arg);
+		if (deadline != DT_NOEND && ++nrows % LOOK_AT_CLOCK == 0 && GetCurrentTimestamp() >= deadline)
+			go_on = false;
 	}
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
@@ -292,14 +297,12 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 }
 
 /*
- * Every event between a position and a snapshot, in no particular order.
- *
- * The caller has locked the log before it took the snapshot; upto was built
- * from that snapshot, or is a window that is older.
+ * What window_scan() does, with a deadline.  False if that has come, or the
+ * callback has ended it.
  */
-void
-window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
-			const EventSnapshot *upto, EventCallback callback, void *arg)
+static bool
+scan_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
+			EventCallback callback, void *arg, TimestampTz deadline)
 {
 	static const WantedIndex by_txid = {.nkeys = 1, .keys = {Anum_event_txid}};
 	const EventSnapshot *cursor = position->cursor;
@@ -315,7 +318,7 @@ window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xmax)));
 	ScanKeyInit(&keys[1], 1, BTLessStrategyNumber, F_XID8LT,
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(upto->xmax)));
-	go_on = scan_txids(log, index, snapshot, 2, keys, position, upto, callback, arg);
+	go_on = scan_txids(log, index, snapshot, 2, keys, position, upto, callback, arg, deadline);
 
 	for (int i = 0; go_on && i < cursor->nxip; i++)
 	{
@@ -323,10 +326,24 @@ window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 			continue;
 		ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_XID8EQ,
 					FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xip[i])));
-		go_on = scan_txids(log, index, snapshot, 1, keys, position, upto, callback, arg);
+		go_on = scan_txids(log, index, snapshot, 1, keys, position, upto, callback, arg, deadline);
 	}
 
 	index_close(index, AccessShareLock);
+	return go_on;
+}
+
+/*
+ * Every event between a position and a snapshot, in no particular order.
+ *
+ * The caller has locked the log before it took the snapshot; upto was built
+ * from that snapshot, or is a window that is older.
+ */
+void
+window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
+			const EventSnapshot *upto, EventCallback callback, void *arg)
+{
+	(void) scan_window(log, position, snapshot, upto, callback, arg, DT_NOEND);
 }
 
 typedef struct CollectState
@@ -479,9 +496,12 @@ window_find(const Window *window, int64 i, const WantedNames *wanted, int limit,
 	return count;
 }
 
+/*
+ * Read a window; NULL where that was not done by the deadline.
+ */
 static Window *
 read_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
-			MemoryContext parent, bool with_names, EventCallback wanted, void *arg)
+			MemoryContext parent, bool with_names, EventCallback wanted, void *arg, TimestampTz deadline)
 {
 	Window	   *window;
 	CollectState state = {.room = INITIAL_EVENTS, .ascending = true, .wanted = wanted, .arg = arg};
@@ -497,7 +517,11 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 	MemoryContextSwitchTo(old);
 
 	state.window = window;
-	window_scan(log, position, snapshot, upto, collect_event, &state);
+	if (!scan_window(log, position, snapshot, upto, collect_event, &state, deadline))
+	{
+		window_release(window);
+		return NULL;
+	}
 	if (!state.ascending)
 		qsort(window->events, window->nevents, sizeof(EventRef), compare_events);
 	if (with_names)
@@ -507,15 +531,16 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 
 /*
  * Read the window between a position and a snapshot: its events, sorted once.
+ * NULL where that takes longer than until the deadline (DT_NOEND: none).
  *
  * A position inside a window is continued in that same window.  The result has
  * one reference; it lives in a context of its own below parent.
  */
 Window *
 window_read(Relation log, const EventPosition *position, Snapshot snapshot,
-			const EventSnapshot *upto, MemoryContext parent)
+			const EventSnapshot *upto, MemoryContext parent, TimestampTz deadline)
 {
-	return read_window(log, position, snapshot, upto, parent, false, NULL, NULL);
+	return read_window(log, position, snapshot, upto, parent, false, NULL, NULL, deadline);
 }
 
 /*
@@ -525,7 +550,7 @@ Window *
 window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
 				  const EventSnapshot *upto, MemoryContext parent)
 {
-	return read_window(log, position, snapshot, upto, parent, true, NULL, NULL);
+	return read_window(log, position, snapshot, upto, parent, true, NULL, NULL, DT_NOEND);
 }
 
 /*
@@ -537,7 +562,7 @@ window_read_wanted(Relation log, const EventPosition *position, Snapshot snapsho
 				   const EventSnapshot *upto, MemoryContext parent,
 				   EventCallback wanted, void *arg)
 {
-	return read_window(log, position, snapshot, upto, parent, false, wanted, arg);
+	return read_window(log, position, snapshot, upto, parent, false, wanted, arg, DT_NOEND);
 }
 
 typedef struct ReadOnState

@@ -10,6 +10,7 @@
 
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
+#include "utils/timestamp.h"
 
 #include "event.h"
 #include "names.h"
@@ -72,7 +73,7 @@ extern bool event_position_passed(const EventPosition *position, uint64 xid, int
 extern void window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 						const EventSnapshot *upto, EventCallback callback, void *arg);
 extern Window *window_read(Relation log, const EventPosition *position, Snapshot snapshot,
-						   const EventSnapshot *upto, MemoryContext parent);
+						   const EventSnapshot *upto, MemoryContext parent, TimestampTz deadline);
 extern Window *window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
 								 const EventSnapshot *upto, MemoryContext parent);
 extern Window *window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,

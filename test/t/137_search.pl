@@ -1,0 +1,106 @@
+
+# A consumer whose events are few among very many gets to them, however short its
+# client's timeouts are: each search ends in time, and the place that it has come
+# to is stored.  No event is lost, doubled or out of order by that.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+use NotifyEvents;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = new_server('search', 'log_statement = none', 'fsync = off', 'max_wal_size = 4GB',
+	'autovacuum = off', 'pg_notify_events.announce = off');
+
+$node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
+make_owner($node, 'postgres', 'ann');
+
+# so many fetches at most until all that is wanted is there; returns their ids,
+# in the order in which they came.  Where the machine is too slow for a statement
+# there is nothing.
+sub fetch_all
+{
+	my ($consumer, $settings, $wanted, $limit) = @_;
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my @ids;
+
+	$session->set_query_timer_restart;
+	$session->query_safe($settings);
+	for (1 .. $limit)
+	{
+		my $got = $session->query(
+			"BEGIN; SELECT string_agg(id::text, ' ') FROM fetch_events('$consumer', 1000); SELECT ack_events('$consumer') > 0; COMMIT");
+		my ($ids) = $session->{stderr} =~ /ERROR/ ? () : $got =~ /^([\d ]+)$/m;
+
+		push @ids, split(' ', $ids) if defined $ids;
+		last if @ids >= $wanted;
+	}
+	$session->quit;
+	return @ids;
+}
+
+sub wanted_ids
+{
+	return $node->safe_psql('postgres',
+		q(SELECT string_agg(id::text, ' ' ORDER BY id) FROM notification_events WHERE event_name = 'wanted'));
+}
+
+# Among what was there before the consumer, what it has to pass, and what is wanted
+$node->safe_psql('postgres', q(INSERT INTO notification_events (event_name) SELECT 'old' FROM generate_series(1, 200000)));
+$node->safe_psql('postgres', qq(SELECT create_event_consumer('c$_', 'wanted'))) for 1 .. 4;
+$node->safe_psql('postgres', q(SELECT create_event_consumer('beginning', 'wanted', start_from => 'beginning')));
+$node->safe_psql(
+	'postgres', q(
+	INSERT INTO notification_events (event_name)
+	SELECT CASE WHEN n IN (300000, 900000) THEN 'wanted' ELSE 'other' END FROM generate_series(1, 900000) n));
+my $wanted = wanted_ids();
+
+foreach my $case (
+	[ 'c1', "SET statement_timeout = '250ms'" ],
+	[ 'c2', "SET statement_timeout = '300ms'" ],
+	[ 'beginning', "SET statement_timeout = '250ms'" ])
+{
+	my ($consumer, $settings) = @$case;
+	my @ids = fetch_all($consumer, $settings, 2, 400);
+
+	is("@ids", $wanted, "$consumer, $settings: gets there");
+}
+
+# what is found is returned before all is looked through
+is("@{[ fetch_all('c3', '', 1, 100) ]}", (split(' ', $wanted))[0], 'the first one is not kept until the second one is found');
+
+# A policy that takes its time for each event
+$node->safe_psql(
+	'postgres', q(
+	CREATE FUNCTION think(id bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+		BEGIN PERFORM pg_sleep(0.002); RETURN true; END $$;
+	ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
+	CREATE POLICY think ON notification_events USING (think(id));
+	SELECT create_event_consumer('slow', 'wanted', owner => 'ann');
+	INSERT INTO notification_events (event_name) SELECT 'other' FROM generate_series(1, 1000);
+	INSERT INTO notification_events (event_name) VALUES ('wanted');
+));
+my $last = $node->safe_psql('postgres', 'SELECT max(id) FROM notification_events');
+my @ids = fetch_all('slow', "SET statement_timeout = '1s'", 1, 400);
+is("@ids", $last, 'behind a slow policy');
+$node->safe_psql('postgres', 'ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY');
+
+# A caller who rolls back keeps his old place, and loses nothing
+$node->psql('postgres', q(SET statement_timeout = '100ms'; BEGIN; SELECT * FROM fetch_events('c4'); ROLLBACK));
+is((fetch_all('c4', "SET statement_timeout = '300ms'", 3, 400))[0], (split(' ', $wanted))[0], 'after a rollback');
+
+# wait_for_events() ends its looks in time, and finds what is there
+$node->safe_psql('postgres', q(SELECT create_event_consumer('w', 'wanted', start_from => 'beginning')));
+my $began = time;
+my ($status, $out, $err) = $node->psql('postgres', q(SET statement_timeout = '3min'; CALL wait_for_events('w', '2 min')));
+is("$status$out$err", '0', 'wait_for_events() without an error');
+cmp_ok(time - $began, '<', 120, 'finds one');
+is((fetch_all('w', '', 1, 100))[0], (split(' ', $wanted))[0], 'that is the first one');
+($status, $out, $err) = $node->psql('postgres', q(SET statement_timeout = '1s'; CALL wait_for_events('w', '0')));
+is("$status$err", '0', 'and looks without the timeout');
+
+done_testing();
