@@ -116,19 +116,31 @@ begin(void)
 /*
  * Start a transaction of an executor, with SPI and a snapshot.  The log is
  * locked first: a snapshot from before a rewrite of it would see no events.
+ * Where somebody keeps it locked that is an error soon, as the place may be wanted.
  */
 void
 batch_start_transaction(void)
 {
 	begin();
-	LockRelationOid(catalog_lookup(false)->log, AccessShareLock);
+	worker_lock_table(catalog_lookup(false)->log);
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
 /*
- * The same, to write progress.  False, and no transaction, where that would
- * have to wait for a lock, or the extension is not there any more.
+ * The same for what concerns own tables only, whoever has the log locked.
+ */
+void
+batch_start_own_transaction(void)
+{
+	begin();
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+/*
+ * The same, to write progress.  False, and no transaction, where that would have
+ * to wait for a lock, or the extension is not there any more.
  */
 bool
 batch_start_transaction_if_free(void)
@@ -138,7 +150,6 @@ batch_start_transaction_if_free(void)
 	begin();
 	catalog = catalog_lookup(true);
 	if (catalog == NULL ||
-		!ConditionalLockRelationOid(catalog->log, AccessShareLock) ||
 		!ConditionalLockRelationOid(catalog->own_tables[OWN_PROGRESS], RowExclusiveLock))
 	{
 		CommitTransactionCommand();
@@ -483,7 +494,7 @@ batch_reading_failed(HandlerRun *run, MemoryContext context)
 		ereport(LOG,
 				(errcode(error->sqlerrcode),
 				 errmsg("the events of event handler \"%s\" cannot be read: %s", run->definition->name, message),
-				 errhint("They wait, and are tried again. Look at the policies on notification_events.")));
+				 errhint("They wait, and are tried again. Look at the policies on notification_events, and at who has it locked.")));
 	}
 	batch_leave_alone(run);
 	FreeErrorData(error);

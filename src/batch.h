@@ -75,6 +75,7 @@ typedef enum BatchOutcome
 
 extern void batch_never_wait(int timeout);
 extern void batch_start_transaction(void);
+extern void batch_start_own_transaction(void);
 extern bool batch_start_transaction_if_free(void);
 extern void batch_commit_transaction(int timeout);
 extern ErrorData *batch_abort_transaction(MemoryContext context);

@@ -533,7 +533,7 @@ careful_release_gone(List **healths)
 	if (any_mark(*healths, false))
 	{
 		FAULT_POINT("before-release");
-		batch_start_transaction();
+		batch_start_own_transaction();
 		release_free_marks(*healths, false);
 	}
 
@@ -563,7 +563,7 @@ careful_release(List *healths)
 	if (!any_mark(healths, true))
 		return;
 	FAULT_POINT("before-release");
-	batch_start_transaction();
+	batch_start_own_transaction();
 	release_free_marks(healths, true);
 
 	foreach(lc, healths)
@@ -572,7 +572,7 @@ careful_release(List *healths)
 
 		if (!health->marked)
 			continue;
-		batch_start_transaction();
+		batch_start_own_transaction();
 		(void) release_mark(health, true);
 		batch_commit_transaction(0);
 		health->marked = false;
@@ -600,8 +600,8 @@ careful_attempt_ends(void)
 /*
  * The process is being terminated.  If that did not happen during a call, or an
  * attempt, or if the call was that of a handler that is being dropped, no event
- * is the cause; so the marks are taken, though only where
- * the log and the progress can be had at once: there are no interrupts any more.
+ * is the cause; so the marks are taken, though only where the progress can be had
+ * at once: there are no interrupts any more.
  */
 void
 careful_release_at_exit(List *healths)

@@ -31,6 +31,7 @@
 #include "pgstat.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
+#include "storage/lmgr.h"
 #include "storage/pmsignal.h"
 #include "storage/lock.h"
 #include "tcop/tcopprot.h"
@@ -425,17 +426,19 @@ executor_exit(void)
 	proc_exit(0);
 }
 
+/*
+ * Whether the extension is there, and whether its log can be had at once.
+ */
 static bool
-log_is_there(void)
+extension_is_there(bool *log_is_free)
 {
-	Relation	log;
+	const EventCatalog *where;
 
 	StartTransactionCommand();
-	log = catalog_open_log();
-	if (log != NULL)
-		table_close(log, NoLock);
+	where = catalog_lookup(true);
+	*log_is_free = where != NULL && ConditionalLockRelationOid(where->log, AccessShareLock);
 	CommitTransactionCommand();
-	return log != NULL;
+	return where != NULL;
 }
 
 /*
@@ -445,14 +448,17 @@ log_is_there(void)
 static void
 executor_leave(void)
 {
+	bool		log_is_free;
+
 	leaves_soon = true;
 	PG_TRY();
 	{
 		careful_arm_timeout(LEAVE_TIMEOUT_MS);
 		batch_never_wait(LEAVE_TIMEOUT_MS);
-		if (log_is_there())
+		if (extension_is_there(&log_is_free))
 		{
-			store_positions(true);
+			if (log_is_free)
+				store_positions(true);
 			careful_release(healths);
 		}
 		careful_disarm_timeout();
@@ -655,6 +661,7 @@ find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot 
 static bool
 read_windows(void)
 {
+	const EventCatalog *where;
 	Relation	log;
 	Snapshot	snapshot;
 	EventSnapshot *upto;
@@ -665,6 +672,9 @@ read_windows(void)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	where = catalog_lookup(true);
+	if (where != NULL)
+		worker_lock_table(where->log);
 	log = catalog_open_log();
 	if (log == NULL)
 	{
@@ -917,6 +927,9 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 static void
 executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 {
+	/* also after an error, such as a lock that was waited for in vain */
+	if (executor_asked_to_leave())
+		executor_leave();
 	if (my_slot->worker.not_before > GetCurrentTimestamp())
 	{
 		/* backing off */
@@ -993,7 +1006,10 @@ pne_executor_main(Datum main_arg)
 		{
 			leaves_soon = false;
 			MemoryContextSwitchTo(cycle_context);
-			worker_recover(&my_slot->worker);
+			if (geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE)
+				worker_locked_out(&my_slot->worker);
+			else
+				worker_recover(&my_slot->worker);
 			forget_runs();
 			MemoryContextDeleteChildren(windows_context);
 		}

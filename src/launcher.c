@@ -63,6 +63,9 @@
 /* how long an owner waits before a busy executor has to give way, in ms */
 #define BUSY_GRACE_MS 5000
 
+/* an executor that has not left so long, in ms, after it was asked to may never */
+#define LEAVE_GRACE_MS 5000
+
 /* look after this, in ms, whether an executor that was asked to leave has */
 #define LEAVE_RETRY_MS 1000
 
@@ -84,6 +87,9 @@ static BackgroundWorkerHandle *executor_handles[MAX_EXECUTOR_SLOTS];
 
 /* databases without the extension, looked into since the launcher started */
 static List *without_extension = NIL;
+
+/* since when executors are known to be leaving; 0: they are not */
+static TimestampTz leaving_since[MAX_EXECUTOR_SLOTS];
 
 static bool out_of_slots_logged = false;
 
@@ -169,6 +175,22 @@ start_worker(const char *kind, const char *function, const WorkerStart *start,
 }
 
 /*
+ * Whether an executor will have left soon, so that nobody else has to.  One that
+ * runs a batch was rung, or will see for itself after it; that may take long, and
+ * so may whatever another one does that does not come to leave.
+ */
+static bool
+leaves_soon(const ExecutorSlot *slot, TimestampTz *since)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (*since == 0)
+		*since = now;
+	return slot->worker.phase != WORKER_RUNNING &&
+		!TimestampDifferenceExceeds(*since, now, LEAVE_GRACE_MS);
+}
+
+/*
  * The executor that gives way to an owner who has waited since then: the one
  * that idles longest, or one that backs off, or, after a grace, the one that
  * has had its place for longest, if that is longer than the grace.  NULL if one
@@ -187,14 +209,16 @@ choose_to_leave(TimestampTz waiting_since)
 		ExecutorSlot *slot = &shared->executors[i];
 
 		if (!slot->in_use || slot->worker.pid == 0 || slot->stuck)
-			continue;
-		if (pg_atomic_read_u32(&slot->leave) != 0)
 		{
-			/* it was rung, or will see for itself after its batch */
-			if (slot->worker.phase != WORKER_RUNNING)
-				leaving = true;
+			leaving_since[i] = 0;
 			continue;
 		}
+		if (pg_atomic_read_u32(&slot->leave) != 0)
+		{
+			leaving = leaves_soon(slot, &leaving_since[i]) || leaving;
+			continue;
+		}
+		leaving_since[i] = 0;
 		if (slot->worker.phase == WORKER_IDLE || slot->worker.phase == WORKER_BACKING_OFF)
 		{
 			if (idle == NULL || slot->worker.phase_since < idle->worker.phase_since)

@@ -250,7 +250,7 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 	/* no name: the event was deleted, and what failed is to pass it */
 	char	   *event_name = event->name ? pstrdup(event->name) : NULL;
 
-	batch_start_transaction();
+	batch_start_own_transaction();
 	if (!progress_lock(run))
 	{
 		batch_commit_transaction(0);
@@ -535,7 +535,7 @@ release_attempt(HandlerRun *run, EventIdentity event, int attempts)
 	Int32GetDatum(attempts), event_txid_datum(event.txid)};
 	bool		unused;
 
-	batch_start_transaction();
+	batch_start_own_transaction();
 	if (lock_attempt(run->definition->name, event, attempts, &unused))
 	{
 		own_execute(&update_row, values, NULL, 0);
@@ -562,7 +562,7 @@ record_failed_attempt(HandlerRun *run, EventIdentity event, const char *event_na
 	bool		unused;
 
 	FAULT_POINT("before-record");
-	batch_start_transaction();
+	batch_start_own_transaction();
 	if (lock_attempt(run->definition->name, event, attempts, &unused))
 	{
 		write_failure(run, event, parked ? attempts - 1 : attempts, due, parked, error);

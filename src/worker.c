@@ -20,6 +20,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "storage/sinval.h"
 #include "tcop/tcopprot.h"
@@ -37,7 +38,7 @@
 #define MIN_BACKOFF 1000
 #define MAX_BACKOFF 60000
 
-/* the longest wait for a lock in a short transaction */
+/* the longest wait for a lock in a short transaction, or for one on the log */
 #define LOCK_TIMEOUT_TEXT "1s"
 
 /*
@@ -182,6 +183,29 @@ worker_commit_short_transaction(void)
 {
 	CommitTransactionCommand();
 	worker_hold_cancels();
+}
+
+/*
+ * Lock a table for reading, until the end of the transaction, but do not wait for
+ * that for long: it is an error then (55P03).
+ */
+void
+worker_lock_table(Oid relid)
+{
+	bool		held = QueryCancelHoldoffCount > 0;
+	int			level;
+
+	if (ConditionalLockRelationOid(relid, AccessShareLock))
+		return;
+	level = NewGUCNestLevel();
+	(void) set_config_option("lock_timeout", LOCK_TIMEOUT_TEXT,
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (held)
+		worker_allow_cancels();
+	LockRelationOid(relid, AccessShareLock);
+	if (held)
+		worker_hold_cancels();
+	AtEOXact_GUC(true, level);
 }
 
 /*
@@ -366,6 +390,17 @@ worker_recover(Worker *worker)
 	lengthen_backoff(worker);
 	LWLockRelease(shared->lock);
 	worker_enter_phase(worker, WORKER_BACKING_OFF, "backing off after an error");
+}
+
+/*
+ * The same where somebody has a lock that was waited for in vain: who tries again
+ * waits again, and so need not wait before that.
+ */
+void
+worker_locked_out(Worker *worker)
+{
+	worker_abort(worker, worker->phase != WORKER_BACKING_OFF || error_is_news(worker->last_error));
+	worker_enter_phase(worker, WORKER_BACKING_OFF, "waiting for a lock on notification_events");
 }
 
 /*

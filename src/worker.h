@@ -44,6 +44,7 @@ extern void worker_allow_cancels(void);
 extern void worker_connect(Oid dboid, Oid owner);
 extern void worker_start_short_transaction(void);
 extern void worker_commit_short_transaction(void);
+extern void worker_lock_table(Oid relid);
 extern void worker_came_alive(Worker *worker, WorkerPhase phase);
 extern void worker_went_away(Worker *worker, bool clean);
 extern void worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity);
@@ -53,6 +54,7 @@ extern bool worker_reload_config(void);
 extern void worker_abort(Worker *worker, bool log);
 extern int	worker_next_backoff(int backoff);
 extern void worker_recover(Worker *worker);
+extern void worker_locked_out(Worker *worker);
 extern void worker_recovered(Worker *worker);
 extern bool worker_perform(Worker *worker, Duty *duty, void (*work) (void));
 
