@@ -197,12 +197,18 @@ CREATE FUNCTION definer(text, jsonb) RETURNS void LANGUAGE sql SECURITY DEFINER 
 		VALUES ('definer', $1, format('current_user %s, session_user %s', current_user, session_user))
 $$;
 SET ROLE regress_app;
+-- whose function it is could make it another one at any time
+SELECT create_event_handler('definer', 'definer', event_name => 'definer');
+RESET ROLE;
+GRANT regress_app TO regress_other;
+SET ROLE regress_app;
 SELECT create_event_handler('definer', 'definer', event_name => 'definer');
 SELECT notify_event('definer') IS NOT NULL AS recorded;
 CALL wait_for_event_handlers();
 RESET ROLE;
 SELECT * FROM take_calls() WHERE handler = 'definer';
 SELECT drop_event_handler('definer');
+REVOKE regress_app FROM regress_other;
 
 -- Whose handlers one sees.
 SELECT create_event_handler('of other', 'record_call', owner => 'regress_other');

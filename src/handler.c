@@ -321,6 +321,10 @@ check_owner(const Handler *handler, HandlerProblem *problem)
 /*
  * Whether a handler can run now, and which function it would call; if not,
  * problem says why.
+ *
+ * The owner of the function can replace its body at any time, and so runs what
+ * he likes as the handler's owner.  He must have that right anyway: a superuser,
+ * or a role that can SET ROLE to the handler's owner.
  */
 static bool
 check_handler(const Handler *handler, Oid *function_oid, HandlerProblem *problem)
@@ -376,6 +380,12 @@ check_handler(const Handler *handler, Oid *function_oid, HandlerProblem *problem
 						   psprintf("role \"%s\" may not execute function %s",
 									GetUserNameFromId(handler->owner, false), function),
 						   "GRANT EXECUTE ON FUNCTION to the handler's owner.");
+	if (!member_can_set_role(function_owner, handler->owner))
+		return set_problem(problem, ERRCODE_INSUFFICIENT_PRIVILEGE,
+						   psprintf("function %s belongs to role \"%s\", which may not become role \"%s\"", function,
+									GetUserNameFromId(function_owner, false), GetUserNameFromId(handler->owner, false)),
+						   psprintf("The owner of a function can replace its body. Give the handler the same owner, owner => %s, or the function another one.",
+									quote_literal_cstr(GetUserNameFromId(function_owner, false))));
 	if (function_owner != handler->function_owner && function_owner != handler->owner &&
 		!superuser_arg(function_owner))
 		return set_problem(problem, ERRCODE_INSUFFICIENT_PRIVILEGE,

@@ -220,7 +220,7 @@ emit('gate', 10);
 wait_at_gate();
 squat();
 open_gate();
-is(suspended_reason(), 'function s.f belongs to role "attacker" now|0',
+is(suspended_reason(), 'function s.f belongs to role "attacker", which may not become role "victim"|0',
 	'the schema is replaced during a batch: suspended after it');
 is(ran(), 'real|victim|6|6',
 	'the real function was called for the whole batch');
@@ -241,7 +241,7 @@ poll(
 	'the executor waits');
 squat();
 $blocker->query_safe('COMMIT');
-is(suspended_reason(), 'function s.f belongs to role "attacker" now|0',
+is(suspended_reason(), 'function s.f belongs to role "attacker", which may not become role "victim"|0',
 	'the schema is replaced before the first call: suspended');
 unlike(ran(), qr/squatter/, 'the other function is not called');
 restore();
@@ -274,7 +274,7 @@ as_role('attacker',
 	q(CREATE FUNCTION s.f(text, jsonb) RETURNS void LANGUAGE sql AS $$ INSERT INTO public.ran (what) VALUES ('squatter') $$)
 );
 poll(
-	q(SELECT suspended_reason = 'function s.f belongs to role "attacker" now' FROM event_handler_stats),
+	q(SELECT suspended_reason = 'function s.f belongs to role "attacker", which may not become role "victim"' FROM event_handler_stats),
 	'the function of the attacker');
 as_role('attacker', 'DROP FUNCTION s.f(text, jsonb)');
 make_function();
