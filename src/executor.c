@@ -195,6 +195,8 @@ discard_session(void)
 	LockReleaseAll(USER_LOCKMETHOD, true);
 	ResetTempTableNamespace();
 	ResetSequenceCaches();
+	if (GetSessionUserId() != my_slot->owner || GetUserId() != my_slot->owner)
+		elog(ERROR, "session of role %u is that of role %u", my_slot->owner, GetUserId());
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 }

@@ -50,7 +50,9 @@
 /*
  * Settings that a worker must not take from owner, database or cluster: a
  * serializable one would make emitting transactions fail, a read-only one
- * could never progress, and the handlers' timeout is ours to enforce.
+ * could never progress, and the handlers' timeout is ours to enforce.  Row
+ * security is asked, and handlers run, as the session's user, whatever role
+ * sessions of him or of the database begin with; RESET comes back to this, too.
  */
 static const struct
 {
@@ -70,6 +72,7 @@ static const struct
 	{"transaction_timeout", "0"},
 #endif
 	{"row_security", "on"},
+	{"role", "none"},
 };
 
 /*
