@@ -100,17 +100,33 @@ batch_never_wait(int timeout)
 		leave_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
 }
 
+/*
+ * What our commits wait for.  It is the session's default, not set for each
+ * transaction: where a transaction has set nothing, the end of a call has no
+ * settings to look through (handler_undo_settings).
+ */
+static void
+set_synchronous_commit(void)
+{
+	static const char *current = NULL;
+	const char *wanted = never_wait ? "off" : settings_synchronous_commit_name();
+
+	if (current != NULL && strcmp(current, wanted) == 0)
+		return;
+	SetConfigOption("synchronous_commit", wanted, PGC_USERSET, PGC_S_OVERRIDE);
+	current = wanted;
+}
+
 static void
 begin(void)
 {
 	outer_context = CurrentMemoryContext;
+	set_synchronous_commit();
 	SetCurrentStatementStartTimestamp();
 	/* each commit ends that of its transaction */
 	if (leave_until != DT_NOEND)
 		careful_arm_timeout(Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), leave_until), 1));
 	StartTransactionCommand();
-	(void) set_config_option("synchronous_commit", never_wait ? "off" : settings_synchronous_commit_name(),
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
 /*
@@ -359,15 +375,21 @@ batch_may_run(const HandlerRun *run)
 
 /*
  * Find out which events the handler's owner is not to see.  The policies are as
- * foreign as the handler's code, and have as long.
+ * foreign as the handler's code, and have as long; what they set ends with them,
+ * too.
  */
 void
 batch_apply_row_security(HandlerRun *run, Relation log, Event *events, int nevents)
 {
+	Oid			role = GetUserId();
+	int			nest_level;
+
 	if (!match_is_restricted(log))
 		return;
 	careful_arm_timeout(handler_timeout(run->definition));
+	nest_level = NewGUCNestLevel();
 	match_row_security(log, events, nevents);
+	handler_undo_settings(nest_level, role);
 	careful_disarm_timeout();
 }
 

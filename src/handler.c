@@ -38,6 +38,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -480,9 +481,27 @@ event_array(Event **events, int nevents, TupleDesc desc)
 }
 
 /*
+ * Undo what code of a role has set since nest_level was taken: settings and
+ * roles, locally or for the session.  It costs nothing where nothing was set in
+ * the transaction.
+ *
+ * The settings' own rollback is used for it.  A commit of the level would keep
+ * what was set with SET, and until the transaction ends what was set with SET
+ * LOCAL, too.
+ */
+void
+handler_undo_settings(int nest_level, Oid role)
+{
+	AtEOXact_GUC(false, nest_level);
+	if (GetUserId() != role)
+		elog(ERROR, "role %u was left behind where role %u began", GetUserId(), role);
+}
+
+/*
  * Call a handler's function with one event, or with all of them where it takes
- * an array; as a statement of its own, with a new snapshot.  The caller is
- * connected to SPI; desc is the log's.
+ * an array; as a statement of its own, with a new snapshot.  What it sets ends
+ * with the call: the next one of the batch begins with the session as it was.
+ * The caller is connected to SPI; desc is the log's.
  */
 void
 handler_call(HandlerCall *call, Event **events, int nevents, TupleDesc desc)
@@ -491,6 +510,8 @@ handler_call(HandlerCall *call, Event **events, int nevents, TupleDesc desc)
 	PgStat_FunctionCallUsage usage;
 	MemoryContext old = MemoryContextSwitchTo(call->context);
 	short		nargs = 1;
+	Oid			role = GetUserId();
+	int			nest_level;
 
 	Assert(nevents == 1 || call->shape == SHAPE_EVENT_ARRAY);
 
@@ -517,9 +538,11 @@ handler_call(HandlerCall *call, Event **events, int nevents, TupleDesc desc)
 	InvokeFunctionExecuteHook(call->function.fn_oid);
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
+	nest_level = NewGUCNestLevel();
 	pgstat_init_function_usage(fcinfo, &usage);
 	(void) FunctionCallInvoke(fcinfo);
 	pgstat_end_function_usage(&usage, true);
+	handler_undo_settings(nest_level, role);
 	PopActiveSnapshot();
 	CommandCounterIncrement();
 

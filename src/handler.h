@@ -74,5 +74,6 @@ extern bool handler_check(const Handler *handler, HandlerProblem *problem);
 extern Oid	handler_approve(const Handler *handler, HandlerProblem *problem);
 extern void handler_prepare_call(HandlerCall *call, const Handler *handler, Oid function);
 extern void handler_call(HandlerCall *call, Event **events, int nevents, TupleDesc desc);
+extern void handler_undo_settings(int nest_level, Oid role);
 
 #endif							/* PNE_HANDLER_H */

@@ -41,7 +41,7 @@ $node->safe_psql(
 	BEGIN
 		IF e.event_name = 'probe' THEN
 			INSERT INTO public.probed SELECT e.id, concat_ws(' ', session_user, current_user,
-				'settings', (SELECT count(*) FROM pg_catalog.pg_settings WHERE source = 'session' AND name <> 'synchronous_commit'),
+				'settings', (SELECT count(*) FROM pg_catalog.pg_settings WHERE source = 'session'),
 				'read_only', current_setting('transaction_read_only'),
 				'isolation', current_setting('transaction_isolation'),
 				'custom', coalesce(nullif(current_setting('my.setting', true), ''), 'none'),
@@ -164,9 +164,10 @@ my @of_ann = (
 	[ 'LISTEN somewhere', '0A000' ],
 	[ 'COPY own TO STDOUT', '0A000' ],
 	[ 'SET TRANSACTION ISOLATION LEVEL SERIALIZABLE', '25001' ],
-	# what has been read only cannot be committed with progress
-	[ 'SET TRANSACTION READ ONLY', '25006' ],
-	[ 'SET transaction_read_only = on', '25006' ],
+	# a call can be read only; its progress is not
+	[ 'SET TRANSACTION READ ONLY' ],
+	[ 'SET transaction_read_only = on' ],
+	[ 'SET TRANSACTION READ ONLY; INSERT INTO own VALUES (1)', '25006' ],
 	# failures at commit
 	[ 'INSERT INTO child VALUES (99)', '23503' ],
 	[ q(DECLARE held CURSOR WITH HOLD FOR SELECT 1 / (random() * 0)::integer), '22012' ],
