@@ -36,12 +36,10 @@
 #include "storage/lock.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "batch.h"
@@ -51,6 +49,7 @@
 #include "executor.h"
 #include "fault.h"
 #include "outage.h"
+#include "owner.h"
 #include "pace.h"
 #include "progress.h"
 #include "retry.h"
@@ -81,7 +80,6 @@ static ExecutorSlot *my_slot = NULL;
 static DatabaseSlot *my_database = NULL;
 static Bell *my_bell = NULL;
 static bool leaving_cleanly = false;
-static uint32 owner_hash = 0;
 
 /* the handlers of the owner that are to run, and since when they are valid */
 static MemoryContext runs_context = NULL;
@@ -120,9 +118,16 @@ executor_report_error(const char *message)
 	worker_report_error(&my_slot->worker, message);
 }
 
+/*
+ * Whether we are to leave, after the batch.  In a transaction, also because the
+ * owner is not what it was: then a new session is needed, as it may have lost
+ * rights that this one still has, or got other settings.
+ */
 bool
 executor_asked_to_leave(void)
 {
+	if (IsTransactionState() && owner_has_changed())
+		pg_atomic_write_u32(&my_slot->leave, 1);
 	return pg_atomic_read_u32(&my_slot->leave) != 0;
 }
 
@@ -366,17 +371,6 @@ executor_attach(const WorkerStart *start)
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("no doorbell left for an executor"),
 				 errhint("Lower \"pg_notify_events.max_executors\".")));
-}
-
-/*
- * The role may have lost rights that its session still has (15 and 16 remember
- * who is a superuser), or settings: a new session is needed, after the batch.
- */
-static void
-owner_changed(Datum arg, int cacheid, uint32 hashvalue)
-{
-	if (hashvalue == 0 || hashvalue == owner_hash)
-		pg_atomic_write_u32(&my_slot->leave, 1);
 }
 
 /*
@@ -685,6 +679,7 @@ read_windows(void)
 		return false;			/* not reached */
 	}
 	SPI_connect();
+	(void) executor_asked_to_leave();	/* one whose owner was changed looks here */
 
 	/*
 	 * Positions first: a snapshot that is older than a position would give the
@@ -984,12 +979,12 @@ pne_executor_main(Datum main_arg)
 	worker_signals();
 	executor_attach(&start);
 	pqsignal(SIGTERM, executor_terminate);
+	owner_watch();
 	worker_connect(start.dboid, start.owner);
 	before_shmem_exit(executor_release_on_exit, (Datum) 0);
 	careful_init();
-	StartTransactionCommand();	/* the cache may have to be filled */
-	owner_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(start.owner));
-	CacheRegisterSyscacheCallback(AUTHOID, owner_changed, (Datum) 0);
+	StartTransactionCommand();
+	owner_connected(start.owner);
 	CommitTransactionCommand();
 
 	runs_context = AllocSetContextCreate(TopMemoryContext, "event handlers", ALLOCSET_DEFAULT_SIZES);

@@ -14,6 +14,7 @@
 
 #include "catalog/objectaccess.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_trigger.h"
 #include "commands/extension.h"
@@ -26,6 +27,7 @@
 #include "doorbell.h"
 #include "launcher.h"
 #include "own_trigger.h"
+#include "owner.h"
 #include "settings.h"
 #include "shared.h"
 
@@ -38,7 +40,8 @@ static ProcessUtility_hook_type prev_process_utility_hook = NULL;
  * A database that is made may be the copy of one with the extension, and when
  * the extension is dropped its workers have to go.  Both would be noticed by
  * polling; this makes it soon, when the transaction commits.  And internal tables
- * take no triggers.
+ * take no triggers, and of settings of roles and databases that are altered nobody
+ * else would hear.
  */
 static void
 object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
@@ -53,6 +56,8 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 		doorbell_at_commit(RING_DROPPED);
 	else if (class_id == TriggerRelationId && access == OAT_POST_CREATE)
 		own_trigger_created(object_id);
+	else if (class_id == DbRoleSettingRelationId && access == OAT_POST_ALTER)
+		owner_settings_altered();
 }
 
 /*
