@@ -24,7 +24,6 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
-#include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
@@ -48,7 +47,6 @@ struct LogAppend
 	Relation	log;
 	EState	   *estate;
 	ResultRelInfo *result_rel;
-	Oid			sequence;
 	ExprState **defaults;		/* of columns beyond ours, or NULL */
 	bool		stamps;			/* instead of the log's trigger */
 	bool		gathers;		/* rows, to store them together */
@@ -83,32 +81,6 @@ prepare_defaults(Relation log, EState *estate)
 			defaults[i] = ExecPrepareExpr(expr, estate);
 	}
 	return defaults;
-}
-
-/*
- * The sequence that ids are drawn from.  To look it up is a scan of pg_depend,
- * so it is remembered until something happens to the log.
- */
-static Oid
-log_sequence(Relation log)
-{
-	static Oid	known_log = InvalidOid;
-	static Oid	sequence = InvalidOid;
-	static uint64 known_changes = 0;
-	const EventCatalog *where = catalog_lookup(true);
-
-	/* of another table nobody would tell us that it has changed */
-	if (where == NULL || where->log != RelationGetRelid(log))
-		return pne_identity_sequence(log, Anum_event_id);
-	if (known_log != where->log || known_changes != catalog_log_changes())
-	{
-		uint64		changes = catalog_log_changes();
-
-		sequence = pne_identity_sequence(log, Anum_event_id);
-		known_log = RelationGetRelid(log);
-		known_changes = changes;
-	}
-	return sequence;
 }
 
 /*
@@ -159,7 +131,6 @@ append_begin(Oid function, bool many)
 	PreventCommandDuringRecovery("notify_event()");
 
 	append->log = table_open(find_log(function), RowExclusiveLock);
-	append->sequence = log_sequence(append->log);
 
 	rte->rtekind = RTE_RELATION;
 	rte->relid = RelationGetRelid(append->log);
@@ -218,8 +189,6 @@ fill_slot(LogAppend *append, Datum name, Datum data, bool data_is_null)
 			values[i] = ExecEvalExpr(append->defaults[i], GetPerTupleExprContext(append->estate), &nulls[i]);
 	}
 
-	values[Anum_event_id - 1] = Int64GetDatum(nextval_internal(append->sequence, false));
-	nulls[Anum_event_id - 1] = false;
 	values[Anum_event_name - 1] = name;
 	nulls[Anum_event_name - 1] = false;
 	values[Anum_event_data - 1] = data;
@@ -227,7 +196,7 @@ fill_slot(LogAppend *append, Datum name, Datum data, bool data_is_null)
 	values[Anum_event_created_at - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	nulls[Anum_event_created_at - 1] = false;
 	if (append->stamps)
-		stamp_event(values, nulls);
+		stamp_event(append->log, values, nulls);
 	ExecStoreVirtualTuple(slot);
 	return slot;
 }

@@ -77,8 +77,15 @@ extern PGDLLEXPORT void _PG_init(void);
 /* 16 calls a relation's place in the file system a locator (b0a55e4329) */
 #if PG_VERSION_NUM < 160000
 #define pne_relation_locator(rel) ((rel)->rd_node)
+#define pne_sequence_locator node
 #else
 #define pne_relation_locator(rel) ((rel)->rd_locator)
+#define pne_sequence_locator locator
+#endif
+
+/* 19 has the WAL records of sequences in a header of their own */
+#if PG_VERSION_NUM >= 190000
+#include "commands/sequence_xlog.h"
 #endif
 
 /* 17 renamed the number of a process */

@@ -25,6 +25,7 @@
 #include "arguments.h"
 #include "catalog.h"
 #include "doorbell.h"
+#include "ids.h"
 #include "stamp.h"
 
 PG_FUNCTION_INFO_V1(pne_notification_event_row);
@@ -66,6 +67,7 @@ static bool
 has_columns_of_log(TupleDesc desc)
 {
 	return desc->natts >= Natts_event &&
+		TupleDescAttr(desc, Anum_event_id - 1)->atttypid == INT8OID &&
 		TupleDescAttr(desc, Anum_event_txid - 1)->atttypid == XID8OID;
 }
 
@@ -99,17 +101,25 @@ stamp_trigger_is_alone(Relation log)
 
 /*
  * Stamp an event that is about to be stored, in the arrays of all columns of its
- * row.
+ * row.  An id is drawn where none was given.
  *
  * txid, origin_txid and announce are set whatever was given.  A given txid can
  * only come from elsewhere (a dump, a publisher): it goes to origin_txid, and
  * the row is not announced again.
  */
 void
-stamp_event(Datum *values, bool *nulls)
+stamp_event(Relation log, Datum *values, bool *nulls)
 {
 	bool		restored = !nulls[Anum_event_txid - 1];
 	bool		announce = false;
+
+	if (nulls[Anum_event_id - 1])
+	{
+		values[Anum_event_id - 1] = Int64GetDatum(id_draw(log));
+		nulls[Anum_event_id - 1] = false;
+	}
+	else
+		id_given(log, DatumGetInt64(values[Anum_event_id - 1]));
 
 	if (!restored && !nulls[Anum_event_name - 1])
 		announce = announce_emitted(DatumGetInt64(values[Anum_event_id - 1]), values[Anum_event_name - 1],
@@ -159,6 +169,6 @@ pne_notification_event_row(PG_FUNCTION_ARGS)
 
 		check_event_name(VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 	}
-	stamp_event(values, nulls);
+	stamp_event(trigdata->tg_relation, values, nulls);
 	return PointerGetDatum(heap_form_tuple(desc, values, nulls));
 }

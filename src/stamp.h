@@ -10,7 +10,7 @@
 
 #include "utils/relcache.h"
 
-extern void stamp_event(Datum *values, bool *nulls);
+extern void stamp_event(Relation log, Datum *values, bool *nulls);
 extern bool stamp_trigger_is_alone(Relation log);
 
 #endif							/* PNE_STAMP_H */

@@ -7,6 +7,7 @@ SELECT columns_are('notification_events',
 	ARRAY['id', 'event_name', 'event_data', 'created_at', 'txid', 'origin_txid', 'announce']);
 SELECT col_type_is('notification_events', 'id', 'bigint');
 SELECT col_is_pk('notification_events', 'id');
+SELECT col_hasnt_default('notification_events', 'id');
 SELECT col_type_is('notification_events', 'event_name', 'character varying(100)');
 SELECT col_not_null('notification_events', 'event_name');
 SELECT col_type_is('notification_events', 'event_data', 'jsonb');
