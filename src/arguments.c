@@ -23,6 +23,7 @@
 #include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
+#include "match.h"
 #include "shared.h"
 
 #define MAX_GLOB_CHARS (2 * EVENT_NAME_MAX_CHARS)
@@ -264,9 +265,16 @@ Datum
 filter_argument(FunctionCallInfo fcinfo, int argument)
 {
 	Datum		filter = PG_GETARG_DATUM(argument);
-	char	   *text = DatumGetCString(DirectFunctionCall1(jsonpath_out, filter));
+	Size		size = match_datum_size(filter);
+	char	   *text;
 	bool		quoted = false;
 
+	if (size > MAX_FILTER_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("filter has %zu bytes, %d are allowed", size, MAX_FILTER_BYTES),
+				 errhint("Each process that runs handlers of its owner keeps it. Have the function look at the data, or take a wider filter.")));
+	text = DatumGetCString(DirectFunctionCall1(jsonpath_out, filter));
 	for (char *p = text; *p != '\0'; p++)
 	{
 		if (quoted && *p == '\\' && p[1] != '\0')

@@ -124,14 +124,15 @@ consumer_from_row(int row)
 	int			column = 0;
 	bool		isnull;
 	Datum		value;
+	Datum		event_name;
 	char	   *text;
 
 	strlcpy(consumer->name, own_text(row, ++column), HANDLER_NAME_SIZE);
 	consumer->number = DatumGetInt64(own_value(row, ++column, &isnull));
 	consumer->owner = DatumGetObjectId(own_value(row, ++column, &isnull));
-	text = own_text(row, ++column);
+	event_name = own_value(row, ++column, &isnull);
 	value = own_value(row, ++column, &isnull);
-	match_set_pattern(&consumer->pattern, text, isnull ? (Datum) 0 : value);
+	match_read_pattern(&consumer->pattern, event_name, isnull ? (Datum) 0 : value, true);
 	consumer->dormant = DatumGetBool(own_value(row, ++column, &isnull));
 	consumer->altered_at = DatumGetTimestampTz(own_value(row, ++column, &isnull));
 	consumer->position.cursor = event_snapshot_parse(own_text(row, ++column));
@@ -235,17 +236,25 @@ consumer_check_owner(const char *name, Oid owner)
 }
 
 /*
- * Refuse a consumer whose position means nothing in this database.
+ * Refuse a consumer whose position means nothing in this database, or whose
+ * pattern is not known.
  */
 void
 consumer_check_awake(const Consumer *consumer)
 {
+	const char *oversized = match_oversized(&consumer->pattern);
+
 	if (consumer->dormant)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("event consumer \"%s\" is dormant", consumer->name),
 				 errdetail("It was made in another database, or restored."),
 				 errhint("A superuser wakes it with activate_events().")));
+	if (oversized != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("event consumer \"%s\" cannot be read: %s", consumer->name, oversized),
+				 errhint("Give it a shorter one with create_event_consumer(..., or_replace => true).")));
 }
 
 /*

@@ -470,9 +470,15 @@ common_arguments(FunctionCallInfo fcinfo, Handler *handler, bool creating)
 	if (creating || !PG_ARGISNULL(CREATE_FUNCTION))
 		function_argument(fcinfo, CREATE_FUNCTION, handler);
 	if (creating || !PG_ARGISNULL(CREATE_EVENT_NAME))
+	{
 		handler->pattern.event_name = event_name_argument(fcinfo, CREATE_EVENT_NAME);
+		handler->pattern.event_name_size = 0;
+	}
 	if (!PG_ARGISNULL(CREATE_FILTER))
+	{
 		handler->pattern.filter = filter_argument(fcinfo, CREATE_FILTER);
+		handler->pattern.filter_size = 0;
+	}
 	if (creating || !PG_ARGISNULL(CREATE_BATCH_SIZE))
 		handler->batch_size = integer_argument(fcinfo, CREATE_BATCH_SIZE, "batch_size", MAX_BATCH_SIZE);
 	if (creating || !PG_ARGISNULL(CREATE_MAX_ATTEMPTS))
@@ -574,7 +580,10 @@ pne_alter_event_handler(PG_FUNCTION_ARGS)
 		handler->owner = owner_argument(fcinfo, ALTER_OWNER, "event handler");
 	require_argument(fcinfo, ALTER_CLEAR_FILTER, "clear_filter");
 	if (PG_GETARG_BOOL(ALTER_CLEAR_FILTER))
+	{
 		handler->pattern.filter = (Datum) 0;
+		handler->pattern.filter_size = 0;
+	}
 	common_arguments(fcinfo, handler, false);
 	confirm_handler(handler);
 	write_definition(handler, true);

@@ -220,6 +220,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 	int64		from;
 	int64		to = PG_ARGISNULL(2) ? PG_INT64_MAX : PG_GETARG_INT64(2);
 	ReplayState *state = palloc0(sizeof(ReplayState));
+	const char *oversized;
 
 	require_writable("replay_events()");
 	require_argument(fcinfo, 1, "from_id");
@@ -242,6 +243,12 @@ pne_replay_events(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("event handler \"%s\" is dormant", name),
 				 errhint("A superuser wakes it with activate_events().")));
+	oversized = match_oversized(&state->handler->pattern);
+	if (oversized != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("events cannot be chosen for event handler \"%s\": %s", name, oversized),
+				 errhint("Give it a shorter one with alter_event_handler().")));
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	event_scan_ids(state->log, GetActiveSnapshot(), from, to, replay_event, state);

@@ -54,15 +54,17 @@
 #include "settings.h"
 
 /*
- * Copy one row that handler_load() has selected.
+ * Copy one row that load_handlers() has selected, the filter only if that is
+ * wanted.
  */
 static Handler *
-handler_from_row(int row)
+handler_from_row(int row, bool with_filter)
 {
 	Handler    *handler = palloc0(sizeof(Handler));
 	int			column = 0;
 	bool		isnull;
 	Datum		value;
+	Datum		event_name;
 	char	   *text;
 
 	strlcpy(handler->name, own_text(row, ++column), HANDLER_NAME_SIZE);
@@ -72,9 +74,9 @@ handler_from_row(int row)
 	namestrcpy(&handler->function_name, own_text(row, ++column));
 	handler->function_shape = DatumGetChar(own_value(row, ++column, &isnull));
 	handler->function_owner = DatumGetObjectId(own_value(row, ++column, &isnull));
-	text = own_text(row, ++column);
+	event_name = own_value(row, ++column, &isnull);
 	value = own_value(row, ++column, &isnull);
-	match_set_pattern(&handler->pattern, text, isnull ? (Datum) 0 : value);
+	match_read_pattern(&handler->pattern, event_name, isnull ? (Datum) 0 : value, with_filter);
 	handler->batch_size = DatumGetInt32(own_value(row, ++column, &isnull));
 	handler->max_attempts = DatumGetInt32(own_value(row, ++column, &isnull));
 	handler->retry_delay = interval_to_ms(own_value(row, ++column, &isnull));
@@ -100,12 +102,9 @@ handler_from_row(int row)
 /*
  * Definitions and stored positions: of one handler, of one owner's, or of all
  * (NULL, InvalidOid), by name.
- *
- * The caller is connected to SPI and has an active snapshot.  The list and its
- * Handlers are made in context.
  */
-List *
-handler_load(const char *name, Oid owner, MemoryContext context)
+static List *
+load_handlers(const char *name, Oid owner, bool with_filters, MemoryContext context)
 {
 	static OwnStatement select_handlers = {
 		.sql = "SELECT h.name, h.number, h.owner, h.function_schema, h.function_name, h.function_shape, "
@@ -146,9 +145,31 @@ handler_load(const char *name, Oid owner, MemoryContext context)
 	count = own_execute(&select_handlers, values, nulls, 0);
 	old = MemoryContextSwitchTo(context);
 	for (int row = 0; row < count; row++)
-		result = lappend(result, handler_from_row(row));
+		result = lappend(result, handler_from_row(row, with_filters));
 	MemoryContextSwitchTo(old);
 	return result;
+}
+
+/*
+ * Handlers as they are defined: one by name, those of an owner, or all.
+ *
+ * The caller is connected to SPI and has an active snapshot.  The list and its
+ * Handlers are made in context.
+ */
+List *
+handler_load(const char *name, Oid owner, MemoryContext context)
+{
+	return load_handlers(name, owner, true, context);
+}
+
+/*
+ * The same of an owner, or of all, for who needs no filters: what this reads of
+ * each handler does not depend on how large its definition is.
+ */
+List *
+handler_load_without_filters(Oid owner, MemoryContext context)
+{
+	return load_handlers(NULL, owner, false, context);
 }
 
 /*
@@ -332,6 +353,7 @@ check_handler(const Handler *handler, Oid *function_oid, HandlerProblem *problem
 {
 	char	   *function = psprintf("%s.%s", quote_identifier(NameStr(handler->function_schema)),
 									quote_identifier(NameStr(handler->function_name)));
+	const char *oversized;
 	Oid			oid;
 	HeapTuple	tuple;
 	Form_pg_proc proc;
@@ -343,6 +365,10 @@ check_handler(const Handler *handler, Oid *function_oid, HandlerProblem *problem
 
 	if (!check_owner(handler, problem))
 		return false;
+	oversized = match_oversized(&handler->pattern);
+	if (oversized != NULL)
+		return set_problem(problem, ERRCODE_PROGRAM_LIMIT_EXCEEDED, oversized,
+						   "Give it a shorter one with alter_event_handler().");
 
 	oid = handler_find_function(handler);
 	*function_oid = oid;

@@ -64,6 +64,7 @@ typedef struct HandlerCall
 } HandlerCall;
 
 extern List *handler_load(const char *name, Oid owner, MemoryContext context);
+extern List *handler_load_without_filters(Oid owner, MemoryContext context);
 extern Oid	handler_find_function(const Handler *handler);
 extern int	handler_timeout(const Handler *handler);
 extern bool handler_begin_batch(const Handler *handler);

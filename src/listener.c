@@ -462,7 +462,7 @@ consider_owners(Relation log, Snapshot snapshot, const EventSnapshot *upto)
 	ListCell   *lc;
 	bool		news = false;
 
-	handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
+	handlers = handler_load_without_filters(InvalidOid, CurrentMemoryContext);
 	foreach(lc, handlers)
 	{
 		Handler    *handler = lfirst(lc);

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "access/detoast.h"
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
@@ -65,16 +66,47 @@ filter_is_predicate(Datum filter)
 }
 
 /*
- * Set a pattern, with a copy of the filter in the current memory context; 0 is
- * no filter.
+ * The size of a value, without fetching it from where it is stored.
+ */
+Size
+match_datum_size(Datum value)
+{
+	return toast_raw_datum_size(value) - VARHDRSZ;
+}
+
+/*
+ * Which part of a stored pattern is too long to be read, in words; or NULL.
+ */
+const char *
+match_oversized(const EventPattern *pattern)
+{
+	if (pattern->event_name_size > MAX_PATTERN_BYTES)
+		return psprintf("its event_name has %zu bytes, %d are allowed", pattern->event_name_size,
+						MAX_PATTERN_BYTES);
+	if (pattern->filter_size > MAX_FILTER_BYTES)
+		return psprintf("its filter has %zu bytes, %d are allowed", pattern->filter_size,
+						MAX_FILTER_BYTES);
+	return NULL;
+}
+
+/*
+ * Read a stored pattern, as copies in the current memory context; filter 0 is no
+ * filter.  Who looks at names only leaves the filter where it is.
  */
 void
-match_set_pattern(EventPattern *pattern, char *event_name, Datum filter)
+match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool with_filter)
 {
-	pattern->event_name = event_name;
-	pattern->filter = (Datum) 0;
-	pattern->filter_is_predicate = false;
-	if (filter != (Datum) 0)
+	memset(pattern, 0, sizeof(EventPattern));
+	pattern->event_name_size = match_datum_size(event_name);
+	if (pattern->event_name_size <= MAX_PATTERN_BYTES)
+		pattern->event_name = TextDatumGetCString(event_name);
+	else
+		pattern->event_name = pstrdup("*");
+
+	if (filter == (Datum) 0)
+		return;
+	pattern->filter_size = match_datum_size(filter);
+	if (with_filter && pattern->filter_size <= MAX_FILTER_BYTES)
 	{
 		pattern->filter = PointerGetDatum(PG_DETOAST_DATUM_COPY(filter));
 		pattern->filter_is_predicate = filter_is_predicate(pattern->filter);

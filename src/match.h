@@ -11,15 +11,29 @@
 #include "names.h"
 #include "window.h"
 
-/* what handlers and consumers say of the events they want */
+/*
+ * What of a definition may be kept in memory, in bytes.  What is longer than that
+ * nobody could have defined; a restore may have brought it.
+ */
+#define MAX_PATTERN_BYTES 1024
+#define MAX_FILTER_BYTES (64 * 1024)
+
+/*
+ * What handlers and consumers say of the events they want.  If a part of it is too
+ * long to be read, it stands for all events, and its owner must get none.
+ */
 typedef struct EventPattern
 {
 	char	   *event_name;		/* glob */
 	Datum		filter;			/* jsonpath, or 0 */
 	bool		filter_is_predicate;
+	Size		event_name_size;	/* as they are stored; 0: not from there */
+	Size		filter_size;
 } EventPattern;
 
-extern void match_set_pattern(EventPattern *pattern, char *event_name, Datum filter);
+extern Size match_datum_size(Datum value);
+extern const char *match_oversized(const EventPattern *pattern);
+extern void match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool with_filter);
 extern bool match_name(const EventPattern *pattern, const char *event_name);
 extern WantedNames *match_names(const EventPattern *pattern, const EventNames *names);
 extern bool match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc desc);

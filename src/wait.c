@@ -196,7 +196,7 @@ find_not_done(EventSnapshot **upto, bool all, NotDone *found, MemoryContext cont
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	snapshot = GetActiveSnapshot();
-	handlers = handler_load(NULL, InvalidOid, CurrentMemoryContext);
+	handlers = handler_load_without_filters(InvalidOid, CurrentMemoryContext);
 	foreach(lc, handlers)
 	{
 		if (!handler_runs(lfirst(lc)))
