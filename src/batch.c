@@ -42,6 +42,7 @@
 #include "catalog.h"
 #include "executor.h"
 #include "fault.h"
+#include "loglimit.h"
 #include "outage.h"
 #include "progress.h"
 #include "retry.h"
@@ -241,8 +242,9 @@ batch_check_handler(HandlerRun *run)
 	{
 		if (health->problem != NULL)
 		{
-			ereport(LOG,
-					(errmsg("event handler \"%s\" goes on", handler->name)));
+			if (loglimit_allows(LOG_TOPIC_HANDLERS))
+				ereport(LOG,
+						(errmsg("event handler \"%s\" goes on", handler->name)));
 			pfree(health->problem);
 			health->problem = NULL;
 		}
@@ -255,10 +257,11 @@ batch_check_handler(HandlerRun *run)
 		if (health->problem != NULL)
 			pfree(health->problem);
 		health->problem = MemoryContextStrdup(TopMemoryContext, problem.message);
-		ereport(LOG,
-				(errcode(problem.sqlstate),
-				 errmsg("event handler \"%s\" is suspended: %s", handler->name, problem.message),
-				 errhint("%s", problem.hint)));
+		if (loglimit_allows(LOG_TOPIC_HANDLERS))
+			ereport(LOG,
+					(errcode(problem.sqlstate),
+					 errmsg("event handler \"%s\" is suspended: %s", handler->name, problem.message),
+					 errhint("%s", problem.hint)));
 	}
 	return false;
 }
@@ -513,10 +516,11 @@ batch_reading_failed(HandlerRun *run, MemoryContext context)
 	{
 		batch_reading_works(run);
 		health->unreadable = MemoryContextStrdup(TopMemoryContext, message);
-		ereport(LOG,
-				(errcode(error->sqlerrcode),
-				 errmsg("the events of event handler \"%s\" cannot be read: %s", run->definition->name, message),
-				 errhint("They wait, and are tried again. Look at the policies on notification_events, and at who has it locked.")));
+		if (loglimit_allows(LOG_TOPIC_HANDLERS))
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("the events of event handler \"%s\" cannot be read: %s", run->definition->name, message),
+					 errhint("They wait, and are tried again. Look at the policies on notification_events, and at who has it locked.")));
 	}
 	batch_leave_alone(run);
 	FreeErrorData(error);

@@ -471,7 +471,7 @@ insert_batch(void)
 void
 bridge_work(DatabaseSlot *slot)
 {
-	uint32		definitions = pg_atomic_read_u32(&slot->definitions);
+	uint32		definitions = pg_atomic_read_u32(&slot->channel_definitions);
 	MemoryContext context = CurrentMemoryContext;
 
 	publish_received();

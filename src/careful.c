@@ -11,7 +11,9 @@
  *	- Before the first batch of a handler its executor leaves its mark in the
  *	  progress row (in_use), flushed, and takes it back when it leaves, or is
  *	  terminated while no code of a handler runs (careful_take_up,
- *	  careful_release, careful_release_at_exit).
+ *	  careful_release, careful_release_at_exit).  Where it cannot, as the row is
+ *	  locked or the table is not found, it says so in shared memory
+ *	  (careful_disown_marks).
  *	- An executor that finds another one's mark has lost a predecessor, and
  *	  works carefully: event by event, each parked in _event_retries with the
  *	  attempt counted and the position moved past it, flushed, before the call
@@ -53,6 +55,7 @@
 #include "catalog.h"
 #include "executor.h"
 #include "fault.h"
+#include "loglimit.h"
 #include "progress.h"
 #include "retry.h"
 #include "worker.h"
@@ -341,6 +344,7 @@ write_mark(HandlerRun *run, bool alone, bool *lost)
 	};
 	Datum		values[3];
 	bool		marked = false;
+	bool		released;
 	bool		isnull;
 
 	*lost = false;
@@ -352,10 +356,13 @@ write_mark(HandlerRun *run, bool alone, bool *lost)
 		int64		mark = DatumGetInt64(own_value(0, 1, &isnull));
 
 		marked = !isnull;
-		*lost = marked && mark != my_mark && !shared_executor_lives(mark);
+		released = marked && shared_mark_is_released(mark);
+		*lost = marked && !released && mark != my_mark && !shared_executor_lives(mark);
 		if (*lost && !alone)
 			return false;
-		if (!marked || *lost)
+		if (released)
+			run->health->careful = 0;
+		else if (!marked || *lost)
 			run->health->careful = DatumGetInt32(own_value(0, 2, &isnull));
 	}
 	own_execute(&update_mark, values, NULL, 0);
@@ -378,11 +385,12 @@ static void
 taken_over(HandlerRun *run)
 {
 	run->next_retry_at = 0;		/* look again */
-	ereport(LOG,
-			(errmsg("event handler \"%s\" goes on carefully: an executor that ran it was lost",
-					run->definition->name),
-			 errdetail("One of its events may be the cause. The next %d are tried one by one, each attempt recorded before it.",
-					   run->health->careful)));
+	if (loglimit_allows(LOG_TOPIC_HANDLERS))
+		ereport(LOG,
+				(errmsg("event handler \"%s\" goes on carefully: an executor that ran it was lost",
+						run->definition->name),
+				 errdetail("One of its events may be the cause. The next %d are tried one by one, each attempt recorded before it.",
+						   run->health->careful)));
 }
 
 /*
@@ -598,6 +606,39 @@ careful_attempt_ends(void)
 }
 
 /*
+ * Whether the process can end here without anybody's having to be careful: not
+ * during a call, or an attempt, unless that is of a handler which is being dropped.
+ */
+static bool
+nothing_is_in_doubt(void)
+{
+	return (call_deadline == DT_NOEND && open_attempts == 0) || executor_call_is_unwanted();
+}
+
+/*
+ * The executor ends in good order.  Marks that it could not take, as the row is
+ * locked or the table is not where it was, are told apart from those of a lost
+ * executor by what this says in shared memory, for as long as that lives.  Not so
+ * where it was careful itself and is not through with that.
+ */
+void
+careful_disown_marks(List *healths)
+{
+	ListCell   *lc;
+
+	if (!nothing_is_in_doubt() || !any_mark(healths, true))
+		return;
+	foreach(lc, healths)
+	{
+		HandlerHealth *health = lfirst(lc);
+
+		if (health->marked && health->careful > 0)
+			return;
+	}
+	shared_release_mark(my_mark);
+}
+
+/*
  * The process is being terminated.  If that did not happen during a call, or an
  * attempt, or if the call was that of a handler that is being dropped, no event
  * is the cause; so the marks are taken, though only where the progress can be had
@@ -606,12 +647,11 @@ careful_attempt_ends(void)
 void
 careful_release_at_exit(List *healths)
 {
-	if (((call_deadline != DT_NOEND || open_attempts > 0) && !executor_call_is_unwanted()) ||
-		!any_mark(healths, true))
+	if (!nothing_is_in_doubt() || !any_mark(healths, true))
 		return;
 	AbortOutOfAnyTransaction();
 	batch_never_wait(0);
-	if (!batch_start_transaction_if_free())
-		return;
-	release_free_marks(healths, true);
+	if (batch_start_transaction_if_free())
+		release_free_marks(healths, true);
+	careful_disown_marks(healths);
 }

@@ -17,6 +17,7 @@ extern void careful_release(List *healths);
 extern void careful_attempt_begins(void);
 extern void careful_attempt_ends(void);
 extern void careful_release_at_exit(List *healths);
+extern void careful_disown_marks(List *healths);
 extern bool careful_bound(HandlerRun *run, int nevents);
 extern void careful_note_commit(int nevents);
 

@@ -872,7 +872,8 @@ pne_activate_events(PG_FUNCTION_ARGS)
 	own_execute(&adopt_incarnation, &database, NULL, 0);
 	SPI_finish();
 
-	doorbell_at_commit(RING_DEFINITIONS | RING_CONSUMERS);
+	doorbell_handlers_at_commit(InvalidOid);
+	doorbell_at_commit(RING_CHANNELS | RING_CONSUMERS);
 	FAULT_POINT("activated");
 	PG_RETURN_INT64(activated);
 }

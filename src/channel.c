@@ -168,7 +168,7 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 				 errhint("End it with unlisten_event_channel() first.")));
 	SPI_finish();
 
-	doorbell_at_commit(RING_DEFINITIONS);
+	doorbell_at_commit(RING_CHANNELS);
 	PG_RETURN_VOID();
 }
 
@@ -226,7 +226,7 @@ pne_unlisten_event_channel(PG_FUNCTION_ARGS)
 	check_own_channel(&delete_channel, channel);
 	SPI_finish();
 
-	doorbell_at_commit(RING_DEFINITIONS);
+	doorbell_at_commit(RING_CHANNELS);
 	PG_RETURN_VOID();
 }
 

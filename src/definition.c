@@ -429,7 +429,7 @@ bump_version(const Handler *handler)
 	handler_wait_for_batch(handler);
 	own_execute(&update_version, values, NULL, 0);
 	own_execute(&probe_now, values, NULL, 0);
-	doorbell_at_commit(RING_DEFINITIONS);
+	doorbell_handlers_at_commit(handler->owner);
 }
 
 static void
@@ -546,7 +546,9 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 		handler->number = existing->number;
 		write_definition(handler, true);
 		bump_version(handler);
+		doorbell_handlers_at_commit(existing->owner);
 	}
+	doorbell_handlers_at_commit(handler->owner);
 	SPI_finish();
 
 	if (shared == NULL)
@@ -554,7 +556,6 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_WARNING),
 				 errmsg("event handler \"%s\" will not run: pg_notify_events is not preloaded", handler->name),
 				 errhint("Add pg_notify_events to \"shared_preload_libraries\" and restart the server.")));
-	doorbell_at_commit(RING_DEFINITIONS);
 	PG_RETURN_VOID();
 }
 
@@ -576,6 +577,7 @@ pne_alter_event_handler(PG_FUNCTION_ARGS)
 	require_writable("alter_event_handler()");
 	SPI_connect();
 	handler = lock_own_handler(name);
+	doorbell_handlers_at_commit(handler->owner);
 	if (!PG_ARGISNULL(ALTER_OWNER))
 		handler->owner = owner_argument(fcinfo, ALTER_OWNER, "event handler");
 	require_argument(fcinfo, ALTER_CLEAR_FILTER, "clear_filter");
@@ -621,15 +623,16 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 		},
 	};
 	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
+	Handler    *handler;
 
 	require_writable("drop_event_handler()");
 	SPI_connect();
-	handler_end_batch(lock_own_handler(name));
+	handler = lock_own_handler(name);
+	handler_end_batch(handler);
 	for (int i = 0; i < (int) lengthof(statements); i++)
 		delete_rows(&statements[i], name);
+	doorbell_handlers_at_commit(handler->owner);
 	SPI_finish();
-
-	doorbell_at_commit(RING_DEFINITIONS);
 	PG_RETURN_VOID();
 }
 

@@ -61,15 +61,16 @@ change_dead_events(FunctionCallInfo fcinfo, const char *function, OwnStatement *
 {
 	char	   *name = name_argument(fcinfo, 0, "handler", "event handler");
 	Datum		value = CStringGetTextDatum(name);
+	Handler    *handler;
 	int64		count;
 
 	require_writable(function);
 	SPI_connect();
-	lock_own_handler(name);
+	handler = lock_own_handler(name);
 	count = own_execute(statement, &value, NULL, 0);
-	SPI_finish();
 	if (count > 0)
-		doorbell_at_commit(RING_DEFINITIONS);
+		doorbell_handlers_at_commit(handler->owner);
+	SPI_finish();
 	return count;
 }
 
@@ -254,11 +255,11 @@ pne_replay_events(PG_FUNCTION_ARGS)
 	event_scan_ids(state->log, GetActiveSnapshot(), from, to, replay_event, state);
 	schedule_replay(state);
 	PopActiveSnapshot();
+	if (state->scheduled > 0)
+		doorbell_handlers_at_commit(state->handler->owner);
 	SPI_finish();
 	table_close(state->log, NoLock);
 
-	if (state->scheduled > 0)
-		doorbell_at_commit(RING_DEFINITIONS);
 	PG_RETURN_INT64(state->scheduled);
 }
 

@@ -60,6 +60,12 @@ typedef struct Wishes
 
 static Wishes *wishes = NULL;
 
+/* groups of owners whose handlers it has changed: a bit for each */
+static uint64 changed_owners = 0;
+#define ALL_OWNERS PG_UINT64_MAX
+
+StaticAssertDecl(OWNER_GROUPS <= 64, "groups of owners must fit into a set of bits");
+
 void
 doorbell_init(Bell *bell)
 {
@@ -112,6 +118,15 @@ doorbell_ring_database(Oid dboid)
 	doorbell_ring(&slot->bells[LISTENER_BELL]);
 }
 
+static void
+doorbell_ring_listener(Oid dboid)
+{
+	DatabaseSlot *slot = shared_find_database(dboid);
+
+	if (slot != NULL)
+		doorbell_ring(&slot->bells[LISTENER_BELL]);
+}
+
 void
 doorbell_ring_launcher(void)
 {
@@ -130,20 +145,42 @@ doorbell_ring_waiters(DatabaseSlot *slot)
 }
 
 /*
+ * Count the changes of definitions, before those are woken who compare.
+ */
+static void
+count_changes(DatabaseSlot *slot, int what, uint64 owners)
+{
+	if (slot == NULL)
+		return;
+	if (what & (RING_DEFINITIONS | RING_DROPPED))
+		pg_atomic_fetch_add_u32(&slot->definitions, 1);
+	if (what & (RING_CHANNELS | RING_DROPPED))
+		pg_atomic_fetch_add_u32(&slot->channel_definitions, 1);
+	for (int group = 0; group < OWNER_GROUPS; group++)
+	{
+		if (owners & (UINT64CONST(1) << group))
+			pg_atomic_fetch_add_u32(&slot->owner_definitions[group], 1);
+	}
+}
+
+/*
  * Carry the wishes out.  After a commit nothing here may throw.
  */
 static void
 doorbell_xact_callback(XactEvent event, void *arg)
 {
+	uint64		owners;
 	int			what = 0;
 
 	for (Wishes *of = wishes; of != NULL; of = of->outer)
 		what |= of->what;
+	owners = (what & RING_DROPPED) ? ALL_OWNERS : changed_owners;
 
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
 			wishes = NULL;
+			changed_owners = 0;
 			if (what == 0)
 				return;
 			FAULT_POINT("before-ring");
@@ -151,15 +188,12 @@ doorbell_xact_callback(XactEvent event, void *arg)
 				shared_note_install(MyDatabaseId);
 			if (what & RING_DROPPED)
 				stats_forget_database(MyDatabaseId, false);
-			if (what & (RING_DEFINITIONS | RING_DROPPED))
-			{
-				DatabaseSlot *slot = shared_find_database(MyDatabaseId);
-
-				if (slot != NULL)
-					pg_atomic_fetch_add_u32(&slot->definitions, 1);
-			}
+			if (what & (RING_DEFINITIONS | RING_CHANNELS | RING_DROPPED))
+				count_changes(shared_find_database(MyDatabaseId), what, owners);
 			if (what & (RING_EVENTS | RING_DEFINITIONS | RING_DROPPED))
 				doorbell_ring_database(MyDatabaseId);
+			else if (what & RING_CHANNELS)
+				doorbell_ring_listener(MyDatabaseId);
 			if (what & RING_CONSUMERS)
 				doorbell_ring_waiters(shared_find_database(MyDatabaseId));
 			if (what & (RING_EXTENSION | RING_LAUNCHER))
@@ -167,7 +201,7 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			break;
 
 		case XACT_EVENT_PRE_PREPARE:
-			if (what & (RING_DEFINITIONS | RING_EXTENSION | RING_DROPPED))
+			if (what & (RING_DEFINITIONS | RING_CHANNELS | RING_EXTENSION | RING_DROPPED))
 				ereport(ERROR,
 						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 						 errmsg("cannot PREPARE a transaction that has changed event handlers, event channels or extension pg_notify_events"),
@@ -176,12 +210,14 @@ doorbell_xact_callback(XactEvent event, void *arg)
 
 		case XACT_EVENT_ABORT:
 			wishes = NULL;
+			changed_owners = 0;
 			if (what & RING_CONSUMERS)
 				doorbell_ring_waiters(shared_find_database(MyDatabaseId));
 			break;
 
 		case XACT_EVENT_PREPARE:
 			wishes = NULL;
+			changed_owners = 0;
 			break;
 
 		default:
@@ -246,6 +282,16 @@ doorbell_at_commit(int what)
 		wishes = own;
 	}
 	wishes->what |= what;
+}
+
+/*
+ * The same where handlers of an owner were changed, or of any (InvalidOid).
+ */
+void
+doorbell_handlers_at_commit(Oid owner)
+{
+	changed_owners |= OidIsValid(owner) ? UINT64CONST(1) << shared_owner_group(owner) : ALL_OWNERS;
+	doorbell_at_commit(RING_DEFINITIONS);
 }
 
 /*

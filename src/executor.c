@@ -48,11 +48,13 @@
 #include "compat.h"
 #include "executor.h"
 #include "fault.h"
+#include "loglimit.h"
 #include "outage.h"
 #include "owner.h"
 #include "pace.h"
 #include "progress.h"
 #include "retry.h"
+#include "runs.h"
 #include "settings.h"
 #include "worker.h"
 
@@ -80,15 +82,6 @@ static ExecutorSlot *my_slot = NULL;
 static DatabaseSlot *my_database = NULL;
 static Bell *my_bell = NULL;
 static bool leaving_cleanly = false;
-
-/* the handlers of the owner that are to run, and since when they are valid */
-static MemoryContext runs_context = NULL;
-static MemoryContext windows_context = NULL;
-static List *runs = NIL;
-static uint32 runs_definitions = 0;
-
-/* a HandlerHealth for each handler that was run; in TopMemoryContext */
-static List *healths = NIL;
 
 static uint32 persist_requests_seen = 0;
 
@@ -329,7 +322,7 @@ static void
 executor_release_on_exit(int code, Datum arg)
 {
 	if (!leaving_cleanly && PostmasterIsAlive())
-		careful_release_at_exit(healths);
+		careful_release_at_exit(*runs_healths());
 }
 
 /*
@@ -405,7 +398,7 @@ store_positions(bool all)
 	ListCell   *lc;
 	TimestampTz now = GetCurrentTimestamp();
 
-	foreach(lc, runs)
+	foreach(lc, runs_all())
 	{
 		HandlerRun *run = lfirst(lc);
 
@@ -447,6 +440,7 @@ executor_leave(void)
 	bool		log_is_free;
 
 	leaves_soon = true;
+	loglimit_report(true);
 	PG_TRY();
 	{
 		careful_arm_timeout(LEAVE_TIMEOUT_MS);
@@ -455,7 +449,7 @@ executor_leave(void)
 		{
 			if (log_is_free)
 				store_positions(true);
-			careful_release(healths);
+			careful_release(*runs_healths());
 		}
 		careful_disarm_timeout();
 	}
@@ -466,114 +460,8 @@ executor_leave(void)
 		worker_recover(&my_slot->worker);
 	}
 	PG_END_TRY();
+	careful_disown_marks(*runs_healths());
 	executor_exit();
-}
-
-/*
- * Forget all handlers; the next look reads them again.
- */
-static void
-forget_runs(void)
-{
-	ListCell   *lc;
-
-	foreach(lc, runs)
-	{
-		HandlerRun *run = lfirst(lc);
-
-		if (run->window != NULL)
-			window_release(run->window);
-	}
-	runs = NIL;
-	MemoryContextReset(runs_context);
-}
-
-/*
- * Find what is known of how a handler fares.  Another definition may do better:
- * it is taken up anew, and need not wait for a probe; and another executor may
- * have run the handler meanwhile.
- */
-static void
-find_health(HandlerRun *run)
-{
-	const Handler *handler = run->definition;
-	HandlerHealth *health = NULL;
-	ListCell   *lc;
-
-	foreach(lc, healths)
-	{
-		HandlerHealth *known = lfirst(lc);
-
-		if (strcmp(known->name, handler->name) == 0 && known->created == handler->created)
-			health = known;
-	}
-	if (health == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-		health = palloc0(sizeof(HandlerHealth));
-		strlcpy(health->name, handler->name, HANDLER_NAME_SIZE);
-		health->created = handler->created;
-		healths = lappend(healths, health);
-		MemoryContextSwitchTo(old);
-	}
-	health->gone = false;
-	health->unstored = 0;
-	run->health = health;
-	if (health->version != handler->version)
-	{
-		health->version = handler->version;
-		health->taken_up = false;
-		outage_load(run);
-	}
-}
-
-/*
- * The owner's handlers, from their tables.  What cannot run at all, paused or
- * dormant, is left out.
- */
-static void
-load_runs(void)
-{
-	List	   *handlers;
-	ListCell   *lc;
-
-	forget_runs();
-	foreach(lc, healths)
-		((HandlerHealth *) lfirst(lc))->gone = true;
-	handlers = handler_load(NULL, my_slot->owner, runs_context);
-	foreach(lc, handlers)
-	{
-		HandlerRun *run;
-		MemoryContext old = MemoryContextSwitchTo(runs_context);
-
-		run = palloc0(sizeof(HandlerRun));
-		run->context = runs_context;
-		run->definition = lfirst(lc);
-		run->cursor = event_snapshot_copy(run->definition->position.cursor);
-		MemoryContextSwitchTo(old);
-		find_health(run);
-		if (run->definition->paused || run->definition->dormant)
-			continue;
-
-		old = MemoryContextSwitchTo(runs_context);
-		runs = lappend(runs, run);
-		MemoryContextSwitchTo(old);
-		retry_read_deadline(run);
-	}
-}
-
-static bool
-any_stale(void)
-{
-	ListCell   *lc;
-
-	foreach(lc, runs)
-	{
-		if (((HandlerRun *) lfirst(lc))->stale)
-			return true;
-	}
-	return false;
 }
 
 /* ----------
@@ -582,69 +470,16 @@ any_stale(void)
  */
 
 /*
- * Give a handler a window: one that was read in this round for another one at
- * the same position, or a new one.
- */
-static void
-take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto, List **fresh)
-{
-	EventPosition position = {run->cursor, NULL, 0};
-	ListCell   *lc;
-
-	/* a window that was begun before, by us or by our predecessor, goes first */
-	if (event_snapshot_equal(run->cursor, run->definition->position.cursor))
-		position = run->definition->position;
-
-	if (position.window == NULL)
-	{
-		foreach(lc, *fresh)
-		{
-			Window	   *window = lfirst(lc);
-
-			if (event_snapshot_equal(window->from, run->cursor))
-			{
-				window->references++;
-				run->window = window;
-				break;
-			}
-		}
-	}
-	if (run->window == NULL)
-	{
-		run->window = window_read_names(log, &position, snapshot, upto, windows_context);
-		if (position.window == NULL)
-		{
-			run->window->references++;
-			*fresh = lappend(*fresh, run->window);
-		}
-	}
-	run->next = 0;
-
-	if (run->window->nevents == 0)
-	{
-		/*
-		 * Nothing there.  That the position is ahead now is not worth storing,
-		 * unless it was inside a window.
-		 */
-		TimestampTz ahead_since = run->ahead_since;
-
-		batch_finish_window(run);
-		if (position.window == NULL)
-			run->ahead_since = ahead_since;
-	}
-}
-
-/*
  * Have the handler stand at an event that concerns it: in its window, or where
  * nothing is left in that one, in the next.  False if there is none.
  */
 static bool
-find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto, List **fresh)
+find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto)
 {
 	do
 	{
 		if (run->window == NULL)
-			take_window(run, log, snapshot, upto, fresh);
+			runs_take_window(run, log, snapshot, upto);
 		if (run->window != NULL && batch_seek(run))
 			return true;
 	} while (!event_snapshot_equal(run->cursor, upto));
@@ -661,10 +496,8 @@ read_windows(void)
 	Relation	log;
 	Snapshot	snapshot;
 	EventSnapshot *upto;
-	List	   *fresh = NIL;
 	ListCell   *lc;
 	bool		work = false;
-	uint32		definitions = pg_atomic_read_u32(&my_database->definitions);
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
@@ -674,9 +507,16 @@ read_windows(void)
 	log = catalog_open_log();
 	if (log == NULL)
 	{
+		bool		exists = catalog_extension_exists();
+
+		/* it has all that we know, but for a table or index: an error tells, and we wait */
+		if (exists)
+			(void) catalog_lookup(false);
 		CommitTransactionCommand();
-		executor_exit();
-		return false;			/* not reached */
+		if (!exists)
+			executor_exit();
+		doorbell_ring(my_bell);
+		return false;
 	}
 	SPI_connect();
 	(void) executor_asked_to_leave();	/* one whose owner was changed looks here */
@@ -686,20 +526,14 @@ read_windows(void)
 	 * handler an empty window, and by that take it back to before what another
 	 * executor has done.
 	 */
-	if (runs == NIL || definitions != runs_definitions || any_stale())
-	{
-		FAULT_POINT("before-load");
-		PushActiveSnapshot(GetTransactionSnapshot());
-		load_runs();
-		PopActiveSnapshot();
-		runs_definitions = definitions;
-	}
+	runs_release_windows();
+	runs_follow(my_database, my_slot->owner);
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	snapshot = GetActiveSnapshot();
 	upto = event_snapshot_build(snapshot);
 
-	foreach(lc, runs)
+	foreach(lc, runs_all())
 	{
 		HandlerRun *run = lfirst(lc);
 
@@ -709,14 +543,13 @@ read_windows(void)
 			work = true;
 		if (batch_is_held(run))
 			continue;
-		if (find_work(run, log, snapshot, upto, &fresh))
+		if (find_work(run, log, snapshot, upto))
 			work = true;
 		else if (run->health->probes > 0 && run->next_retry_at == DT_NOEND)
 			outage_over(run);	/* nothing is left to probe with */
 	}
 
-	foreach(lc, fresh)
-		window_release(lfirst(lc));
+	runs_release_windows();
 	pace_look(log);
 	PopActiveSnapshot();
 	SPI_finish();
@@ -746,13 +579,13 @@ take_up_handlers(void)
 	List	   *fresh = NIL;
 	ListCell   *lc;
 
-	foreach(lc, runs)
+	foreach(lc, runs_all())
 	{
 		HandlerRun *run = lfirst(lc);
 
 		if (has_batch(run) && !run->health->taken_up)
 			fresh = lappend(fresh, run);
-		if (list_length(fresh) == TAKE_UP_AT_ONCE || (fresh != NIL && lnext(runs, lc) == NULL))
+		if (list_length(fresh) == TAKE_UP_AT_ONCE || (fresh != NIL && lnext(runs_all(), lc) == NULL))
 		{
 			careful_take_up(fresh);
 			fresh = NIL;
@@ -800,7 +633,7 @@ take_turns(MemoryContext turn_context)
 	int			nturns = 0;
 	bool		backlog = false;
 
-	foreach(lc, runs)
+	foreach(lc, runs_all())
 	{
 		HandlerRun *run = lfirst(lc);
 
@@ -825,13 +658,13 @@ take_turns(MemoryContext turn_context)
 static TimestampTz
 next_deadline(void)
 {
-	TimestampTz deadline = DT_NOEND;
+	TimestampTz deadline = loglimit_due();
 	TimestampTz now = GetCurrentTimestamp();
 	ListCell   *lc;
 
 	if (pne_executor_idle_timeout > 0)
-		deadline = TimestampTzPlusMilliseconds(now, pne_executor_idle_timeout);
-	foreach(lc, runs)
+		deadline = Min(deadline, TimestampTzPlusMilliseconds(now, pne_executor_idle_timeout));
+	foreach(lc, runs_all())
 	{
 		HandlerRun *run = lfirst(lc);
 
@@ -886,6 +719,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		CHECK_FOR_INTERRUPTS();
 		pg_atomic_fetch_add_u64(&my_slot->worker.wakeups, 1);
 		(void) worker_reload_config();
+		loglimit_report(false);
 
 		MemoryContextReset(cycle_context);
 		MemoryContextSwitchTo(cycle_context);
@@ -894,7 +728,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		MemoryContextSwitchTo(cycle_context);
 		if (executor_asked_to_leave())
 			executor_leave();
-		careful_release_gone(&healths);
+		careful_release_gone(runs_healths());
 		if (!work)
 			break;
 		worked = worked || work;
@@ -987,8 +821,7 @@ pne_executor_main(Datum main_arg)
 	owner_connected(start.owner);
 	CommitTransactionCommand();
 
-	runs_context = AllocSetContextCreate(TopMemoryContext, "event handlers", ALLOCSET_DEFAULT_SIZES);
-	windows_context = AllocSetContextCreate(TopMemoryContext, "event windows", ALLOCSET_DEFAULT_SIZES);
+	runs_init();
 	cycle_context = AllocSetContextCreate(TopMemoryContext, "executor cycle", ALLOCSET_DEFAULT_SIZES);
 	turn_context = AllocSetContextCreate(TopMemoryContext, "executor turn", ALLOCSET_DEFAULT_SIZES);
 	worked_at = GetCurrentTimestamp();
@@ -1007,8 +840,7 @@ pne_executor_main(Datum main_arg)
 				worker_locked_out(&my_slot->worker);
 			else
 				worker_recover(&my_slot->worker);
-			forget_runs();
-			MemoryContextDeleteChildren(windows_context);
+			runs_forget();
 		}
 		PG_END_TRY();
 	}

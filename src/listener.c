@@ -48,19 +48,21 @@
 #include "handler.h"
 #include "handler_figures.h"
 #include "listener.h"
+#include "loglimit.h"
 #include "notify_queue.h"
 #include "pace.h"
 #include "relay.h"
 #include "retry.h"
 #include "settings.h"
+#include "unserved.h"
 #include "window.h"
 #include "worker.h"
 
 /* the cursor is stored when it has been ahead for this long, in ms */
 #define LAZY_STORE_MS 10000
 
-/* a stored position is never more events of others behind than this */
-#define MAX_PASSED 10000
+/* an extension that is not complete for so long, in ms, is not being made */
+#define INCOMPLETE_MS 1000
 
 /* figures of dropped handlers are removed at most this often, in ms */
 #define FORGET_DROPPED_MS 10000
@@ -70,16 +72,6 @@
 
 static DatabaseSlot *my_slot = NULL;
 static bool leaving_cleanly = false;
-
-/* a handler that nobody serves, and for which there is nothing before upto */
-typedef struct QuietHandler
-{
-	char		name[HANDLER_NAME_SIZE];
-	int64		version;
-	EventSnapshot *stored;		/* its stored cursor */
-	EventSnapshot *upto;
-	int64		passed;			/* events of others between the two */
-} QuietHandler;
 
 /* survives the cycles */
 static MemoryContext listener_context = NULL;
@@ -99,16 +91,8 @@ static Duty *const duties[] = {
 /* owners that have handlers which may run, as of definitions_seen */
 static MemoryContext owners_context = NULL;
 static List *owners = NIL;
-static List *quiet_handlers = NIL;
 static bool owners_valid = false;
 static uint32 definitions_seen = 0;
-
-/*
- * Complaints that were logged and still stand: dormant handlers as of
- * definitions_seen, and suspended ones of owners without an executor.
- */
-static List *logged_dormant = NIL;
-static List *logged_suspended = NIL;
 
 /* what to wake up for */
 static TimestampTz next_look;
@@ -221,6 +205,7 @@ static void
 listener_leave(void)
 {
 	bridge_leave(my_slot);
+	loglimit_report(true);
 
 	/* or our successor would announce and count the same events again */
 	if (relay_is_ahead(0))
@@ -240,76 +225,13 @@ listener_leave(void)
  */
 
 /*
- * Whether a complaint is new; if so, it is noted.
- */
-static bool
-is_news(List **complaints, const char *text)
-{
-	MemoryContext old;
-	ListCell   *lc;
-
-	foreach(lc, *complaints)
-	{
-		if (strcmp(lfirst(lc), text) == 0)
-			return false;
-	}
-	old = MemoryContextSwitchTo(listener_context);
-	*complaints = lappend(*complaints, pstrdup(text));
-	MemoryContextSwitchTo(old);
-	return true;
-}
-
-/*
- * A complaint as it is logged and noted.
- */
-static char *
-suspended_text(const char *handler, const char *reason)
-{
-	return psprintf("event handler \"%s\" is suspended: %s", handler, reason);
-}
-
-/*
- * Forget complaints, to make them again should the cause come back.
- */
-static void
-forget_complaints(List **complaints)
-{
-	list_free_deep(*complaints);
-	*complaints = NIL;
-}
-
-/*
- * The handler can run, or its executor complains for itself.
- */
-static void
-forget_suspended(const Handler *handler)
-{
-	char	   *start = suspended_text(handler->name, "");
-	ListCell   *lc;
-
-	foreach(lc, logged_suspended)
-	{
-		if (strncmp(lfirst(lc), start, strlen(start)) == 0)
-		{
-			pfree(lfirst(lc));
-			logged_suspended = foreach_delete_current(logged_suspended, lc);
-		}
-	}
-	pfree(start);
-}
-
-/*
- * Definitions changed: find out again who has handlers, and what to complain
- * about.
+ * Definitions changed: find out again who has handlers.
  */
 static void
 forget_owners(uint32 definitions)
 {
 	owners = NIL;
-	quiet_handlers = NIL;
 	MemoryContextReset(owners_context);
-	forget_complaints(&logged_dormant);
-	forget_complaints(&logged_suspended);
 	owners_valid = false;
 	definitions_seen = definitions;
 }
@@ -333,70 +255,6 @@ owner_is_served(Oid owner)
 }
 
 /*
- * What is known of a handler that nobody serves, if it is the one that was
- * looked at before and its position is still the same.
- */
-static QuietHandler *
-known_quiet(const Handler *handler)
-{
-	ListCell   *lc;
-
-	foreach(lc, quiet_handlers)
-	{
-		QuietHandler *quiet = lfirst(lc);
-
-		if (strcmp(quiet->name, handler->name) != 0)
-			continue;
-		if (quiet->version == handler->version &&
-			event_snapshot_equal(quiet->stored, handler->position.cursor))
-			return quiet;
-		quiet_handlers = foreach_delete_current(quiet_handlers, lc);
-		break;
-	}
-	return NULL;
-}
-
-/*
- * Whether there is nothing for a handler that nobody serves.  Each event is
- * looked at once: what was found before is known.  Where many events of others
- * were passed, an executor is to store that, so that nobody has to look through
- * them again.
- */
-static bool
-is_quiet(const Handler *handler, Relation log, Snapshot snapshot, const EventSnapshot *upto)
-{
-	QuietHandler *quiet = NULL;
-	EventPosition position = handler->position;
-	MemoryContext old;
-	int64		passed;
-
-	if (position.window == NULL)
-		quiet = known_quiet(handler);
-	if (quiet != NULL)
-		position.cursor = quiet->upto;
-	if (match_pending(&handler->pattern, &position, log, snapshot, upto, &passed))
-		return false;
-	if (position.window != NULL)
-		return true;
-
-	old = MemoryContextSwitchTo(owners_context);
-	if (quiet == NULL)
-	{
-		quiet = palloc0(sizeof(QuietHandler));
-		strlcpy(quiet->name, handler->name, HANDLER_NAME_SIZE);
-		quiet->version = handler->version;
-		quiet->stored = event_snapshot_copy(handler->position.cursor);
-		quiet_handlers = lappend(quiet_handlers, quiet);
-	}
-	else
-		pfree(quiet->upto);
-	quiet->upto = event_snapshot_copy(upto);
-	quiet->passed += passed;
-	MemoryContextSwitchTo(old);
-	return quiet->passed < MAX_PASSED;
-}
-
-/*
  * Whether a handler that nobody serves has work, and what to wake up for if
  * not yet.
  */
@@ -412,28 +270,24 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 		return false;
 	if (handler->dormant)
 	{
-		char	   *text = psprintf("event handler \"%s\" is dormant", handler->name);
-
-		if (is_news(&logged_dormant, text))
+		if (unserved_complaint_is_news(handler, "dormant") && loglimit_allows(LOG_TOPIC_HANDLERS))
 			ereport(WARNING,
 					(errcode(ERRCODE_WARNING),
-					 errmsg_internal("%s", text),
+					 errmsg("event handler \"%s\" is dormant", handler->name),
 					 errdetail("It was made in another database, or restored."),
 					 errhint("A superuser wakes it with activate_events().")));
 		return false;
 	}
 	if (!handler_check(handler, &problem))
 	{
-		char	   *text = suspended_text(handler->name, problem.message);
-
-		if (is_news(&logged_suspended, text))
+		if (unserved_complaint_is_news(handler, problem.message) && loglimit_allows(LOG_TOPIC_HANDLERS))
 			ereport(LOG,
 					(errcode(problem.sqlstate),
-					 errmsg_internal("%s", text),
+					 errmsg("event handler \"%s\" is suspended: %s", handler->name, problem.message),
 					 errhint("%s", problem.hint)));
 		return false;
 	}
-	forget_suspended(handler);
+	unserved_can_run(handler);
 
 	stats_read_outage(handler, &probes, &probe_at);
 	if (probe_at > GetCurrentTimestamp())
@@ -448,7 +302,7 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 	next_retry = Min(next_retry, due);
 	if (handler->ordered && due != DT_NOEND)
 		return false;
-	return !is_quiet(handler, log, snapshot, upto);
+	return !unserved_is_quiet(handler, log, snapshot, upto);
 }
 
 /*
@@ -463,10 +317,12 @@ consider_owners(Relation log, Snapshot snapshot, const EventSnapshot *upto)
 	bool		news = false;
 
 	handlers = handler_load_without_filters(InvalidOid, CurrentMemoryContext);
+	unserved_begin();
 	foreach(lc, handlers)
 	{
 		Handler    *handler = lfirst(lc);
 
+		unserved_see(handler);
 		if (!owners_valid && !handler->paused && !handler->dormant)
 		{
 			MemoryContext old = MemoryContextSwitchTo(owners_context);
@@ -478,13 +334,14 @@ consider_owners(Relation log, Snapshot snapshot, const EventSnapshot *upto)
 			continue;
 		if (owner_is_served(handler->owner))
 		{
-			forget_suspended(handler);
+			unserved_can_run(handler);
 			continue;
 		}
 		if (handler_has_work(handler, log, snapshot, upto))
 			wanted = lappend_oid(wanted, handler->owner);
 	}
 	owners_valid = true;
+	unserved_end();
 
 	foreach(lc, wanted)
 		news = shared_want_executor(MyDatabaseId, lfirst_oid(lc)) || news;
@@ -522,10 +379,7 @@ look_after_owners(void)
 	/* executors keep their own deadlines */
 	next_retry = DT_NOEND;
 	if (all_owners_are_served())
-	{
-		forget_complaints(&logged_suspended);
 		return;
-	}
 
 	worker_start_short_transaction();
 	log = catalog_open_log();
@@ -629,6 +483,7 @@ watch_queue(void)
 static void
 follow_log(void)
 {
+	static TimestampTz incomplete_since = 0;
 	bool		found;
 	int			announced;
 	uint32		installs = count_installs();
@@ -640,13 +495,19 @@ follow_log(void)
 	{
 		bool		exists = catalog_extension_exists();
 
+		/* it may be being made: look again; then an error tells what is missing */
+		if (exists && incomplete_since == 0)
+			incomplete_since = GetCurrentTimestamp();
+		else if (exists && TimestampDifferenceExceeds(incomplete_since, GetCurrentTimestamp(), INCOMPLETE_MS))
+			(void) catalog_lookup(false);
 		worker_commit_short_transaction();
 		if (exists)
-			return;				/* it is being made: look again */
+			return;
 		set_presence(EXTENSION_ABSENT, installs);
 		listener_leave();
 		return;					/* not reached */
 	}
+	incomplete_since = 0;
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	found = relay_take_up(log, GetActiveSnapshot());
@@ -794,6 +655,7 @@ listener_cycle(MemoryContext cycle_context)
 
 	read_queue();
 	bridge_work(my_slot);
+	loglimit_report(false);
 
 	/* what is due in a moment is done now, to wake up once for both */
 	now = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WAKEUP_SLACK_MS);

@@ -30,6 +30,7 @@
 
 #include "catalog.h"
 #include "handler_figures.h"
+#include "loglimit.h"
 #include "outage.h"
 #include "retry.h"
 
@@ -118,6 +119,8 @@ outage_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, con
 {
 	run->health->parked = true;
 	back_off(run, next_probe);
+	if (!loglimit_allows(LOG_TOPIC_HANDLERS))
+		return;
 	ereport(LOG,
 			(errcode(error->sqlerrcode),
 			 errmsg("event handler \"%s\" backs off after event %lld failed: %s", run->definition->name,
@@ -147,11 +150,12 @@ outage_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorDa
 	else if (first && ++health->failed_in_row >= MAX_FAILED_IN_ROW)
 	{
 		back_off(run, outage_next_probe(run));
-		ereport(LOG,
-				(errcode(error->sqlerrcode),
-				 errmsg("event handler \"%s\" backs off: %d events in a row failed, the last with: %s",
-						run->definition->name, health->failed_in_row, error->message ? error->message : ""),
-				 errdetail("The next event is tried at %s.", timestamptz_to_str(health->probe_at))));
+		if (loglimit_allows(LOG_TOPIC_HANDLERS))
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("event handler \"%s\" backs off: %d events in a row failed, the last with: %s",
+							run->definition->name, health->failed_in_row, error->message ? error->message : ""),
+					 errdetail("The next event is tried at %s.", timestamptz_to_str(health->probe_at))));
 	}
 }
 
@@ -204,6 +208,7 @@ outage_over(HandlerRun *run)
 	health->probes = 0;
 	health->probe_at = 0;
 	stats_note_outage(run->definition, 0, 0);
-	ereport(LOG,
-			(errmsg("event handler \"%s\" goes on, its outage is over", run->definition->name)));
+	if (loglimit_allows(LOG_TOPIC_HANDLERS))
+		ereport(LOG,
+				(errmsg("event handler \"%s\" goes on, its outage is over", run->definition->name)));
 }

@@ -50,6 +50,7 @@
 #include "executor.h"
 #include "fault.h"
 #include "index_lookup.h"
+#include "loglimit.h"
 #include "outage.h"
 #include "progress.h"
 #include "retry.h"
@@ -182,6 +183,8 @@ write_failure(HandlerRun *run, EventIdentity event, int attempts, TimestampTz du
 static void
 log_failure(const HandlerRun *run, int64 event_id, int attempts, bool dead, const ErrorData *error)
 {
+	if (!loglimit_allows(LOG_TOPIC_EVENTS))
+		return;
 	ereport(LOG,
 			(errcode(error->sqlerrcode),
 			 errmsg("event handler \"%s\" failed for event %lld (attempt %d of %d)%s: %s",
@@ -196,6 +199,8 @@ log_failure(const HandlerRun *run, int64 event_id, int attempts, bool dead, cons
 static void
 log_death(const HandlerRun *run, int64 event_id, int attempts)
 {
+	if (!loglimit_allows(LOG_TOPIC_EVENTS))
+		return;
 	ereport(LOG,
 			(errmsg("event %lld is dead for event handler \"%s\": it has had %d of %d attempts",
 					(long long) event_id, run->definition->name, attempts, run->definition->max_attempts)));
@@ -741,7 +746,7 @@ retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next)
 
 	progress_stored(run, next);
 	outcome = run_attempt(run, event, 1, true);
-	if (--run->health->careful == 0)
+	if (--run->health->careful == 0 && loglimit_allows(LOG_TOPIC_HANDLERS))
 		ereport(LOG,
 				(errmsg("event handler \"%s\" goes on with whole batches", run->definition->name)));
 	return outcome;

@@ -22,6 +22,7 @@
  */
 #include "postgres.h"
 
+#include "common/hashfn.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
@@ -101,6 +102,9 @@ shared_startup(void)
 			pg_atomic_init_u32(&slot->leave, 0);
 			pg_atomic_init_u32(&slot->queue_crowded, 0);
 			pg_atomic_init_u32(&slot->definitions, 0);
+			pg_atomic_init_u32(&slot->channel_definitions, 0);
+			for (int j = 0; j < OWNER_GROUPS; j++)
+				pg_atomic_init_u32(&slot->owner_definitions[j], 0);
 			pg_atomic_init_u32(&slot->persist_requests, 0);
 			ConditionVariableInit(&slot->progress);
 			ConditionVariableInit(&slot->news);
@@ -343,6 +347,24 @@ shared_want_executor(Oid dboid, Oid owner)
 }
 
 /*
+ * Which counter of changes is an owner's.
+ */
+int
+shared_owner_group(Oid owner)
+{
+	return (int) (murmurhash32((uint32) owner) % OWNER_GROUPS);
+}
+
+/*
+ * Counts changes of an owner's handlers, and of some others.
+ */
+uint32
+shared_definitions_of(DatabaseSlot *slot, Oid owner)
+{
+	return pg_atomic_read_u32(&slot->owner_definitions[shared_owner_group(owner)]);
+}
+
+/*
  * Whether the executor that leaves this mark is there.
  */
 bool
@@ -359,6 +381,30 @@ shared_executor_lives(int64 mark)
 	}
 	LWLockRelease(shared->lock);
 	return lives;
+}
+
+/*
+ * The executor that leaves this mark ends in good order, whatever handler's row
+ * the mark is still found in.
+ */
+void
+shared_release_mark(int64 mark)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared->released_marks[shared->nreleased_marks++ % MAX_RELEASED_MARKS] = mark;
+	LWLockRelease(shared->lock);
+}
+
+bool
+shared_mark_is_released(int64 mark)
+{
+	bool		released = false;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	for (int i = 0; i < MAX_RELEASED_MARKS && !released; i++)
+		released = (shared->released_marks[i] == mark);
+	LWLockRelease(shared->lock);
+	return released;
 }
 
 /*

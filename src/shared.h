@@ -27,6 +27,13 @@
 /* owners that can have, or wait for, an executor at once */
 #define MAX_EXECUTOR_SLOTS 256
 
+/*
+ * Marks of executors that have left in good order, though they could not take them
+ * from the handlers' rows; the last ones.  Who finds an older one is only careful
+ * for nothing.
+ */
+#define MAX_RELEASED_MARKS 1024
+
 /* a handler's name is text, but never longer than this with its terminator */
 #define HANDLER_NAME_SIZE NAMEDATALEN
 
@@ -35,6 +42,9 @@
 
 /* drops of handlers in one database that can have calls ended at once */
 #define MAX_ENDED_CALLS 8
+
+/* owners are told apart by so many counters of changes; some share one */
+#define OWNER_GROUPS 64
 
 #define BELL_UNUSED PG_UINT32_MAX
 
@@ -105,10 +115,18 @@ typedef struct DatabaseSlot
 								 * leave */
 	pg_atomic_uint32 queue_crowded; /* 1: somebody has found the notification
 									 * queue too full to announce */
-	/* bumped by whatever changes definitions, at its commit; never reset */
+	/* bumped by whatever changes definitions of handlers, at its commit, and those
+	 * of channels; never reset */
 	pg_atomic_uint32 definitions;
+	pg_atomic_uint32 channel_definitions;
+	/* the same of handlers of some owners (shared_definitions_of) */
+	pg_atomic_uint32 owner_definitions[OWNER_GROUPS];
 	/* bumped by who wants positions on disk now; never reset */
 	pg_atomic_uint32 persist_requests;
+	/* the last channel that is listened on, if there are too many; else ""; written
+	 * by the listener, under the lock */
+	TimestampTz last_channel_at;
+	char		last_channel[NAMEDATALEN];
 	/* signalled when a handler's progress was committed */
 	ConditionVariable progress;
 	/* signalled when consumers may have got something to fetch */
@@ -154,6 +172,8 @@ typedef struct SharedState
 										 * under the lock */
 	DatabaseSlot databases[MAX_DATABASES];
 	ExecutorSlot executors[MAX_EXECUTOR_SLOTS];
+	uint32		nreleased_marks;	/* so far; the next one replaces the oldest */
+	int64		released_marks[MAX_RELEASED_MARKS];
 } SharedState;
 
 /* NULL where the library was not preloaded */
@@ -168,9 +188,14 @@ extern DatabaseSlot *shared_claim_database(Oid dboid);
 extern void shared_note_install(Oid dboid);
 extern void shared_release_database(DatabaseSlot *slot);
 
+extern int	shared_owner_group(Oid owner);
+extern uint32 shared_definitions_of(DatabaseSlot *slot, Oid owner);
+
 extern ExecutorSlot *shared_find_executor(Oid dboid, Oid owner);
 extern bool shared_want_executor(Oid dboid, Oid owner);
 extern bool shared_executor_lives(int64 mark);
+extern void shared_release_mark(int64 mark);
+extern bool shared_mark_is_released(int64 mark);
 extern void shared_dismiss_executors(Oid dboid);
 extern int	shared_end_calls(DatabaseSlot *database, const char *handler);
 extern void shared_let_calls_be(DatabaseSlot *database, int place);

@@ -406,6 +406,7 @@ window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapsh
 	window->references = 1;
 	window->from = event_snapshot_copy(from);
 	window->upto = event_snapshot_copy(upto);
+	window->after = PG_INT64_MIN;
 	window->through = PG_INT64_MAX;
 	MemoryContextSwitchTo(old);
 	return window;
@@ -510,6 +511,8 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 	if (position->window != NULL)
 		upto = position->window;
 	window = window_create(parent, position->cursor, upto);
+	if (position->window != NULL)
+		window->after = position->last_id;
 	old = MemoryContextSwitchTo(window->context);
 	window->events = palloc(state.room * sizeof(EventRef));
 	if (with_names)
@@ -609,6 +612,27 @@ window_read_on(Relation log, const EventPosition *position, Snapshot snapshot, i
 	if (position->last_id < PG_INT64_MAX)
 		event_scan_ids(log, snapshot, position->last_id + 1, PG_INT64_MAX, read_on, &state);
 	return window;
+}
+
+/*
+ * The index of the first event behind an id.
+ */
+int64
+window_behind(const Window *window, int64 id)
+{
+	int64		low = 0;
+	int64		high = window->nevents;
+
+	while (low < high)
+	{
+		int64		middle = low + (high - low) / 2;
+
+		if (window->events[middle].id <= id)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
 }
 
 /*

@@ -54,6 +54,7 @@ typedef struct Window
 	int64	   *by_name;		/* indexes of the events, by the numbers of their names, or
 								 * NULL: all have the same */
 	int64	   *name_ends;		/* where in there those of each name end */
+	int64		after;			/* those up to this id were left out */
 	int64		through;		/* no event of the window up to this id is missing
 								 * here; PG_INT64_MAX: none at all */
 } Window;
@@ -83,6 +84,7 @@ extern Window *window_read_on(Relation log, const EventPosition *position, Snaps
 							  int limit, MemoryContext parent);
 extern int	window_find(const Window *window, int64 i, const WantedNames *wanted, int limit,
 						int64 *indexes);
+extern int64 window_behind(const Window *window, int64 id);
 extern EventPosition window_position(const Window *window, int64 next);
 extern void window_release(Window *window);
 extern void window_flush_wal(void);
