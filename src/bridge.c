@@ -77,7 +77,8 @@ static bool suspended = false;
 /* what was logged, and still stands: of all channels, of one, of some */
 static char complaint[WORKER_ERROR_SIZE] = "";
 static char refused_channel[NAMEDATALEN] = "";
-static int	dormant_channels = 0;
+static char unfit_channel[NAMEDATALEN] = "";
+static ChannelsLeftOut left_out_seen = {0};
 
 /* ----------
  * States
@@ -113,7 +114,7 @@ publish_all(void)
 	{
 		EventChannel *channel = lfirst(lc);
 
-		channel->suspended = suspended || strcmp(channel->queue.name, announce_seen) == 0;
+		channel->suspended = suspended || channel->unfit || strcmp(channel->queue.name, announce_seen) == 0;
 		channel_publish(channel);
 	}
 }
@@ -243,15 +244,23 @@ end_transaction(void)
  * Complain about channels that are defined, but not to be listened on.
  */
 static void
-complain_about_channels(int dormant, const char *refused)
+complain_about_channels(const ChannelsLeftOut *left_out, const char *refused, const char *unfit)
 {
-	if (dormant > 0 && dormant != dormant_channels)
+	if (left_out->dormant > 0 && left_out->dormant != left_out_seen.dormant)
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),
-				 errmsg_plural("%d event channel is dormant", "%d event channels are dormant", dormant, dormant),
+				 errmsg_plural("%lld event channel is dormant", "%lld event channels are dormant",
+							   (unsigned long) left_out->dormant, (long long) left_out->dormant),
 				 errdetail("They were defined in another database, or restored."),
 				 errhint("A superuser wakes them with activate_events().")));
-	dormant_channels = dormant;
+	if (left_out->beyond > 0 && left_out->beyond != left_out_seen.beyond)
+		ereport(WARNING,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg_plural("%lld event channel is not listened on", "%lld event channels are not listened on",
+							   (unsigned long) left_out->beyond, (long long) left_out->beyond),
+				 errdetail("The oldest %d are.", MAX_CHANNELS),
+				 errhint("End others with unlisten_event_channel(). The view event_channel_stats shows which ones are left out.")));
+	left_out_seen = *left_out;
 
 	if (refused[0] != '\0' && strcmp(refused, refused_channel) != 0)
 		ereport(WARNING,
@@ -259,31 +268,36 @@ complain_about_channels(int dormant, const char *refused)
 				 errmsg("event channel \"%s\" is suspended: events are announced on it", refused),
 				 errhint("Set pg_notify_events.channel to another one, or end it with unlisten_event_channel().")));
 	strlcpy(refused_channel, refused, NAMEDATALEN);
+
+	if (unfit[0] != '\0' && strcmp(unfit, unfit_channel) != 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("event channel \"%s\" is suspended: no event can have its event_name", unfit),
+				 errdetail("An event name has 1 to %d characters.", EVENT_NAME_MAX_CHARS),
+				 errhint("End it with unlisten_event_channel(), and define it anew.")));
+	strlcpy(unfit_channel, unfit, NAMEDATALEN);
 }
 
 /*
  * Listen on the channels of a new list, and on no others any more.
  */
 static void
-switch_channels(List *loaded, MemoryContext context)
+switch_channels(List *loaded, const ChannelsLeftOut *left_out, MemoryContext context)
 {
 	QueueChannel **wanted = MemoryContextAlloc(context, sizeof(QueueChannel *) * (list_length(loaded) + 1));
 	const char *refused = "";
+	const char *unfit = "";
 	int			nwanted = 0;
-	int			dormant = 0;
 	ListCell   *lc;
 
 	foreach(lc, loaded)
 	{
 		EventChannel *channel = lfirst(lc);
 
-		if (channel->dormant)
-		{
-			dormant++;
-			loaded = foreach_delete_current(loaded, lc);
-		}
-		else if (strcmp(channel->queue.name, pne_channel) == 0)
+		if (strcmp(channel->queue.name, pne_channel) == 0)
 			refused = channel->queue.name;
+		else if (channel->unfit)
+			unfit = channel->queue.name;
 		else
 			wanted[nwanted++] = &channel->queue;
 	}
@@ -297,8 +311,9 @@ switch_channels(List *loaded, MemoryContext context)
 	if (notify_queue_kept() == NULL)
 		MemoryContextDeleteChildren(retired_context);
 	channel_forget_others(channels);
+	channel_publish_last(left_out->beyond > 0 ? llast(channels) : NULL);
 	publish_all();
-	complain_about_channels(dormant, refused);
+	complain_about_channels(left_out, refused, unfit);
 }
 
 /*
@@ -321,10 +336,11 @@ load_channels(void)
 	context = AllocSetContextCreate(TopMemoryContext, "event channels", ALLOCSET_SMALL_SIZES);
 	PG_TRY();
 	{
-		List	   *loaded = channel_load(NULL, context);
+		ChannelsLeftOut left_out;
+		List	   *loaded = channel_load_all(context, &left_out);
 
 		end_transaction();
-		switch_channels(loaded, context);
+		switch_channels(loaded, &left_out, context);
 	}
 	PG_CATCH();
 	{

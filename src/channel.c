@@ -19,6 +19,7 @@
 
 #include "catalog/pg_type.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/shmem.h"
 #include "utils/acl.h"
@@ -33,6 +34,7 @@
 #include "compat.h"
 #include "doorbell.h"
 #include "handler.h"
+#include "match.h"
 #include "settings.h"
 #include "shared.h"
 
@@ -66,53 +68,110 @@ PG_FUNCTION_INFO_V1(pne_channel_figures);
  * ----------
  */
 
+#define IS_DORMANT \
+	"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation OR c.database OPERATOR(pg_catalog.<>) $1)"
+#define SELECT_CHANNELS \
+	"SELECT c.channel, c.event_name, c.owner, c.created_at, " IS_DORMANT " " \
+	"FROM @s._event_channels AS c CROSS JOIN @s._event_incarnation AS i "
+
 /*
- * Definitions: of one channel, or of all (NULL).
+ * Copy one row of those that the statements with this have selected.
+ */
+static EventChannel *
+channel_from_row(int row)
+{
+	EventChannel *channel = palloc0(sizeof(EventChannel));
+	Datum		event_name;
+	bool		isnull;
+
+	strlcpy(channel->queue.name, own_text(row, 1), NAMEDATALEN);
+	event_name = own_value(row, 2, &isnull);
+	channel->unfit = match_datum_size(event_name) > MAX_PATTERN_BYTES;
+	channel->event_name = channel->unfit ? pstrdup("") : TextDatumGetCString(event_name);
+	channel->unfit = channel->unfit || channel->event_name[0] == '\0' ||
+		pg_mbstrlen(channel->event_name) > EVENT_NAME_MAX_CHARS;
+	channel->owner = DatumGetObjectId(own_value(row, 3, &isnull));
+	channel->created_at = DatumGetTimestampTz(own_value(row, 4, &isnull));
+	channel->dormant = DatumGetBool(own_value(row, 5, &isnull));
+	return channel;
+}
+
+/*
+ * The channels to listen on: the oldest that are not dormant.
  *
  * The caller is connected to SPI and has an active snapshot.  The list and its
  * EventChannels are made in context.
  */
 List *
-channel_load(const char *name, MemoryContext context)
+channel_load_all(MemoryContext context, ChannelsLeftOut *left_out)
 {
 	static OwnStatement select_channels = {
-		.sql = "SELECT c.channel, c.event_name, c.owner, c.created_at, "
-		"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation "
-		" OR c.database OPERATOR(pg_catalog.<>) $2) "
-		"FROM @s._event_channels AS c "
-		"CROSS JOIN @s._event_incarnation AS i "
-		"WHERE $1 IS NULL OR c.channel OPERATOR(pg_catalog.=) $1",
+		.sql = SELECT_CHANNELS "WHERE NOT " IS_DORMANT " ORDER BY c.created_at, c.channel",
 		.target = OWN_NONE,
-		.nargs = 2,
-		.argtypes = {TEXTOID, OIDOID},
+		.nargs = 1,
+		.argtypes = {OIDOID},
 	};
-	Datum		values[2] = {(Datum) 0, ObjectIdGetDatum(MyDatabaseId)};
-	char		nulls[2] = {'n', ' '};
+	static OwnStatement count_channels = {
+		.sql = "SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE " IS_DORMANT ") "
+		"FROM @s._event_channels AS c CROSS JOIN @s._event_incarnation AS i",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {OIDOID},
+	};
+	Datum		database = ObjectIdGetDatum(MyDatabaseId);
 	List	   *result = NIL;
 	MemoryContext old;
+	int64		all;
 	int			count;
 	bool		isnull;
 
-	if (name != NULL)
-	{
-		values[0] = CStringGetTextDatum(name);
-		nulls[0] = ' ';
-	}
-	count = own_execute(&select_channels, values, nulls, 0);
+	own_execute(&count_channels, &database, NULL, 1);
+	all = DatumGetInt64(own_value(0, 1, &isnull));
+	left_out->dormant = DatumGetInt64(own_value(0, 2, &isnull));
+
+	count = own_execute(&select_channels, &database, NULL, MAX_CHANNELS);
+	/* somebody may have committed in between */
+	left_out->beyond = (count < MAX_CHANNELS) ? 0 : Max(all - left_out->dormant - count, 0);
 	old = MemoryContextSwitchTo(context);
 	for (int row = 0; row < count; row++)
-	{
-		EventChannel *channel = palloc0(sizeof(EventChannel));
-
-		strlcpy(channel->queue.name, own_text(row, 1), NAMEDATALEN);
-		channel->event_name = own_text(row, 2);
-		channel->owner = DatumGetObjectId(own_value(row, 3, &isnull));
-		channel->created_at = DatumGetTimestampTz(own_value(row, 4, &isnull));
-		channel->dormant = DatumGetBool(own_value(row, 5, &isnull));
-		result = lappend(result, channel);
-	}
+		result = lappend(result, channel_from_row(row));
 	MemoryContextSwitchTo(old);
 	return result;
+}
+
+/*
+ * One channel, or NULL.
+ */
+static EventChannel *
+find_channel(const char *name)
+{
+	static OwnStatement select_channel = {
+		.sql = SELECT_CHANNELS "WHERE c.channel OPERATOR(pg_catalog.=) $2",
+		.target = OWN_NONE,
+		.nargs = 2,
+		.argtypes = {OIDOID, TEXTOID},
+	};
+	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), CStringGetTextDatum(name)};
+
+	return own_execute(&select_channel, values, NULL, 1) == 1 ? channel_from_row(0) : NULL;
+}
+
+/*
+ * Refuse one channel more than the listener can have.
+ */
+static void
+check_number_of_channels(void)
+{
+	static OwnStatement select_any = {
+		.sql = "SELECT 1 FROM @s._event_channels",
+		.target = OWN_NONE,
+	};
+
+	if (own_execute(&select_any, NULL, NULL, MAX_CHANNELS + 1) > MAX_CHANNELS)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("a database cannot have more than %d event channels", MAX_CHANNELS),
+				 errhint("End one with unlisten_event_channel(), or tell the events of one channel apart by their payload.")));
 }
 
 /*
@@ -166,6 +225,7 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("event channel \"%s\" exists already", channel),
 				 errhint("End it with unlisten_event_channel() first.")));
+	check_number_of_channels();
 	SPI_finish();
 
 	doorbell_at_commit(RING_CHANNELS);
@@ -389,11 +449,49 @@ listener_pid(void)
 	return pid;
 }
 
+/*
+ * Show which channel is the last one that is listened on, if there are too many;
+ * else NULL.  Does not throw.
+ */
+void
+channel_publish_last(const EventChannel *last)
+{
+	DatabaseSlot *slot = shared_find_database(MyDatabaseId);
+
+	if (slot == NULL)
+		return;
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot->last_channel_at = last ? last->created_at : DT_NOEND;
+	strlcpy(slot->last_channel, last ? last->queue.name : "", NAMEDATALEN);
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Whether the channel is one too many for the listener of this process id.
+ */
+static bool
+is_beyond_last(const EventChannel *channel, pid_t listener)
+{
+	DatabaseSlot *slot = shared_find_database(MyDatabaseId);
+	bool		beyond = false;
+
+	if (slot == NULL || listener == 0)
+		return false;
+	LWLockAcquire(shared->lock, LW_SHARED);
+	if (slot->last_channel[0] != '\0')
+		beyond = channel->created_at > slot->last_channel_at ||
+			(channel->created_at == slot->last_channel_at && strcmp(channel->queue.name, slot->last_channel) > 0);
+	LWLockRelease(shared->lock);
+	return beyond;
+}
+
 static const char *
 channel_state(const EventChannel *channel, const ChannelEntry *entry)
 {
 	if (channel->dormant)
 		return "dormant";
+	if (is_beyond_last(channel, listener_pid()))
+		return "left out";
 	/* nobody has come to it, or his successor has not */
 	if (entry->listener == 0 || entry->listener != listener_pid())
 		return "starting";
@@ -413,7 +511,7 @@ pne_channel_figures(PG_FUNCTION_ARGS)
 	bool		nulls[CHANNEL_FIGURES];
 	ChannelEntry entry;
 	TupleDesc	desc;
-	List	   *channels;
+	EventChannel *channel;
 	Datum		result;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
@@ -421,21 +519,16 @@ pne_channel_figures(PG_FUNCTION_ARGS)
 	memset(nulls, true, sizeof(nulls));
 
 	SPI_connect();
-	channels = channel_load(name, CurrentMemoryContext);
-	if (channels != NIL)
+	channel = find_channel(name);
+	if (channel != NULL && handler_owner_is_visible(channel->owner) && read_entry(channel, &entry))
 	{
-		EventChannel *channel = linitial(channels);
-
-		if (handler_owner_is_visible(channel->owner) && read_entry(channel, &entry))
-		{
-			memset(nulls, false, sizeof(nulls));
-			values[0] = Int64GetDatum(entry.figures.notifications);
-			values[1] = Int64GetDatum(entry.figures.bytes);
-			values[2] = Int64GetDatum(entry.figures.dropped);
-			values[3] = TimestampTzGetDatum(entry.figures.last_received_at);
-			nulls[3] = (entry.figures.last_received_at == 0);
-			values[4] = CStringGetTextDatum(channel_state(channel, &entry));
-		}
+		memset(nulls, false, sizeof(nulls));
+		values[0] = Int64GetDatum(entry.figures.notifications);
+		values[1] = Int64GetDatum(entry.figures.bytes);
+		values[2] = Int64GetDatum(entry.figures.dropped);
+		values[3] = TimestampTzGetDatum(entry.figures.last_received_at);
+		nulls[3] = (entry.figures.last_received_at == 0);
+		values[4] = CStringGetTextDatum(channel_state(channel, &entry));
 	}
 	/* the row must outlive SPI's memory */
 	result = PointerGetDatum(SPI_returntuple(heap_form_tuple(desc, values, nulls), desc));

@@ -20,13 +20,28 @@ typedef struct EventChannel
 	Oid			owner;
 	TimestampTz created_at;		/* tells it from an earlier one of that name */
 	bool		dormant;
+	bool		unfit;			/* its event_name is none that an event can have */
 	bool		suspended;		/* it becomes no events now; the log says why */
 } EventChannel;
 
 extern Size channel_shmem_size(void);
 extern void channel_shmem_startup(LWLock *lock);
 
-extern List *channel_load(const char *name, MemoryContext context);
+/*
+ * Channels of a database.  The server looks through all that a session listens on
+ * for each LISTEN, and for each notification.
+ */
+#define MAX_CHANNELS 1000
+
+/* those that are defined and not to be listened on */
+typedef struct ChannelsLeftOut
+{
+	int64		dormant;
+	int64		beyond;			/* the first MAX_CHANNELS of the others */
+} ChannelsLeftOut;
+
+extern List *channel_load_all(MemoryContext context, ChannelsLeftOut *left_out);
+extern void channel_publish_last(const EventChannel *last);
 extern void channel_publish(EventChannel *channel);
 extern void channel_forget_others(const List *channels);
 extern void channel_forget_database(Oid dboid, bool keep_states);
