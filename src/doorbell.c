@@ -241,6 +241,7 @@ doorbell_subxact_callback(SubXactEvent event, SubTransactionId subxact, SubTrans
 		wishes = own->outer;
 		if (own->what & RING_CONSUMERS)
 			doorbell_ring_waiters(shared_find_database(MyDatabaseId));
+		pfree(own);
 	}
 	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
@@ -248,6 +249,7 @@ doorbell_subxact_callback(SubXactEvent event, SubTransactionId subxact, SubTrans
 		{
 			own->outer->what |= own->what;
 			wishes = own->outer;
+			pfree(own);
 		}
 		else
 			own->subxact = parent;
