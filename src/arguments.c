@@ -272,7 +272,7 @@ filter_argument(FunctionCallInfo fcinfo, int argument)
 	if (size > MAX_FILTER_BYTES)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("filter has %zu bytes, %d are allowed", size, MAX_FILTER_BYTES),
+				 errmsg("filter has %zu bytes, %zu are allowed", size, MAX_FILTER_BYTES),
 				 errhint("Each process that runs handlers of its owner keeps it. Have the function look at the data, or take a wider filter.")));
 	text = DatumGetCString(DirectFunctionCall1(jsonpath_out, filter));
 	for (char *p = text; *p != '\0'; p++)

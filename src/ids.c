@@ -391,7 +391,7 @@ pass_id(const IdSequence *sequence, int64 id)
 			XLogBeginInsert();
 			XLogRegisterBuffer(0, buffer, REGBUF_WILL_INIT);
 			XLogRegisterData((char *) &record, sizeof(record));
-			XLogRegisterData((char *) tuple.t_data, tuple.t_len);
+			XLogRegisterData((char *) tuple.t_data, (int) tuple.t_len);
 			end = XLogInsert(RM_SEQ_ID, XLOG_SEQ_LOG);
 			PageSetLSN(page, end);
 		}

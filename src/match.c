@@ -81,10 +81,10 @@ const char *
 match_oversized(const EventPattern *pattern)
 {
 	if (pattern->event_name_size > MAX_PATTERN_BYTES)
-		return psprintf("its event_name has %zu bytes, %d are allowed", pattern->event_name_size,
+		return psprintf("its event_name has %zu bytes, %zu are allowed", pattern->event_name_size,
 						MAX_PATTERN_BYTES);
 	if (pattern->filter_size > MAX_FILTER_BYTES)
-		return psprintf("its filter has %zu bytes, %d are allowed", pattern->filter_size,
+		return psprintf("its filter has %zu bytes, %zu are allowed", pattern->filter_size,
 						MAX_FILTER_BYTES);
 	return NULL;
 }

@@ -15,8 +15,8 @@
  * What of a definition may be kept in memory, in bytes.  What is longer than that
  * nobody could have defined; a restore may have brought it.
  */
-#define MAX_PATTERN_BYTES 1024
-#define MAX_FILTER_BYTES (64 * 1024)
+#define MAX_PATTERN_BYTES ((Size) 1024)
+#define MAX_FILTER_BYTES ((Size) 64 * 1024)
 
 /*
  * What handlers and consumers say of the events they want.  If a part of it is too
