@@ -309,6 +309,7 @@ GRANT CONNECT ON DATABASE :"DBNAME" TO PUBLIC;
 CALL wait_for_event_handlers();
 -- The function gets another owner: somebody has to look at it. The handler's
 -- owner and superusers are trusted anyway.
+GRANT regress_app TO regress_other;
 ALTER FUNCTION record_call OWNER TO regress_other;
 SELECT notify_event('4') IS NOT NULL AS recorded;
 CALL wait_for_event_handlers();
@@ -325,6 +326,7 @@ ALTER FUNCTION record_call OWNER TO regress_app;
 SELECT * FROM app_is_suspended();
 ALTER FUNCTION record_call OWNER TO CURRENT_USER;
 SELECT * FROM app_is_suspended();
+REVOKE regress_app FROM regress_other;
 SELECT * FROM take_calls();
 SELECT failed FROM event_handler_stats WHERE handler = 'of app';
 

@@ -155,7 +155,7 @@ SELECT set_eq($$ SELECT name FROM pg_settings WHERE name LIKE 'pg\_notify\_event
 	'pg_notify_events.channel', 'pg_notify_events.databases', 'pg_notify_events.enabled',
 	'pg_notify_events.executor_idle_timeout', 'pg_notify_events.max_executors',
 	'pg_notify_events.max_handler_timeout', 'pg_notify_events.naptime',
-	'pg_notify_events.payload', 'pg_notify_events.queue_usage_limit', 'pg_notify_events.superuser_handlers',
+	'pg_notify_events.partition_root', 'pg_notify_events.payload', 'pg_notify_events.queue_usage_limit', 'pg_notify_events.superuser_handlers',
 	'pg_notify_events.synchronous_commit']);
 SELECT is_empty($$ SELECT name FROM pg_settings WHERE name LIKE 'pg\_notify\_events.%' AND short_desc IS NULL $$,
 	'every setting has a description');
@@ -166,7 +166,7 @@ SELECT set_eq($$ SELECT name || ' ' || unit FROM pg_settings WHERE name LIKE 'pg
 SELECT results_eq($$ SELECT context, string_agg(substr(name, 18), ' ' ORDER BY name COLLATE "C") FROM pg_settings
 	WHERE name LIKE 'pg\_notify\_events.%' GROUP BY context ORDER BY context $$,
 	$$ VALUES ('sighup', 'batch_bytes batch_time databases enabled executor_idle_timeout max_executors max_handler_timeout naptime queue_usage_limit superuser_handlers synchronous_commit'),
-	('superuser', 'announce channel payload') $$);
+	('superuser', 'announce channel partition_root payload') $$);
 SELECT throws_ok($$ SET pg_notify_events.no_such_thing = 1 $$, '42602', NULL, 'the prefix is reserved');
 SELECT throws_ok($$ SET pg_notify_events.channel = '' $$, '22023', NULL, 'an empty channel is refused');
 SELECT throws_ok(format('SET pg_notify_events.channel = %L', repeat('x', 64)), '22023', NULL, 'a channel of 64 bytes is refused');
