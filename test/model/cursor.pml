@@ -5,7 +5,8 @@
  * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() window_read() window_scan() in src/window.c
  * mirrors: progress_lock() progress_store() progress_stored() progress_flush() position_at() in src/progress.c
  * mirrors: batch_turn() try_events() batch_finish_window() in src/batch.c
- * mirrors: read_windows() load_runs() take_window() in src/executor.c
+ * mirrors: read_windows() in src/executor.c
+ * mirrors: load_runs() runs_take_window() in src/runs.c
  * mirrors: pne_create_event_handler() in src/definition.c
  *
  * Writers take an xid, draw ids and commit in any order; two of them change the
@@ -346,7 +347,7 @@ inline finish_window()
 }
 
 /*
- * take_window(), window_read().  A window that was begun goes first.
+ * runs_take_window(), window_read().  A window that was begun goes first.
  */
 inline take_window()
 {
