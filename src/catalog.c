@@ -423,6 +423,7 @@ prepare_statement(OwnStatement *statement, const EventCatalog *where, BoundSql *
 {
 	StringInfoData sql;
 	const char *schema;
+	SPIPlanPtr	plan;
 
 	if (statement->plan != NULL &&
 		statement->plan_owner == where->owner &&
@@ -452,11 +453,13 @@ prepare_statement(OwnStatement *statement, const EventCatalog *where, BoundSql *
 	}
 
 	bound->sql = sql.data;
-	statement->plan = SPI_prepare(sql.data, statement->nargs, statement->argtypes);
-	if (statement->plan == NULL)
+	plan = SPI_prepare(sql.data, statement->nargs, statement->argtypes);
+	if (plan == NULL)
 		elog(ERROR, "could not prepare \"%s\": %s", sql.data, SPI_result_code_string(SPI_result));
 	bound_sql_require_check(bound);
-	SPI_keepplan(statement->plan);
+	SPI_keepplan(plan);
+	/* an error before this would have freed it */
+	statement->plan = plan;
 	statement->plan_owner = where->owner;
 	strlcpy(statement->plan_schema, where->schema_name, NAMEDATALEN);
 	bound->sql = plan_text(statement->plan);
