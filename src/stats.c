@@ -594,6 +594,17 @@ phase_name(WorkerPhase phase)
 }
 
 /*
+ * A name of whatever encoding as one that can be read here.  That may be longer,
+ * and is cut between two characters where it has no room.
+ */
+static void
+put_foreign_name(NameData *to, const char *from)
+{
+	memset(to, 0, sizeof(NameData));
+	text_cut(NameStr(*to), text_made_readable(from, PG_SQL_ASCII), NAMEDATALEN);
+}
+
+/*
  * Add the row of one worker, of which the caller has a copy.
  */
 static void
@@ -613,7 +624,7 @@ put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker
 	nulls[0] = (name == NULL);
 	if (name != NULL)
 	{
-		namestrcpy(&database, text_made_readable(name, PG_SQL_ASCII));
+		put_foreign_name(&database, name);
 		values[0] = NameGetDatum(&database);
 	}
 	values[1] = CStringGetTextDatum(kind);
@@ -621,7 +632,7 @@ put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker
 	nulls[2] = (name == NULL);
 	if (name != NULL)
 	{
-		namestrcpy(&owner_name, text_made_readable(name, PG_SQL_ASCII));
+		put_foreign_name(&owner_name, name);
 		values[2] = NameGetDatum(&owner_name);
 	}
 	values[3] = Int32GetDatum((int32) worker->pid);

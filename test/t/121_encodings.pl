@@ -164,5 +164,29 @@ foreach my $from (sort keys %raised)
 	is($out, "$name|$name|a", '... can be read');
 }
 
+# One that is longer in another encoding, and has no room there, is cut between
+# two characters.
+{
+	local $ENV{PGCLIENTENCODING};
+	delete $ENV{PGCLIENTENCODING};
+	my $name = "cu\xe9" . "\xc3\xa9" x 30;
+	$node->safe_psql($database{LATIN1}, qq(CREATE DATABASE "$name" TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'));
+	$node->safe_psql($name, 'CREATE EXTENSION pg_notify_events');
+	$node->poll_query_until($database{UTF8},
+		"SELECT count(*) > 0 FROM event_worker_stats WHERE database::text LIKE 'cu%'")
+	  or die 'it has no listener';
+}
+foreach my $encoding (qw(UTF8 LATIN1))
+{
+	local $ENV{PGCLIENTENCODING} = $encoding;
+	my ($status, $out, $err) = $node->psql(
+		$database{UTF8},
+		"SELECT DISTINCT database FROM event_worker_stats WHERE database::text LIKE 'cu%'",
+		extra_params => [ '-U', 'watcher' ]);
+
+	is($err, '', "a name that is cut, for a client in $encoding");
+	is($out, 'cu\\xe9' . ($encoding eq 'UTF8' ? "\xc3\xa9" : "\xe9") x 28, '... between two characters');
+}
+
 $node->stop;
 done_testing();
