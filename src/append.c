@@ -24,6 +24,9 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_proc.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
@@ -85,12 +88,15 @@ prepare_defaults(Relation log, EState *estate)
 
 /*
  * The log.  Where the extension is not complete it is looked for beside the
- * function that records the event, which needs nothing else.
+ * function that records the event, which needs nothing else.  It is the one of
+ * the same extension: the owner of the schema may have put a namesake there, with
+ * triggers that would run as whoever emits.
  */
 static Oid
 find_log(Oid function)
 {
 	const EventCatalog *where = catalog_lookup(true);
+	Oid			extension;
 	Oid			schema;
 	Oid			relid;
 
@@ -98,9 +104,11 @@ find_log(Oid function)
 		return where->log;
 
 	/* the function itself may have been dropped meanwhile */
+	extension = getExtensionOfObject(ProcedureRelationId, function);
 	schema = get_func_namespace(function);
 	relid = get_relname_relid("notification_events", schema);
-	if (!OidIsValid(relid))
+	if (!OidIsValid(relid) || !OidIsValid(extension) ||
+		getExtensionOfObject(RelationRelationId, relid) != extension)
 	{
 		const char *name = get_namespace_name(schema);
 
@@ -108,6 +116,7 @@ find_log(Oid function)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 name == NULL ? errmsg("table notification_events does not exist") :
 				 errmsg("table %s.notification_events does not exist", quote_identifier(name)),
+				 OidIsValid(relid) ? errdetail("The table of that name is not the one of extension pg_notify_events.") : 0,
 				 errhint("It belongs to extension pg_notify_events and must keep its name.")));
 	}
 	return relid;

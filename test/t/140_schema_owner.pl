@@ -207,5 +207,27 @@ my ($status, $out, $err) = $node->psql('shop', q(SELECT unlisten_event_channel('
 like($err, qr/ERROR:  extension "pg_notify_events" is not installed/, 'a namesake is not taken for the table');
 no_decoy('and its trigger does not run', $offset);
 
+# nor of the log, where somebody records an event
+$node->safe_psql(
+	'shop', q(
+	ALTER TABLE public.notification_events RENAME TO hidden_log;
+	CREATE TABLE public.notification_events (LIKE public.hidden_log INCLUDING ALL);
+	ALTER TABLE public.notification_events OWNER TO eve;
+	CREATE TABLE work.orders (id bigint);
+	CREATE TRIGGER orders AFTER INSERT ON work.orders FOR EACH ROW EXECUTE FUNCTION notify_event('order');
+	SET ROLE eve;
+	CREATE TRIGGER spring BEFORE INSERT ON public.notification_events FOR EACH ROW EXECUTE FUNCTION trap.spring();
+));
+$offset = -s $node->logfile;
+foreach my $statement (q(SELECT notify_event('order')), 'INSERT INTO work.orders VALUES (1)')
+{
+	($status, $out, $err) = $node->psql('shop', $statement);
+	like(
+		$err,
+		qr/ERROR:  table public\.notification_events does not exist\nDETAIL:  The table of that name is not the one of extension/,
+		"$statement: a namesake is not taken for the log");
+}
+no_decoy('and its trigger does not run, either', $offset);
+
 $node->stop;
 done_testing();
