@@ -142,7 +142,7 @@ foreach my $ordered ('false', 'true')
 $node->safe_psql('postgres', q(SELECT create_event_handler('h', 'record', 'x*', owner => 'ann')));
 my $future = q(SET session_replication_role = replica;
 	ALTER TABLE notification_events DISABLE TRIGGER ALL;
-	INSERT INTO notification_events (event_name, txid) VALUES ('%s', '%s');
+	INSERT INTO notification_events (id, event_name, txid) VALUES (nextval('notification_events_id_seq'), '%s', '%s');
 	DO $$ DECLARE name text; BEGIN
 		FOR name IN SELECT tgname FROM pg_trigger WHERE tgrelid = 'notification_events'::regclass AND NOT tgisinternal LOOP
 			EXECUTE format('ALTER TABLE notification_events ENABLE ALWAYS TRIGGER %%I', name);
