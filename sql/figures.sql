@@ -68,6 +68,26 @@ SELECT * FROM seen_by_each();
 SET row_security = off;
 SELECT * FROM seen_by_each();
 RESET row_security;
+-- nor does anybody learn what became of an event that the policy hides, or
+-- which names it fits
+CREATE FUNCTION status_seen_by_each(event bigint) RETURNS TABLE (seen_by text, status text) LANGUAGE plpgsql AS $$
+BEGIN
+	FOR seen_by IN SELECT substr(rolname, 17) FROM pg_roles WHERE rolname LIKE 'regress\_figures\_%' ORDER BY rolname COLLATE "C"
+	LOOP
+		PERFORM set_config('role', 'regress_figures_' || seen_by, true);
+		BEGIN
+			SELECT string_agg(format('%s %s', s.name, s.status), ', ' ORDER BY s.name COLLATE "C") INTO status FROM event_delivery_status(event) s;
+		EXCEPTION WHEN OTHERS THEN
+			status := SQLSTATE;
+		END;
+		PERFORM set_config('role', 'none', true);
+		RETURN NEXT;
+	END LOOP;
+END
+$$;
+SELECT min(id) FILTER (WHERE event_name = 'open') AS open, min(id) FILTER (WHERE event_name = 'secret 1') AS secret FROM notification_events \gset
+SELECT * FROM status_seen_by_each(:open);
+SELECT * FROM status_seen_by_each(:secret);
 -- what is seen can be fetched still
 SET ROLE regress_figures_owner;
 SELECT event_name FROM notification_events;

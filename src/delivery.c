@@ -482,8 +482,13 @@ read_event(EventOfInterest *event, Relation log)
 	if (!may_read && !has_privs_of_role(GetUserId(), ROLE_PG_MONITOR))
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE, RelationGetRelationName(log));
 	event_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
-	if (event->tuple != NULL && may_read)
+	if (event->tuple == NULL)
+		return true;
+	/* of who may not read the log nobody can ask which rows a policy hides */
+	if (may_read)
 		match_row_security(log, &row, 1);
+	else
+		row.hidden = match_is_restricted(log);
 	return !row.hidden;
 }
 
