@@ -412,7 +412,7 @@ own_open(OwnTable table)
 static const char *
 plan_text(SPIPlanPtr plan)
 {
-	return linitial_node(CachedPlanSource, SPI_plan_get_plan_sources(plan))->query_string;
+	return ((CachedPlanSource *) linitial(SPI_plan_get_plan_sources(plan)))->query_string;
 }
 
 /*
