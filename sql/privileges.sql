@@ -469,8 +469,23 @@ CREATE TABLE refers (name text REFERENCES public._event_handlers ON DELETE CASCA
 RESET ROLE;
 SELECT regexp_replace(try_statement('SELECT pause_event_handler(''of superuser'')'), '[0-9]+"', 'N"') AS result;
 DROP TABLE refers;
+-- A condition is code, too, where the function is the extension's.
+GRANT EXECUTE ON FUNCTION _guard() TO regress_attacker;
+SET ROLE regress_attacker;
+CREATE FUNCTION attack(text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO regress_privileges.calls (handler, event_name, who) VALUES ('attack', $1, current_user);
+	RETURN true;
+END
+$$;
+CREATE TRIGGER attack BEFORE UPDATE ON public._event_handlers FOR EACH ROW WHEN (attack(NEW.name)) EXECUTE FUNCTION public._guard();
+RESET ROLE;
+SELECT pause_event_handler('of superuser');
+SELECT * FROM take_calls();
+DROP TRIGGER attack ON _event_handlers;
 RESET allow_system_table_mods;
 SET ROLE regress_attacker;
+CREATE TRIGGER attack BEFORE UPDATE ON public._event_handlers FOR EACH ROW WHEN (attack(NEW.name)) EXECUTE FUNCTION public._guard();
 CREATE TRIGGER attack BEFORE INSERT ON public._event_handlers FOR EACH ROW EXECUTE FUNCTION attack();
 CREATE CONSTRAINT TRIGGER attack AFTER UPDATE ON public._event_retries DEFERRABLE FOR EACH ROW EXECUTE FUNCTION attack();
 CREATE OR REPLACE TRIGGER guard_rows BEFORE INSERT ON public._event_relay FOR EACH ROW EXECUTE FUNCTION attack();
@@ -479,6 +494,7 @@ CREATE TABLE refers (name text);
 ALTER TABLE refers ADD CONSTRAINT attack FOREIGN KEY (name) REFERENCES public._event_handler_progress;
 DROP TABLE refers;
 RESET ROLE;
+REVOKE EXECUTE ON FUNCTION _guard() FROM regress_attacker;
 -- Neither by the extension's owner, nor in the other direction.
 CREATE TRIGGER attack BEFORE UPDATE ON _event_handler_failures FOR EACH ROW EXECUTE FUNCTION attack();
 CREATE TABLE referred (name text PRIMARY KEY);

@@ -353,7 +353,8 @@ catalog_open_log(void)
  * Open one of the own tables, locked until the end of the transaction.  If it
  * has a trigger that is not ours, name (of NAMEDATALEN bytes) is set to its name,
  * else to "".  On the log, to which others may put triggers, those count that
- * fire for an INSERT, enabled or not.
+ * fire for an INSERT, enabled or not.  One with a condition is never ours: that
+ * can be any code, whichever function the trigger calls.
  */
 static Relation
 open_own(OwnTable table, char *name)
@@ -368,7 +369,8 @@ open_own(OwnTable table, char *name)
 	{
 		Trigger    *trigger = &rel->trigdesc->triggers[i];
 
-		found = trigger->tgfoid != ours && (table != OWN_LOG || TRIGGER_FOR_INSERT(trigger->tgtype));
+		found = (trigger->tgfoid != ours || trigger->tgqual != NULL) &&
+			(table != OWN_LOG || TRIGGER_FOR_INSERT(trigger->tgtype));
 		if (found)
 			strlcpy(name, trigger->tgname, NAMEDATALEN);
 	}

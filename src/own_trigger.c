@@ -14,6 +14,7 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_trigger.h"
@@ -64,7 +65,9 @@ own_trigger_created(Oid trigger)
 	{
 		Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
 
-		if (form->tgfoid != where->guard_function && is_internal_table(where, form->tgrelid))
+		/* a condition can be any code, whichever function the trigger calls */
+		if ((form->tgfoid != where->guard_function || !heap_attisnull(tuple, Anum_pg_trigger_tgqual, NULL)) &&
+			is_internal_table(where, form->tgrelid))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 OidIsValid(form->tgconstrrelid) ?

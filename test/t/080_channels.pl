@@ -311,21 +311,30 @@ $node->safe_psql(
 		RETURN new;
 	END
 	$$;
+	CREATE FUNCTION tells(text) RETURNS boolean LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO public.caught VALUES (current_user);
+		RETURN true;
+	END
+	$$;
 	GRANT TRIGGER ON notification_events TO ann;
+	GRANT EXECUTE ON FUNCTION _notification_event_row() TO ann;
 ));
+my $stealing = 'EXECUTE FUNCTION steals()';
 foreach (
 	[ 'BEFORE INSERT', 'ROW' ],
 	[ 'AFTER INSERT', 'ROW' ],
 	[ 'BEFORE INSERT', 'STATEMENT' ],
 	[ 'AFTER UPDATE OR INSERT', 'STATEMENT' ],
 	[ 'AFTER INSERT', 'ROW', 'DISABLE' ],
-	[ 'AFTER INSERT', 'ROW', 'ENABLE REPLICA' ])
+	[ 'AFTER INSERT', 'ROW', 'ENABLE REPLICA' ],
+	[ 'BEFORE INSERT', 'ROW', undef, 'WHEN (tells(new.event_name)) EXECUTE FUNCTION _notification_event_row()' ])
 {
-	my ($event, $for, $enabled) = @$_;
-	my $name = join(' ', grep { defined } $event, 'FOR EACH', $for, $enabled);
+	my ($event, $for, $enabled, $what) = @$_;
+	my $name = join(' ', grep { defined } $event, 'FOR EACH', $for, $enabled, $what);
 
 	$offset = -s $node->logfile;
-	$node->safe_psql('shop', "SET ROLE ann; CREATE TRIGGER steals $event ON notification_events FOR EACH $for EXECUTE FUNCTION steals()");
+	$node->safe_psql('shop', "SET ROLE ann; CREATE TRIGGER steals $event ON notification_events FOR EACH $for " . ($what // $stealing));
 	$node->safe_psql('shop', "ALTER TABLE notification_events $enabled TRIGGER steals") if $enabled;
 	$node->safe_psql('shop', q(NOTIFY orders, '1'));
 	wait_for_state('shop', 'suspended');
