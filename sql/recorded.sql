@@ -140,6 +140,23 @@ RESET DateStyle;
 SELECT event_data -> 'new' AS new FROM notification_events ORDER BY id;
 DELETE FROM notification_events;
 
+-- What such a function finds by the search_path it finds, whatever else is in
+-- the row.
+CREATE TYPE tone AS ENUM ('low');
+CREATE FUNCTION spelled(tone) RETURNS text LANGUAGE sql AS $$ SELECT upper($1::text) $$;
+CREATE FUNCTION to_json(tone) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RETURN to_json(spelled($1)); END $$;
+CREATE CAST (tone AS json) WITH FUNCTION to_json(tone);
+CREATE TABLE tones (c regclass, t tone, z regtype[]);
+CREATE TRIGGER notify AFTER INSERT ON tones FOR EACH ROW EXECUTE FUNCTION notify_event('tone');
+INSERT INTO tones VALUES ('settings', 'low', '{tone}');
+CREATE TYPE tuned AS (c regclass, t tone);
+CREATE TABLE tunes (c regclass, t tuned[], z regtype[]);
+CREATE TRIGGER notify AFTER INSERT ON tunes FOR EACH ROW EXECUTE FUNCTION notify_event('tune');
+INSERT INTO tunes VALUES ('settings', array[ROW('pg_class', 'low')::tuned], '{tone}');
+SELECT event_data -> 'new' AS new FROM notification_events ORDER BY id;
+DELETE FROM notification_events;
+SHOW search_path;
+
 -- A statement trigger records in the same way.
 CREATE TABLE many (i interval, j json);
 CREATE TRIGGER notify AFTER INSERT ON many REFERENCING NEW TABLE AS new_rows

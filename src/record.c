@@ -53,6 +53,7 @@ typedef struct Field
 	Oid			type;			/* below all domains */
 	FieldWay	way;
 	bool		has_json;		/* somewhere inside */
+	int			settings;		/* to hold for it alone */
 	FmgrInfo	function;		/* the type's output function, or to_jsonb() */
 } Field;
 
@@ -159,6 +160,7 @@ prepare_field(Field *field, Form_pg_attribute attribute, TypeTraits *traits)
 
 	type_add_traits(field->type, &own);
 	field->has_json = own.has_json;
+	field->settings = own.runs_code ? 0 : own.own_settings;
 	traits->settings |= own.settings;
 	traits->row_types = list_concat(traits->row_types, own.row_types);
 }
@@ -395,8 +397,11 @@ write_row(JsonbValue *value, Making *making, TupleDesc desc, HeapTuple tuple)
 			pairs[i].value.type = jbvNull;
 		else
 		{
+			int			level = record_settings_begin(field->settings);
+
 			making->field = field;
 			write_value(&pairs[i].value, field, values[field->attnum - 1]);
+			record_settings_end(level);
 		}
 	}
 	making->field = NULL;

@@ -57,10 +57,13 @@
 
 /*
  * What unknown code may depend on.  A function finds others by the search_path,
- * so that is not taken from under it.
+ * so that is not taken from under it, for another column of the row neither.
  */
 #define SETTINGS_OF_CODE \
 	(SETTING_DATE | SETTING_INTERVAL | SETTING_BYTES | SETTING_EXACT_FLOAT | SETTING_MONEY | SETTING_QUOTES)
+
+/* what holds only for values of types that ask for it, and run no such code */
+#define SETTINGS_OF_VALUES SETTING_PATH
 
 /* money is the server's own: no output function in C prints it, and it is dear */
 #define SETTINGS_OF_OUTPUT (SETTINGS_OF_CODE & ~SETTING_MONEY)
@@ -219,11 +222,18 @@ type_has_json_cast(Oid type)
 		find_coercion_pathway(JSONOID, type, COERCION_EXPLICIT, &function) == COERCION_PATH_FUNC;
 }
 
+static void
+add_settings(TypeTraits *traits, int settings)
+{
+	traits->settings |= settings & ~SETTINGS_OF_VALUES;
+	traits->own_settings |= settings & SETTINGS_OF_VALUES;
+}
+
 /*
- * On what the text of a type depends that is not made of others.
+ * Add on what the text of a type depends that is not made of others.
  */
-static int
-settings_of_output(Oid type)
+static void
+add_traits_of_output(Oid type, TypeTraits *traits)
 {
 	FmgrInfo	function;
 	Oid			output;
@@ -234,9 +244,16 @@ settings_of_output(Oid type)
 	for (int i = 0; i < (int) lengthof(output_settings); i++)
 	{
 		if (function.fn_addr == output_settings[i].output)
-			return output_settings[i].settings;
+		{
+			add_settings(traits, output_settings[i].settings);
+			return;
+		}
 	}
-	return output < FirstNormalObjectId ? 0 : SETTINGS_OF_OUTPUT;
+	if (output >= FirstNormalObjectId)
+	{
+		add_settings(traits, SETTINGS_OF_OUTPUT);
+		traits->runs_code = true;
+	}
 }
 
 static void
@@ -279,13 +296,16 @@ type_add_traits(Oid type, TypeTraits *traits)
 	if (type == JSONOID)
 		traits->has_json = true;
 	if (type_has_json_cast(type))
-		traits->settings |= SETTINGS_OF_CODE;
+	{
+		add_settings(traits, SETTINGS_OF_CODE);
+		traits->runs_code = true;
+	}
 	else if (type_is_range(type))
 		type_add_traits(get_range_subtype(type), traits);
 	else if (type_is_multirange(type))
 		type_add_traits(get_multirange_range(type), traits);
 	else
-		traits->settings |= settings_of_output(type);
+		add_traits_of_output(type, traits);
 }
 
 /* ----------

@@ -13,6 +13,8 @@
 typedef struct TypeTraits
 {
 	int			settings;		/* on which its text depends, for record_settings_begin() */
+	int			own_settings;	/* the same, but those that nothing else may find changed */
+	bool		runs_code;		/* of which nobody knows what it depends on */
 	bool		has_json;		/* it is json, or has some inside */
 	List	   *row_types;		/* relations of the row types in it; a change of one
 								 * may change all this */
