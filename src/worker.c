@@ -43,7 +43,8 @@
 
 /*
  * Of a deadlock with a client the worker is to be the victim, as it repeats what
- * it did, and the client may not: it looks first.
+ * it did, and the client may not: it looks first.  As it looks soon and, for a
+ * handler, often (careful.c), log_lock_waits is off: that has a line for each look.
  */
 #define DEADLOCK_TIMEOUT_TEXT "50ms"
 
@@ -68,6 +69,7 @@ static const struct
 	{"idle_in_transaction_session_timeout", "0"},
 	{"idle_session_timeout", "0"},
 	{"deadlock_timeout", DEADLOCK_TIMEOUT_TEXT},
+	{"log_lock_waits", "off"},
 #ifdef PNE_HAVE_TRANSACTION_TIMEOUT
 	{"transaction_timeout", "0"},
 #endif
