@@ -389,7 +389,7 @@ batch_apply_row_security(HandlerRun *run, Relation log, Event *events, int neven
 
 	if (!match_is_restricted(log))
 		return;
-	careful_arm_timeout(handler_timeout(run->definition));
+	careful_begin_call(handler_timeout(run->definition));
 	nest_level = NewGUCNestLevel();
 	match_row_security(log, events, nevents);
 	handler_undo_settings(nest_level, role);
@@ -407,7 +407,7 @@ batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc
 	int			count = 0;
 
 	if (has_filter)
-		careful_arm_timeout(handler_timeout(run->definition));
+		careful_begin_call(handler_timeout(run->definition));
 	for (int i = 0; i < nevents; i++)
 	{
 		*suspect = i;
@@ -511,6 +511,8 @@ batch_reading_failed(HandlerRun *run, MemoryContext context)
 	ErrorData  *error = batch_abort_transaction(context);
 	const char *message = error->message ? error->message : "";
 
+	if (batch_was_unwanted(run, error))
+		return;
 	executor_report_error(message);
 	if (health->unreadable == NULL || strcmp(health->unreadable, message) != 0)
 	{
@@ -776,6 +778,7 @@ run_carefully(HandlerRun *run, Batch *batch)
 {
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
 
+	executor_report_running(run->definition->name, batch->refs[0].id, batch->nevents);
 	thin_out(run, batch);
 	for (int i = 0; i < batch->nevents; i++)
 	{

@@ -139,6 +139,33 @@ foreach my $function ('sleep', 'sleep_many', 'write_late', 'deaf')
 	clean_up();
 }
 
+# a filter, before the handler is called for the first time and in a retry: of so
+# many elements that it lasts longer than the test
+foreach my $case ('batch', 'retry')
+{
+	my $offset = -s $node->logfile;
+
+	$node->safe_psql('postgres', q(SELECT create_event_handler('other', 'record', 'other', owner => 'ann')));
+	$node->safe_psql('postgres', q(SELECT create_event_handler('h', 'fail', 'x', owner => 'ann', timeout => '24 days', max_attempts => 1)));
+	if ($case eq 'retry')
+	{
+		$node->safe_psql('postgres', q(SELECT notify_event('x', (SELECT jsonb_agg(n) FROM generate_series(1, 100000) n))));
+		wait_for_handlers($node, 'postgres');
+		$offset = -s $node->logfile;
+	}
+	$node->safe_psql('postgres', q(SELECT alter_event_handler('h', 'record', filter => '!exists($[*] ? (@ == -$[*]))')));
+	$node->safe_psql('postgres', $case eq 'retry' ? q(SELECT retry_dead_events('h')) :
+		q(SELECT notify_event('x', (SELECT jsonb_agg(n) FROM generate_series(1, 100000) n))));
+	poll(q(SELECT count(*) = 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'event handler h: 1 events%'), 'at work');
+	drop_it();
+	$node->safe_psql('postgres', q(SELECT notify_event('other', NULL::jsonb)));
+	poll(q(SELECT count(*) = 1 FROM seen), "$case: the other one");
+	pass("a filter, $case: the other handler goes on");
+	unlike(slurp_file($node->logfile, $offset), qr/carefully|cannot clean|is suspended|cannot be read|failed for event/,
+		"a filter, $case: nobody suffers for it");
+	clean_up();
+}
+
 # of a retry
 $node->safe_psql(
 	'postgres', q(
@@ -238,6 +265,25 @@ foreach my $case ('batch', 'retry')
 	clean_up();
 }
 
+# and ends with a drop
+my $offset = -s $node->logfile;
+$node->safe_psql(
+	'postgres', q(
+	SELECT create_event_handler('other', 'record', 'other', owner => 'ann');
+	SELECT create_event_handler('h', 'record', 'x', owner => 'ann', timeout => '1 h', max_attempts => 1);
+	INSERT INTO slow VALUES ('ann');
+	SELECT notify_event('x', NULL::jsonb)));
+wait_for_sleep();
+drop_it();
+$node->safe_psql(
+	'postgres', q(
+	TRUNCATE slow;
+	SELECT notify_event('other', NULL::jsonb)));
+poll(q(SELECT count(*) = 1 FROM seen), 'the other one');
+pass('a policy: the other handler goes on');
+unlike(slurp_file($node->logfile, $offset), qr/cannot be read/, 'a policy: nobody complains');
+clean_up();
+
 # and can be cancelled
 $node->safe_psql(
 	'postgres', q(
@@ -245,7 +291,7 @@ $node->safe_psql(
 	INSERT INTO slow VALUES ('ann');
 	SELECT notify_event('x', NULL::jsonb)));
 wait_for_sleep();
-my $offset = -s $node->logfile;
+$offset = -s $node->logfile;
 $node->safe_psql('postgres',
 	q(SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor'));
 ok($node->wait_for_log(qr/the events of event handler "h" cannot be read: canceling statement due to user request/, $offset),
