@@ -44,6 +44,7 @@
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
@@ -99,13 +100,14 @@ static int	open_attempts = 0;
 
 /*
  * No code of the handler runs any more; but who was told to die while it did dies
- * of that, though it be later.
+ * of that, though it be later.  Nor does it count as its end that a process which
+ * dies of it commits something: the server removes temporary tables then.
  */
 static void
 code_has_ended(void)
 {
 	in_call = false;
-	if (!ProcDiePending)
+	if (!ProcDiePending && !proc_exit_inprogress)
 		call_deadline = DT_NOEND;
 }
 
