@@ -91,6 +91,9 @@ static volatile sig_atomic_t overran = false;
 /* code of a handler runs, and that is to end where the handler is dropped */
 static volatile sig_atomic_t in_call = false;
 
+/* the same; and it stays so where the process was told to end meanwhile */
+static bool call_in_doubt = false;
+
 /* when the present call's timeout ends, and when it was first seen to have */
 static TimestampTz call_deadline = DT_NOEND;
 static TimestampTz overrun_since = 0;
@@ -107,8 +110,10 @@ static void
 code_has_ended(void)
 {
 	in_call = false;
-	if (!ProcDiePending && !proc_exit_inprogress)
-		call_deadline = DT_NOEND;
+	if (ProcDiePending || proc_exit_inprogress)
+		return;
+	call_deadline = DT_NOEND;
+	call_in_doubt = false;
 }
 
 /*
@@ -187,9 +192,9 @@ careful_init(void)
  */
 
 /*
- * From now on code of the handler runs, for so many ms at most, and can be
- * cancelled.  Who watches them looks from time to time, for all calls of
- * a transaction: a timer that is started for each would cost more than a call.
+ * What follows has so many ms at most, and can be cancelled.  Who watches it looks
+ * from time to time, for all calls of a transaction: a timer that is started for
+ * each would cost more than a call.
  */
 void
 careful_arm_timeout(int timeout)
@@ -205,14 +210,15 @@ careful_arm_timeout(int timeout)
 }
 
 /*
- * The same for what is not to begin where the handler is being dropped, and to
- * end soon where it has begun.
+ * The same for code of the handler, or of a policy, which may end the process.  It
+ * is not to begin where the handler is being dropped, and to end soon where it has
+ * begun.
  */
 void
 careful_begin_call(int timeout)
 {
 	careful_arm_timeout(timeout);
-	in_call = true;
+	in_call = call_in_doubt = true;
 	if (executor_call_is_unwanted())
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),
@@ -614,7 +620,7 @@ careful_attempt_ends(void)
 static bool
 nothing_is_in_doubt(void)
 {
-	return (call_deadline == DT_NOEND && open_attempts == 0) || executor_call_is_unwanted();
+	return (!call_in_doubt && open_attempts == 0) || executor_call_is_unwanted();
 }
 
 /*

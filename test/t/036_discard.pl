@@ -1,7 +1,8 @@
 
 # Cleaning the session after a batch may have to wait for somebody else's lock:
 # what is dropped with a temporary object need not be temporary.  A cancel and the
-# handler's timeout end that; the batch is committed and stays so.
+# handler's timeout end that; the batch is committed and stays so.  So does the end
+# of the process, for which no event is blamed.
 
 use strict;
 use warnings;
@@ -84,6 +85,16 @@ ok( $node->poll_query_until(
 	'nobody keeps the only place for ever');
 $client->query_safe('COMMIT');
 check_all('timeout');
+
+# by the end of the process: no event is the cause
+my $offset = -s $node->logfile;
+hang();
+$executor = worker_pid($node, 'executor', 'postgres', 'ann');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($executor)");
+$client->query_safe('COMMIT');
+check_all('terminated');
+isnt(worker_pid($node, 'executor', 'postgres', 'ann'), $executor, 'terminated');
+unlike(slurp_file($node->logfile, $offset), qr/goes on carefully/, 'that is no loss');
 
 $client->quit;
 $node->stop;
