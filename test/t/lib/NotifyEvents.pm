@@ -143,9 +143,15 @@ sub worker_pid
 
 	$sql .= " AND datname = '$database'" if defined $database;
 	$sql .= " AND usename = '$owner'" if defined $owner;
-	$node->poll_query_until('postgres', $sql)
-	  or die "there is not exactly one $kind";
-	return (worker_pids(@_))[0];
+	for (;;)
+	{
+		$node->poll_query_until('postgres', $sql)
+		  or die "there is not exactly one $kind";
+		my @pids = worker_pids(@_);
+
+		# it may be replaced at this moment, for settings that were altered
+		return $pids[0] if @pids == 1;
+	}
 }
 
 # wait_for_listener(NODE, DATABASE): until its LISTEN is committed; returns its
