@@ -195,6 +195,15 @@ INSERT INTO documents (id, f) VALUES (20, ROW(ROW('"\u0000"', 1), array[ROW('"\u
 INSERT INTO documents (id, jb) VALUES (21, '[[], {}, {"a": {"b": [1, "x", null, true]}}, [[[1.50]]]]'), (22, '1'), (23, '"s"'), (24, 'null'), (25, '[1]'), (26, '{}'), (27, '[]');
 SELECT jsonb_strip_nulls(event_data -> 'new') AS new FROM notification_events ORDER BY id;
 DELETE FROM notification_events;
+-- An attribute that was dropped has left its values in the rows.
+CREATE TYPE shrinking AS (a integer, j json, b text);
+CREATE TABLE shrunk (s shrinking, ss shrinking[]);
+CREATE TRIGGER notify AFTER UPDATE ON shrunk FOR EACH ROW EXECUTE FUNCTION notify_event('shrunk');
+INSERT INTO shrunk VALUES (ROW(1, '"\u0000"', 'b'), array[ROW(1, '"\u0000"', 'b')::shrinking]);
+ALTER TYPE shrinking DROP ATTRIBUTE a, DROP ATTRIBUTE b;
+UPDATE shrunk SET s = s;
+SELECT event_data -> 'new' AS new FROM notification_events;
+DELETE FROM notification_events;
 -- What was wrong, and that only, is another text.
 SELECT count(*) AS same FROM documents WHERE id IN (1, 2, 3, 4, 5, 6);
 TRUNCATE documents;

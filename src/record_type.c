@@ -424,6 +424,8 @@ fit_row(Datum value)
 	heap_deform_tuple(&tuple, desc, values, nulls);
 	for (int i = 0; i < desc->natts; i++)
 	{
+		/* a value may be there still, but no type */
+		nulls[i] |= TupleDescAttr(desc, i)->attisdropped;
 		if (!nulls[i])
 			values[i] = json_made_fit(TupleDescAttr(desc, i)->atttypid, values[i]);
 	}
