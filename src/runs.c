@@ -317,8 +317,9 @@ window_serves(const Window *window, const EventPosition *position)
 	if (!event_snapshot_equal(window->from, position->cursor))
 		return false;
 	if (position->window == NULL)
-		return window->after == PG_INT64_MIN;
-	return event_snapshot_equal(window->upto, position->window) && window->after <= position->last_id;
+		return window->whole;
+	return event_snapshot_equal(window->upto, position->window) &&
+		(window->whole || window->after <= position->last_id);
 }
 
 static Window *
@@ -372,16 +373,16 @@ hindmost_position(EventPosition position)
 }
 
 /*
- * Have a handler stand in a window behind id last_id.
+ * Have a handler stand in a window at index next.
  */
 static void
-enter_window(HandlerRun *run, Window *window, int64 last_id)
+enter_window(HandlerRun *run, Window *window, int64 next)
 {
 	window->references++;
 	if (run->window != NULL)
 		window_release(run->window);
 	run->window = window;
-	run->next = window_behind(window, last_id);
+	run->next = next;
 	if (run->names != NULL)
 		pfree(run->names);
 	run->names = NULL;
@@ -400,12 +401,18 @@ unite_windows(Window *window)
 	{
 		HandlerRun *run = lfirst(lc);
 		Window	   *copy = run->window;
+		int64		next;
 
-		if (copy == NULL || copy == window || copy->after < window->after ||
+		if (copy == NULL || copy == window ||
+			(!window->whole && (copy->whole || copy->after < window->after)) ||
 			!event_snapshot_equal(copy->from, window->from) ||
 			!event_snapshot_equal(copy->upto, window->upto))
 			continue;
-		enter_window(run, window, run->next > 0 ? copy->events[run->next - 1].id : copy->after);
+		if (run->next > 0)
+			next = window_behind(window, copy->events[run->next - 1].id);
+		else
+			next = copy->whole ? 0 : window_behind(window, copy->after);
+		enter_window(run, window, next);
 		/* its turn may come before it is looked at again */
 		(void) batch_seek(run);
 	}
@@ -432,7 +439,7 @@ runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSn
 		if (position.window != NULL)
 			unite_windows(window);
 	}
-	enter_window(run, window, position.window != NULL ? position.last_id : PG_INT64_MIN);
+	enter_window(run, window, position.window != NULL ? window_behind(window, position.last_id) : 0);
 
 	if (run->window->nevents == 0)
 	{

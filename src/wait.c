@@ -188,6 +188,7 @@ static bool
 find_not_done(EventSnapshot **upto, bool all, NotDone *found, MemoryContext context)
 {
 	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	MemoryContext look_context = CurrentMemoryContext;
 	Snapshot	snapshot;
 	int			named = 0;
 	int			others = 0;
@@ -204,15 +205,18 @@ find_not_done(EventSnapshot **upto, bool all, NotDone *found, MemoryContext cont
 	}
 	if (*upto == NULL)
 	{
-		MemoryContext old = MemoryContextSwitchTo(context);
-
+		MemoryContextSwitchTo(context);
 		*upto = event_snapshot_build(snapshot);
-		MemoryContextSwitchTo(old);
+		MemoryContextSwitchTo(look_context);
 		check_no_future(handlers, log, snapshot, *upto);
 	}
 
+	/* a message that is going to be shown outlives the look */
+	if (all)
+		MemoryContextSwitchTo(context);
 	initStringInfo(&found->names);
 	initStringInfo(&found->details);
+	MemoryContextSwitchTo(look_context);
 	foreach(lc, handlers)
 	{
 		Handler    *handler = lfirst(lc);

@@ -406,7 +406,7 @@ window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapsh
 	window->references = 1;
 	window->from = event_snapshot_copy(from);
 	window->upto = event_snapshot_copy(upto);
-	window->after = PG_INT64_MIN;
+	window->whole = true;
 	window->through = PG_INT64_MAX;
 	MemoryContextSwitchTo(old);
 	return window;
@@ -512,7 +512,10 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 		upto = position->window;
 	window = window_create(parent, position->cursor, upto);
 	if (position->window != NULL)
+	{
+		window->whole = false;
 		window->after = position->last_id;
+	}
 	old = MemoryContextSwitchTo(window->context);
 	window->events = palloc(state.room * sizeof(EventRef));
 	if (with_names)

@@ -54,7 +54,8 @@ typedef struct Window
 	int64	   *by_name;		/* indexes of the events, by the numbers of their names, or
 								 * NULL: all have the same */
 	int64	   *name_ends;		/* where in there those of each name end */
-	int64		after;			/* those up to this id were left out */
+	bool		whole;			/* nothing of it was left out; else those up to the */
+	int64		after;			/* id after were */
 	int64		through;		/* no event of the window up to this id is missing
 								 * here; PG_INT64_MAX: none at all */
 } Window;

@@ -123,7 +123,7 @@ foreach (@settings)
 {
 	my ($name, $default) = split / /, $_, 2;
 
-	$default =~ s/(\d)(ms|s|MB)$/$1 $2/;
+	$default =~ s/(\d)(ms|s|min|h|MB)$/$1 $2/;
 	like($readme, qr/^\| `\Q$name\E` \| `?\Q$default\E`? \|/m, "the reference has $name with its default");
 }
 
