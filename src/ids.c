@@ -452,6 +452,12 @@ id_given(Relation log, int64 id)
 {
 	IdSequence	sequence = log_sequence(log);
 
+	/* a position inside a window says "none yet" by that */
+	if (id == PG_INT64_MIN)
+		ereport(ERROR,
+				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
+				 errmsg("an event cannot have the id %lld", (long long) id),
+				 errhint("Leave the id out, or give a larger one.")));
 	/* what the sequence never draws is in nobody's way */
 	if (id < sequence.min || id > sequence.max)
 		return;

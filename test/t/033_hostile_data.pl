@@ -158,12 +158,16 @@ check_got('names');
 # Ids
 #
 my $max = '9223372036854775807';
-my @ids = ('-9223372036854775808', '-2147483649', -5, -1, 0, 2147483646 .. 2147483650, 4294967295, 4294967296, '9007199254740993', $max);
+my @ids = ('-9223372036854775807', '-2147483649', -5, -1, 0, 2147483646 .. 2147483650, 4294967295, 4294967296, '9007199254740993', $max);
 $node->safe_psql('postgres',
 	'INSERT INTO notification_events (id, event_name) SELECT v.id, \'given\' FROM (VALUES '
 	  . join(', ', map { "($_)" } @ids)
 	  . ') v (id)');
 check_got('ids that are given');
+like(
+	[ $node->psql('postgres', q(INSERT INTO notification_events (id, event_name) VALUES ('-9223372036854775808', 'given'))) ]->[2],
+	qr/ERROR:  an event cannot have the id -9223372036854775808/,
+	'the smallest bigint is no id');
 foreach my $payload (qw(id json))
 {
 	heard();
