@@ -132,6 +132,9 @@ watch(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
+	/* timers go on while the process ends, when there may be no MyProc any more */
+	if (proc_exit_inprogress)
+		return;
 	if (MyProc->waitLock != NULL)
 		CheckDeadLockAlert();
 	if (in_call && now < call_deadline && executor_call_is_unwanted())

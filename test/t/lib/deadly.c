@@ -1,5 +1,5 @@
 /*
- * Handlers that end their process, for 051_deadly.pl, which compiles this.
+ * Handlers that end their process, for the tests that compile this.
  */
 #include "postgres.h"
 
@@ -8,12 +8,14 @@
 
 #include "executor/executor.h"
 #include "fmgr.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 
 PG_MODULE_MAGIC;
 
 PG_FUNCTION_INFO_V1(die_of);
 PG_FUNCTION_INFO_V1(die_late);
+PG_FUNCTION_INFO_V1(linger_at_exit);
 
 /*
  * die_of(text): of a segmentation fault, of SIGKILL as the kernel sends it when
@@ -53,5 +55,26 @@ die_late(PG_FUNCTION_ARGS)
 
 	if (!isnull && strcmp(TextDatumGetCString(name), "die late") == 0)
 		raise(SIGTERM);
+	PG_RETURN_VOID();
+}
+
+static void
+linger(int code, Datum milliseconds)
+{
+	long		left = DatumGetInt32(milliseconds);
+
+	/* signals cut it short */
+	for (; left > 0; left -= 10)
+		pg_usleep(10000);
+}
+
+/*
+ * linger_at_exit(integer): when the process ends, it stays for so many
+ * milliseconds after it has left shared memory.
+ */
+Datum
+linger_at_exit(PG_FUNCTION_ARGS)
+{
+	on_proc_exit(linger, Int32GetDatum(PG_GETARG_INT32(0)));
 	PG_RETURN_VOID();
 }
