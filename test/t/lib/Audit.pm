@@ -783,12 +783,7 @@ sub _open_query
 	my $output = $builder->output;
 
 	$builder->output(\my $nothing);
-	if (!$self->{open})
-	{
-		# it may last longer than one query may
-		$self->{open} = $self->{node}->background_psql($database);
-		$self->{open}->set_query_timer_restart;
-	}
+	$self->{open} //= $self->{node}->background_psql($database);
 	my $result = $self->{open}->query_safe($query);
 	$builder->output($output);
 	return $result;

@@ -31,6 +31,20 @@ our @EXPORT = qw(
   crash_server
 );
 
+# A session of background_psql() may last longer than one query of it may: on a
+# slow machine a timer for the whole session ends a test that is all right.
+{
+	no warnings 'redefine';
+	my $background_psql = \&PostgreSQL::Test::Cluster::background_psql;
+
+	*PostgreSQL::Test::Cluster::background_psql = sub {
+		my $session = $background_psql->(@_);
+
+		$session->set_query_timer_restart;
+		return $session;
+	};
+}
+
 # new_server(NAME, SETTING...): a running server, UTF8, with the extension
 # preloaded and the given lines in postgresql.conf
 sub new_server
