@@ -14,7 +14,9 @@
  * up to a limit.  There may be none left, and the table then throws, at a moment
  * when nothing may: the batch is committed.  So it is used through use_table()
  * only, which lets no error out.  Who could not be counted has no figures, which
- * are null then.
+ * are null then.  Such an error can leave a segment half made, which the end of a
+ * transaction would take care of; so the segments have a resource owner of their
+ * own, and after an error all of them are detached.
  *
  * An entry is that of a definition, not of a name: created_at is part of its
  * key.  So nobody has to remove it when the handler is dropped, let alone to
@@ -84,6 +86,7 @@ static dshash_parameters table_parameters = {
 static SharedTable *shared_table = NULL;
 static dsa_area *area = NULL;
 static dshash_table *entries = NULL;
+static ResourceOwner segments_owner = NULL;
 
 /* ----------
  * The table
@@ -127,22 +130,61 @@ handler_figures_shmem_startup(int tranche)
 }
 
 /*
- * Open the table, unless this process has done so.
+ * When the process ends; its segments are detached already.
+ */
+static void
+release_at_exit(int code, Datum arg)
+{
+	if (area != NULL)
+		dsa_release_in_place(AREA_OF(shared_table));
+}
+
+/*
+ * Open the table, unless this process has done so.  Segments that are made or
+ * attached from here on belong to our resource owner, which is the current one.
  */
 static void
 attach(void)
 {
+	static bool exit_registered = false;
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
+	if (!exit_registered)
+		on_shmem_exit(release_at_exit, (Datum) 0);
+	exit_registered = true;
+	if (segments_owner == NULL)
+		segments_owner = ResourceOwnerCreate(NULL, "pg_notify_events figures");
+	CurrentResourceOwner = segments_owner;
 	if (area == NULL)
-	{
 		area = dsa_attach_in_place(AREA_OF(shared_table), NULL);
-		dsa_pin_mapping(area);
-		on_shmem_exit(dsa_on_shmem_exit_release_in_place, PointerGetDatum(AREA_OF(shared_table)));
-	}
 	if (entries == NULL)
 		entries = dshash_attach(area, &table_parameters, shared_table->handle, NULL);
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Close it, with what an error has left half done.  No lock of it is held.
+ */
+static void
+detach(void)
+{
+	if (entries != NULL)
+		dshash_detach(entries);
+	entries = NULL;
+	if (area != NULL)
+	{
+		dsa_detach(area);
+		dsa_release_in_place(AREA_OF(shared_table));
+	}
+	area = NULL;
+	if (segments_owner != NULL)
+	{
+		ResourceOwnerRelease(segments_owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, false);
+		ResourceOwnerRelease(segments_owner, RESOURCE_RELEASE_LOCKS, false, false);
+		ResourceOwnerRelease(segments_owner, RESOURCE_RELEASE_AFTER_LOCKS, false, false);
+		ResourceOwnerDelete(segments_owner);
+	}
+	segments_owner = NULL;
 }
 
 /*
@@ -174,8 +216,9 @@ use_table(void (*use) (void *arg), void *arg)
 
 		/* nobody comes here with a lock, so these are the table's */
 		LWLockReleaseAll();
-		MemoryContextSwitchTo(context);
 		CurrentResourceOwner = owner;
+		detach();
+		MemoryContextSwitchTo(context);
 		InterruptHoldoffCount = interrupts_held;
 		QueryCancelHoldoffCount = cancels_held;
 		error = CopyErrorData();
@@ -189,6 +232,7 @@ use_table(void (*use) (void *arg), void *arg)
 		FreeErrorData(error);
 	}
 	PG_END_TRY();
+	CurrentResourceOwner = owner;
 	return done;
 }
 

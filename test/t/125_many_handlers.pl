@@ -60,6 +60,18 @@ sub removed
 	return $node->wait_for_log(qr/removed figures of $what/, $offset);
 }
 
+# used_memory(PID): bytes of what a process never frees
+sub used_memory
+{
+	my ($pid) = @_;
+	my $offset = -s $node->logfile;
+	my $line = qr/\[$pid\].*level: 0; TopMemoryContext: .* (\d+) used/;
+
+	$node->safe_psql('postgres', "SELECT pg_log_backend_memory_contexts($pid)");
+	$node->wait_for_log($line, $offset);
+	return slurp_file($node->logfile, $offset) =~ $line ? $1 : die 'no figures of memory';
+}
+
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
 make_owner($node, 'postgres', 'ann');
@@ -101,13 +113,43 @@ like(
 	slurp_file($node->logfile),
 	qr/figures of event handlers are incomplete: could not/,
 	'no memory: the log says so');
+# A thousand failures leave nothing, nor do the next.
+my $before = used_memory($executor);
+emit('again without memory');
+cmp_ok(used_memory($executor) - $before, '<', 20_000, 'no memory: none is lost');
 $node->safe_psql('postgres', 'SELECT reset_event_stats()');
 
 # Memory again
+my %others = map { $_ => 1 } glob("$segments/*");
 chmod(0700, $segments) or die "chmod $segments: $!";
 emit('with memory');
 becomes('count(*), count(calls), min(calls), max(calls)', "$many|$many|1|1", 'memory: all have figures');
 is(ask('count(latency_p50)'), $many, 'memory: and latencies');
+
+# Memory that is there, and not to be had for a while: by those who read figures,
+# and by an executor that has none of it yet.
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($executor, 60000)");
+$node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $executor")
+  or die 'the executor stays';
+my @new = grep { !$others{$_} } glob("$segments/*");
+chmod(0000, @new) == @new && @new > 0 or die "chmod @new: $!";
+my $reader = $node->background_psql('postgres');
+like($reader->query_safe(q(SELECT count(calls) < count(*) FROM event_handler_stats WHERE handler LIKE 'many %')),
+	qr/t/, 'out of reach: some have no figures');
+emit('out of reach');
+$executor = worker_pid($node, 'executor', 'postgres', 'ann');
+chmod(0600, @new) == @new or die "chmod @new: $!";
+is($reader->query_safe(q(SELECT count(calls) = count(*) FROM event_handler_stats WHERE handler LIKE 'many %')),
+	't', 'within reach: the same session sees all of them');
+$reader->quit;
+$node->safe_psql('postgres', 'SELECT reset_event_stats()');
+emit('within reach');
+becomes('count(*), count(calls), min(calls), max(calls)', "$many|$many|1|1", 'within reach: all are counted');
+is(worker_pid($node, 'executor', 'postgres', 'ann'), $executor, 'within reach: by the same executor');
+is($node->safe_psql('postgres', 'SELECT reset_event_stats()'), '', 'a reset');
+emit('once more');
+becomes('count(*), count(calls), min(calls), max(calls)', "$many|$many|1|1", 'counted once more');
+unlike(slurp_file($node->logfile), qr/leak: /, 'no segment is left to a transaction');
 
 # What is known of an outage is kept for the last as for the first.
 $node->safe_psql('postgres',
