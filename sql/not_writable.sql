@@ -1,11 +1,12 @@
 --
 -- Where nothing can be written, each function that writes says so itself: in
 -- read-only transactions, and in parallel operations, which somebody's function
--- that is marked PARALLEL SAFE may take them into
+-- that is marked PARALLEL SAFE may take them into; there, so does one that has to
+-- try the filters of others
 --
 CREATE EXTENSION pg_notify_events;
 CREATE FUNCTION handle(notification_events) RETURNS void LANGUAGE sql AS '';
-SELECT create_event_handler('x', 'handle'), create_event_consumer('x'), listen_event_channel('x');
+SELECT create_event_handler('x', 'handle', filter => '$.a'), create_event_consumer('x'), listen_event_channel('x');
 SELECT notify_event('x') > 0 AS recorded;
 CREATE TABLE rows WITH (parallel_workers = 2) AS SELECT a FROM generate_series(1, 1000) AS a;
 

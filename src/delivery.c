@@ -498,8 +498,9 @@ read_event(EventOfInterest *event, Relation log)
  *		text)
  *
  * A row for each handler and each consumer that the caller may see.  Row
- * security is not asked on behalf of their owners.  Errors: event_id null; no such event; no
- * right to read the log.
+ * security is not asked on behalf of their owners.  Errors: event_id null; no such
+ * event; no right to read the log; a parallel operation, which can have no
+ * subtransaction (match_filter_or_error).
  */
 Datum
 pne_event_delivery_status(PG_FUNCTION_ARGS)
@@ -509,6 +510,7 @@ pne_event_delivery_status(PG_FUNCTION_ARGS)
 	Relation	log;
 	bool		found;
 
+	PreventCommandIfParallelMode("event_delivery_status()");
 	require_argument(fcinfo, 0, "event_id");
 	event.id = PG_GETARG_INT64(0);
 
