@@ -152,6 +152,29 @@ SELECT listen_event_channel(repeat('x', 63)), listen_event_channel(repeat('ü', 
 SELECT octet_length(channel), octet_length(event_name) FROM event_channels WHERE channel <> 'taken' ORDER BY 2;
 SELECT count(unlisten_event_channel(channel)) FROM event_channels;
 
+-- Whom an unquoted name does not reach, gets a NOTICE: here by the function, and
+-- below by what LISTEN makes of the name.
+CREATE TEMPORARY TABLE names (channel text);
+INSERT INTO names VALUES ('orders'), ('orders_2$'), ('größe'), ('Ärger'), ('_x'), ('values'), ('notify'),
+	('Orders'), ('ORDERS'), ('größE'), ('order'), ('user'), ('left'), ('2orders'), ('$x'), ('orders-2'), ('orders.new'),
+	('two words'), (' x'), ('"orders"'), ('it''s'), ('x;');
+SELECT channel, listen_event_channel(channel) FROM names;
+DO $$
+DECLARE
+	name text;
+BEGIN
+	FOR name IN SELECT channel FROM names LOOP
+		BEGIN
+			EXECUTE 'LISTEN ' || name;
+		EXCEPTION WHEN syntax_error THEN
+		END;
+	END LOOP;
+END
+$$;
+SELECT channel FROM names WHERE channel NOT IN (SELECT pg_listening_channels());
+UNLISTEN *;
+SELECT count(unlisten_event_channel(channel)) FROM names;
+
 --
 -- Rights
 --

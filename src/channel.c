@@ -18,9 +18,11 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
+#include "common/keywords.h"
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "parser/scansup.h"
 #include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -175,12 +177,36 @@ check_number_of_channels(void)
 }
 
 /*
+ * Whether NOTIFY can name the channel without double quotes: the name is what
+ * the server's lexer makes of it, and no keyword that the grammar has no room
+ * for there.
+ */
+static bool
+is_plain_name(const char *channel)
+{
+	int			length = (int) strlen(channel);
+	int			keyword;
+
+	for (const char *c = channel; *c != '\0'; c++)
+	{
+		if (!(IS_HIGHBIT_SET(*c) || *c == '_' || (*c >= 'a' && *c <= 'z') ||
+			  (c > channel && ((*c >= '0' && *c <= '9') || *c == '$'))))
+			return false;
+	}
+	if (strcmp(channel, downcase_identifier(channel, length, false, false)) != 0)
+		return false;
+	keyword = ScanKeywordLookup(channel, &ScanKeywords);
+	return keyword < 0 || ScanKeywordCategories[keyword] == UNRESERVED_KEYWORD ||
+		ScanKeywordCategories[keyword] == COL_NAME_KEYWORD;
+}
+
+/*
  * listen_event_channel(channel text, event_name text default null) returns void
  *
  * From the listener's next look on, notifications on the channel become events
  * of that name, by default the channel's.  Errors: null, empty or too long
  * names; the channel on which events are announced; one that is defined
- * already.
+ * already.  A NOTICE where NOTIFY must quote the name.
  */
 Datum
 pne_listen_event_channel(PG_FUNCTION_ARGS)
@@ -228,6 +254,11 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 	check_number_of_channels();
 	SPI_finish();
 
+	if (!is_plain_name(channel))
+		ereport(NOTICE,
+				(errmsg("NOTIFY reaches event channel \"%s\" only with its name in double quotes", channel),
+				 errhint("Write NOTIFY %s, or pg_notify(%s, ...).", quote_identifier(channel),
+						 quote_literal_cstr(channel))));
 	doorbell_at_commit(RING_CHANNELS);
 	PG_RETURN_VOID();
 }
