@@ -6,6 +6,11 @@
 // Created before: SELECT create_event_consumer('node').
 const { Client } = require('pg');
 
+const lookEvery = 1000 * (process.env.LOOK_EVERY || 60);      // ms without an announcement
+const away = /^(08|25006|25P03|53|57P0)/;                     // SQLSTATEs of a server that comes back
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+let delay = 0;
+
 async function handleWaitingEvents(client) {
   for (;;) {
     const { rows } = await client.query("SELECT id, event_name FROM fetch_events('node')");
@@ -16,28 +21,44 @@ async function handleWaitingEvents(client) {
 }
 
 async function listen() {
-  const client = new Client({ connectionString: process.argv[2] });
-  const lost = new Promise((resolve, reject) => client.on('error', reject));
-  lost.catch(() => {});
-  await client.connect();
+  const client = new Client({
+    connectionString: process.argv[2],
+    connectionTimeoutMillis: 10000,
+    query_timeout: 2 * lookEvery,
+    keepAlive: true,                                          // the rest is up to the system
+    keepAliveInitialDelayMillis: 30000,
+  });
   try {
-    let wake;
-    let rung = true;                                  // first listen, then look
-    client.on('notification', () => { rung = true; if (wake) wake(); });
-    await client.query('LISTEN event_notification');
+    let wake = () => {};
+    let rung;
+    let lost;                                                 // an error outside of a query
+    client.on('error', (error) => { lost = error; wake(); });
+    client.on('notification', () => { rung = true; wake(); });
+    await client.connect();
+    await client.query('LISTEN event_notification');          // first listen, then look
     for (;;) {
-      if (!rung) await Promise.race([new Promise((resolve) => { wake = resolve; }), lost]);
       rung = false;
       await handleWaitingEvents(client);
+      delay = 0;
+      if (!rung && !lost) {
+        let timer;
+        await new Promise((resolve) => { wake = resolve; timer = setTimeout(resolve, lookEvery); });
+        clearTimeout(timer);
+      }
+      if (lost) throw lost;
     }
   } finally {
-    client.end().catch(() => {});
+    client.connection.stream.destroy();
   }
 }
 
 (async () => {
   for (;;) {
-    await listen().catch(() => {});                   // the server is away: it comes back
-    await new Promise((resolve) => setTimeout(resolve, 200));
+    await sleep(delay);
+    delay = Math.min(2 * delay + 200, 10000);
+    await listen().catch((error) => {
+      console.error(error);
+      if (error.severity && !away.test(error.code)) process.exit(1);    // of the server: a mistake
+    });
   }
 })();

@@ -7,15 +7,32 @@ The ledger is what the events are for: an SQLite file here, a mail or another
 service elsewhere.  An event may come again after a crash, so it is looked up
 by its id.  Created before: SELECT create_event_consumer('durable').
 """
+import os
+import re
 import select
 import sqlite3
 import sys
 import time
 
 import psycopg2
+import psycopg2.extensions
+
+LOOK_EVERY = float(os.environ.get("LOOK_EVERY", 60))    # seconds without an announcement
+AWAY = re.compile("08|25006|25P03|53|57P0|$")           # SQLSTATEs of a server that comes back
+ALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10,
+         "keepalives_count": 3, "tcp_user_timeout": 60000}
 
 ledger = sqlite3.connect(sys.argv[2])
 ledger.execute("CREATE TABLE IF NOT EXISTS done (id INTEGER PRIMARY KEY, name TEXT)")
+
+
+def wait_for_answer(connection):
+    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        sockets = [connection], []
+        if state == psycopg2.extensions.POLL_WRITE:
+            sockets = [], [connection]
+        if not any(select.select(*sockets, [], 2 * LOOK_EVERY)):
+            raise psycopg2.OperationalError("the server does not answer")
 
 
 def handle_waiting_events(cursor):
@@ -29,19 +46,24 @@ def handle_waiting_events(cursor):
         cursor.execute("SELECT ack_events('durable', %s)", (events[-1][0],))
 
 
+psycopg2.extensions.set_wait_callback(wait_for_answer)  # psycopg2 itself waits for ever
+delay = 0
 while True:
     try:
-        connection = psycopg2.connect(sys.argv[1])
+        time.sleep(delay)
+        delay = min(2 * delay + 0.2, 10)
+        connection = psycopg2.connect(sys.argv[1], **ALIVE)
         connection.autocommit = True
         cursor = connection.cursor()
         cursor.execute("LISTEN event_notification")  # first listen, then look
         while True:
             handle_waiting_events(cursor)
+            delay = 0
             if not connection.notifies:
-                select.select([connection], [], [], 60)
+                select.select([connection], [], [], LOOK_EVERY)
             connection.poll()
             connection.notifies.clear()
     except psycopg2.Error as error:
-        if error.pgcode and not isinstance(error, psycopg2.OperationalError):
-            raise                                   # no lost connection, but a mistake
-        time.sleep(0.2)                             # the server is away: it comes back
+        if isinstance(error, psycopg2.ProgrammingError) or not AWAY.match(error.pgcode or ""):
+            raise                                   # a mistake
+        print(error, file=sys.stderr)               # the server is away: it comes back

@@ -9,13 +9,13 @@ use warnings;
 
 use FindBin;
 use lib "$FindBin::RealBin/lib";
+use Clients;
 use IPC::Run;
 use NotifyEvents;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $clients = "$FindBin::RealBin/../clients";
 my $node = new_server('clients', 'log_statement = none', 'restart_after_crash = on', 'max_connections = 50');
 my $host = $node->host;
 my $port = $node->port;
@@ -76,17 +76,7 @@ sub prints
 #
 # Those that print, each with a consumer of its own
 #
-my $url = "postgresql://postgres\@localhost:$port/postgres?host=$host";
-my $libpq = "$tmp/consumer";
-my ($include, $library) = map { chomp(my $directory = `pg_config --$_`); $directory } qw(includedir libdir);
-system('cc', '-Wall', '-Wextra', '-Werror', "$clients/consumer.c", "-I$include", "-I/usr/include/postgresql", "-L$library", '-lpq', '-o', $libpq) == 0
-  or die "consumer.c does not compile";
-
-my %command = (
-	libpq => [ $libpq, $node->connstr('postgres') ],
-	node => [ 'node', "$clients/consumer.js", $url ],
-	async => [ 'python3', "$clients/async_consumer.py", $node->connstr('postgres') ],
-	psql => [ 'sh', "$clients/consumer.sh", $node->connstr('postgres') ]);
+my %command = map { $_ => [ client_command($_, $host, $port) ] } qw(async libpq node psql);
 
 foreach my $name (sort keys %command)
 {
@@ -137,7 +127,7 @@ until (system('psql', '-X', '-q', '-o', '/dev/null', '-c', 'SELECT 1', $pooled) 
 foreach my $name ('async', 'psql')
 {
 	$node->safe_psql('postgres', "SELECT create_event_consumer('$name')");
-	my $client = start($name, @{ $command{$name} }[ 0, 1 ], $pooled);
+	my $client = start($name, client_command($name, $host, $pooler_port));
 	foreach my $n (1 .. 3)
 	{
 		prints($client, "through pgbouncer, an event at a time, $n", emit(1));
@@ -148,9 +138,8 @@ foreach my $name ('async', 'psql')
 }
 
 # It comes last: the server's session goes on listening, for whoever has it next.
-my @recipe = ('python3', "$clients/recipe_listener.py");
-my $deaf = start('recipe', @recipe, $pooled);
-my $hears = start('recipe', @recipe, $node->connstr('postgres'));
+my $deaf = start('recipe', client_command('recipe', $host, $pooler_port));
+my $hears = start('recipe', client_command('recipe', $host, $port));
 $node->poll_query_until('postgres', q(SELECT count(*) = 2 FROM pg_stat_activity WHERE query = 'LISTEN event_notification' AND state = 'idle'))
   or die 'they do not listen';
 emit(1);
@@ -169,9 +158,7 @@ my $durable;
 
 sub start_durable
 {
-	my ($program) = @_;
-
-	return start('durable', 'python3', $program // "$clients/durable_listener.py", $node->connstr('postgres'), $ledger);
+	return start('durable', client_command('durable', $host, $port));
 }
 
 sub ledger
@@ -255,10 +242,8 @@ my $looking = q(SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT id.
 
 $durable->{run}->kill_kill(grace => 0);
 $node->poll_query_until('postgres', $looking, 0) or die 'its connection stays';
-my $patient = slurp_file("$clients/durable_listener.py");
-$patient =~ s/(select\.select\(.*, )60\)/${1}None)/ or die 'where is its minute?';
-append_to_file("$tmp/patient_listener.py", $patient);
-$durable = start_durable("$tmp/patient_listener.py");
+$ENV{LOOK_EVERY} = 86400;
+$durable = start_durable();
 $node->poll_query_until('postgres', $looking, 1) or die 'it does not look for events';
 $node->safe_psql('postgres', q(SELECT notify_event('the last one')));
 wait_until_acknowledged('durable');
