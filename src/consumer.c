@@ -332,6 +332,15 @@ consumer_unlock(const Consumer *consumer)
 	numbered_unlock(OWN_CONSUMERS, consumer->number, ExclusiveLock);
 }
 
+/*
+ * Whether somebody else has it, and who.
+ */
+bool
+consumer_is_held(const Consumer *consumer, LockHolder *holder)
+{
+	return numbered_lock_holder(OWN_CONSUMERS, consumer->number, holder);
+}
+
 /* ----------
  * Searching
  * ----------

@@ -12,6 +12,7 @@
 #include "utils/timestamp.h"
 
 #include "match.h"
+#include "numbered_lock.h"
 #include "shared.h"
 #include "window.h"
 
@@ -76,6 +77,7 @@ extern int	consumer_batch_index(const Consumer *consumer, int64 id);
 extern Consumer *consumer_lock_own(const char *name);
 extern bool consumer_try_lock(const Consumer *consumer);
 extern void consumer_unlock(const Consumer *consumer);
+extern bool consumer_is_held(const Consumer *consumer, LockHolder *holder);
 
 extern void search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot,
 						 int limit);

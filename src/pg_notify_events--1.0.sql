@@ -651,6 +651,8 @@ COMMENT ON VIEW event_consumers IS
 CREATE FUNCTION _consumer_figures(
 	IN consumer text,
 	OUT state text,
+	OUT held_pid integer,
+	OUT held_since timestamptz,
 	OUT pending bigint,
 	OUT oldest_pending_at timestamptz
 )
@@ -670,6 +672,8 @@ CREATE VIEW event_consumer_stats WITH (security_barrier) AS
 			WHERE t.consumer = c.name AND t.next_attempt_at IS NOT NULL) AS waiting,
 		   pg_catalog.cardinality(p.batch) AS batch,
 		   CASE WHEN f.state = 'leased' THEN p.leased_until END AS leased_until,
+		   f.held_pid,
+		   f.held_since,
 		   f.pending,
 		   f.oldest_pending_at,
 		   p.last_event_id,

@@ -532,14 +532,29 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(finish_with_row(desc, values, nulls));
 }
 
-static const char *
-consumer_state(const Consumer *consumer)
+/*
+ * What a consumer is doing, and who has it, as three columns.
+ */
+static void
+put_consumer_state(const Consumer *consumer, Datum *values, bool *nulls)
 {
+	const char *state = consumer->nbatch > 0 ? "fetched" : "ready";
+	LockHolder	holder;
+
 	if (consumer->dormant)
-		return "dormant";
-	if (consumer_is_leased(consumer))
-		return "leased";
-	return consumer->nbatch > 0 ? "fetched" : "ready";
+		state = "dormant";
+	else if (consumer_is_held(consumer, &holder))
+	{
+		state = "held";
+		values[1] = Int32GetDatum(holder.pid);
+		nulls[1] = (holder.pid == 0);
+		values[2] = TimestampTzGetDatum(holder.since);
+		nulls[2] = (holder.since == DT_NOBEGIN);
+	}
+	else if (consumer_is_leased(consumer))
+		state = "leased";
+	values[0] = CStringGetTextDatum(state);
+	nulls[0] = false;
 }
 
 /*
@@ -549,7 +564,7 @@ consumer_state(const Consumer *consumer)
 Datum
 pne_consumer_figures(PG_FUNCTION_ARGS)
 {
-#define CONSUMER_FIGURES 3
+#define CONSUMER_FIGURES 5
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Datum		values[CONSUMER_FIGURES] = {0};
 	bool		nulls[CONSUMER_FIGURES];
@@ -564,9 +579,8 @@ pne_consumer_figures(PG_FUNCTION_ARGS)
 	consumer = consumer_find(name);
 	if (consumer != NULL && handler_owner_is_visible(consumer->owner))
 	{
-		values[0] = CStringGetTextDatum(consumer_state(consumer));
-		nulls[0] = false;
-		put_pending(&consumer->pattern, &consumer->position, &values[1], &nulls[1]);
+		put_consumer_state(consumer, &values[0], &nulls[0]);
+		put_pending(&consumer->pattern, &consumer->position, &values[3], &nulls[3]);
 	}
 	PG_RETURN_DATUM(finish_with_row(desc, values, nulls));
 }
