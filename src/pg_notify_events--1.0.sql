@@ -211,6 +211,8 @@ CREATE INDEX _event_retries_due_idx ON _event_retries (handler, next_attempt_at,
 	WHERE state = 'waiting';
 CREATE INDEX _event_retries_open_idx ON _event_retries (handler)
 	WHERE in_outage OR attempt_began_at IS NOT NULL OR untried;
+CREATE INDEX _event_retries_dead_idx ON _event_retries (handler)
+	WHERE state = 'dead';
 COMMENT ON TABLE _event_retries IS
 	'internal: events that failed; look at the view event_retries';
 COMMENT ON COLUMN _event_retries.event_txid IS
@@ -583,6 +585,7 @@ CREATE FUNCTION _handler_figures(
 	OUT state text,
 	OUT suspended_reason text,
 	OUT pending bigint,
+	OUT pending_is_exact boolean,
 	OUT oldest_pending_at timestamptz,
 	OUT calls bigint,
 	OUT batches bigint,
@@ -606,11 +609,14 @@ CREATE VIEW event_handler_stats WITH (security_barrier) AS
 		   p.delivered,
 		   COALESCE(e.failed, 0) AS failed,
 		   p.retried,
-		   (SELECT pg_catalog.count(*) FROM _event_retries t
-			WHERE t.handler = h.name AND t.state = 'waiting') AS waiting,
-		   (SELECT pg_catalog.count(*) FROM _event_retries t
-			WHERE t.handler = h.name AND t.state = 'dead') AS dead,
+		   (SELECT pg_catalog.count(*) FROM (
+				SELECT FROM _event_retries t
+				WHERE t.handler = h.name AND t.state = 'waiting' LIMIT 100000) t) AS waiting,
+		   (SELECT pg_catalog.count(*) FROM (
+				SELECT FROM _event_retries t
+				WHERE t.handler = h.name AND t.state = 'dead' LIMIT 100000) t) AS dead,
 		   f.pending,
+		   f.pending_is_exact,
 		   f.oldest_pending_at,
 		   p.last_event_id,
 		   p.last_delivered_at,
@@ -632,7 +638,11 @@ CREATE VIEW event_handler_stats WITH (security_barrier) AS
 	WHERE pg_catalog.pg_has_role(h.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_handler_stats IS
-	'what each handler did and what waits for it; times in milliseconds';
+	'what each handler did and what waits for it; counts of what waits end at 100,000; times in milliseconds';
+COMMENT ON COLUMN event_handler_stats.pending IS
+	'events ahead of the position whose names fit, as far as one look reads the log';
+COMMENT ON COLUMN event_handler_stats.pending_is_exact IS
+	'false: more events may be pending, and older ones than oldest_pending_at';
 
 CREATE VIEW event_consumers WITH (security_barrier) AS
 	SELECT c.name,
@@ -654,6 +664,7 @@ CREATE FUNCTION _consumer_figures(
 	OUT held_pid integer,
 	OUT held_since timestamptz,
 	OUT pending bigint,
+	OUT pending_is_exact boolean,
 	OUT oldest_pending_at timestamptz
 )
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
@@ -668,13 +679,15 @@ CREATE VIEW event_consumer_stats WITH (security_barrier) AS
 		   p.fetched,
 		   p.acknowledged,
 		   p.retried,
-		   (SELECT pg_catalog.count(*) FROM _event_consumer_retries t
-			WHERE t.consumer = c.name AND t.next_attempt_at IS NOT NULL) AS waiting,
+		   (SELECT pg_catalog.count(*) FROM (
+				SELECT FROM _event_consumer_retries t
+				WHERE t.consumer = c.name AND t.next_attempt_at IS NOT NULL LIMIT 100000) t) AS waiting,
 		   pg_catalog.cardinality(p.batch) AS batch,
 		   CASE WHEN f.state = 'leased' THEN p.leased_until END AS leased_until,
 		   f.held_pid,
 		   f.held_since,
 		   f.pending,
+		   f.pending_is_exact,
 		   f.oldest_pending_at,
 		   p.last_event_id,
 		   p.last_fetched_at,
@@ -686,7 +699,11 @@ CREATE VIEW event_consumer_stats WITH (security_barrier) AS
 	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_consumer_stats IS
-	'what each consumer was given and what waits for it';
+	'what each consumer was given and what waits for it; counts of what waits end at 100,000';
+COMMENT ON COLUMN event_consumer_stats.pending IS
+	'events ahead of the position whose names fit, as far as one look reads the log';
+COMMENT ON COLUMN event_consumer_stats.pending_is_exact IS
+	'false: more events may be pending, and older ones than oldest_pending_at';
 
 CREATE FUNCTION _worker_figures(
 	OUT database name,

@@ -40,6 +40,7 @@
 #include "consumer.h"
 #include "foreign_text.h"
 #include "handler_figures.h"
+#include "pending.h"
 #include "shared.h"
 #include "stats.h"
 
@@ -48,9 +49,6 @@
 
 #define EVENT_NAME_SIZE (EVENT_NAME_MAX_CHARS * MAX_MULTIBYTE_CHAR_LEN + 1)
 #define OTHER_EVENTS "(other)"
-
-/* pending events are counted up to here */
-#define MAX_COUNTED_PENDING 100000
 
 /* what is counted while the lock is held, before others get it */
 #define EVENTS_PER_LOCK 256
@@ -355,54 +353,29 @@ log_sight(void)
 	return LOG_HIDDEN;
 }
 
-typedef struct PendingState
-{
-	const EventPattern *pattern;
-	int64		count;
-	TimestampTz oldest;
-} PendingState;
-
-static bool
-count_pending(TupleTableSlot *slot, int64 id, void *arg)
-{
-	PendingState *state = (PendingState *) arg;
-	bool		isnull;
-	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
-	Datum		created_at;
-
-	if (match_name(state->pattern, name))
-	{
-		state->count++;
-		created_at = slot_getattr(slot, Anum_event_created_at, &isnull);
-		if (!isnull)
-			state->oldest = Min(state->oldest, DatumGetTimestampTz(created_at));
-	}
-	pfree(name);
-	return state->count < MAX_COUNTED_PENDING;
-}
-
 /*
- * What is pending behind a position, as two columns: how many events of fitting
- * names, and since when the oldest of them is there.  Both stay null for who may
- * not know.
+ * What is pending behind a position, as three columns: how many events of fitting
+ * names, whether that is all, and since when the oldest of them is there.  They
+ * stay null for who may not know.
  */
 static void
-put_pending(const EventPattern *pattern, const EventPosition *position, Datum *values, bool *nulls)
+put_pending(FunctionCallInfo fcinfo, const EventPattern *pattern, const EventPosition *position,
+			Datum *values, bool *nulls)
 {
-	PendingState pending = {pattern, 0, DT_NOEND};
-	Snapshot	snapshot = GetActiveSnapshot();
 	Relation	log;
+	Pending		pending;
 
 	/* snapshots of a standby know of no cursor */
-	if (snapshot->takenDuringRecovery || log_sight() == LOG_HIDDEN)
+	if (GetActiveSnapshot()->takenDuringRecovery || log_sight() == LOG_HIDDEN)
 		return;
 	log = table_open(catalog_lookup(false)->log, AccessShareLock);
-	window_scan(log, position, snapshot, event_snapshot_build(snapshot), count_pending, &pending);
+	pending = pending_count(fcinfo->flinfo, log, pattern, position);
 	table_close(log, AccessShareLock);
 	values[0] = Int64GetDatum(pending.count);
-	nulls[0] = false;
-	values[1] = TimestampTzGetDatum(pending.oldest);
-	nulls[1] = (pending.oldest == DT_NOEND);
+	values[1] = BoolGetDatum(pending.exact);
+	nulls[0] = nulls[1] = false;
+	values[2] = TimestampTzGetDatum(pending.oldest);
+	nulls[2] = (pending.oldest == DT_NOEND);
 }
 
 /*
@@ -495,7 +468,7 @@ put_times(const Handler *handler, Datum *values, bool *nulls)
 Datum
 pne_handler_figures(PG_FUNCTION_ARGS)
 {
-#define HANDLER_FIGURES 12
+#define HANDLER_FIGURES 13
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Datum		values[HANDLER_FIGURES] = {0};
 	bool		nulls[HANDLER_FIGURES];
@@ -524,9 +497,9 @@ pne_handler_figures(PG_FUNCTION_ARGS)
 				nulls[1] = false;
 			}
 
-			put_pending(&handler->pattern, &handler->position, &values[2], &nulls[2]);
+			put_pending(fcinfo, &handler->pattern, &handler->position, &values[2], &nulls[2]);
 
-			put_times(handler, &values[4], &nulls[4]);
+			put_times(handler, &values[5], &nulls[5]);
 		}
 	}
 	PG_RETURN_DATUM(finish_with_row(desc, values, nulls));
@@ -564,7 +537,7 @@ put_consumer_state(const Consumer *consumer, Datum *values, bool *nulls)
 Datum
 pne_consumer_figures(PG_FUNCTION_ARGS)
 {
-#define CONSUMER_FIGURES 5
+#define CONSUMER_FIGURES 6
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
 	Datum		values[CONSUMER_FIGURES] = {0};
 	bool		nulls[CONSUMER_FIGURES];
@@ -580,7 +553,7 @@ pne_consumer_figures(PG_FUNCTION_ARGS)
 	if (consumer != NULL && handler_owner_is_visible(consumer->owner))
 	{
 		put_consumer_state(consumer, &values[0], &nulls[0]);
-		put_pending(&consumer->pattern, &consumer->position, &values[3], &nulls[3]);
+		put_pending(fcinfo, &consumer->pattern, &consumer->position, &values[3], &nulls[3]);
 	}
 	PG_RETURN_DATUM(finish_with_row(desc, values, nulls));
 }

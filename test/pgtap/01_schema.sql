@@ -104,8 +104,8 @@ SELECT function_returns('retry_event', ARRAY['text', 'bigint', 'interval'], 'voi
 SELECT is_procedure('wait_for_events', ARRAY['text', 'interval']);
 SELECT columns_are('event_consumers', ARRAY['name', 'owner', 'event_name', 'filter', 'created_at', 'altered_at']);
 SELECT columns_are('event_consumer_stats', ARRAY['consumer', 'owner', 'state', 'fetched', 'acknowledged', 'retried',
-	'waiting', 'batch', 'leased_until', 'held_pid', 'held_since', 'pending', 'oldest_pending_at', 'last_event_id',
-	'last_fetched_at', 'last_acknowledged_at']);
+	'waiting', 'batch', 'leased_until', 'held_pid', 'held_since', 'pending', 'pending_is_exact', 'oldest_pending_at',
+	'last_event_id', 'last_fetched_at', 'last_acknowledged_at']);
 SELECT function_returns('activate_events', ARRAY[]::text[], 'bigint');
 SELECT has_function('reset_event_stats', ARRAY[]::text[]);
 SELECT function_returns('listen_event_channel', ARRAY['text', 'text'], 'void');
