@@ -62,7 +62,9 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 
 /*
  * COMMIT PREPARED makes events visible, and frees consumers like ROLLBACK
- * PREPARED, and no callback of the transaction that did all that runs.
+ * PREPARED, and no callback of the transaction that did all that runs.  Without
+ * this, such events would wait for the listener's poll: a naptime, instead of
+ * some milliseconds.
  */
 static void
 process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
