@@ -19,7 +19,8 @@
  *
  * A full notification queue makes NOTIFY, and with it the transaction, fail.  No
  * business transaction shall, so beyond queue_usage_limit a direct announcement
- * is left to the listener, too, who can wait.
+ * is left to the listener, too, who can wait.  Which process keeps the queue from
+ * getting shorter, the server itself says in the log once it is half full.
  *
  *-------------------------------------------------------------------------
  */
@@ -203,14 +204,7 @@ announce_emitted(int64 id, Datum name, Datum data, bool data_is_null)
 
 	payload = announcement_payload(id, TextDatumGetCString(name), data, data_is_null);
 	if (queue_is_crowded(strlen(pne_channel) + strlen(payload)) && listener_is_expected())
-	{
-		DatabaseSlot *slot = shared_find_database(MyDatabaseId);
-
-		/* it tells, for all who meet this */
-		if (slot != NULL)
-			pg_atomic_write_u32(&slot->queue_crowded, 1);
 		return true;
-	}
 	Async_Notify(pne_channel, payload);
 	return false;
 }

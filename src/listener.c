@@ -82,10 +82,9 @@ static char *database_settings = NULL;	/* as they were when we came */
 static Duty following = {0};
 static Duty storing = {0};
 static Duty looking_after_owners = {0};
-static Duty watching_queue = {0};
 static Duty forgetting_dropped = {0};
 static Duty *const duties[] = {
-	&following, &storing, &looking_after_owners, &watching_queue, &forgetting_dropped
+	&following, &storing, &looking_after_owners, &forgetting_dropped
 };
 
 /* owners that have handlers which may run, as of definitions_seen */
@@ -442,42 +441,6 @@ forget_dropped_handlers(void)
  */
 
 /*
- * Say once that direct announcements are left to us because the notification
- * queue is filling up, and who is to blame; again only after it was better.
- */
-static void
-watch_queue(void)
-{
-	static bool warned = false;
-	double		usage = notify_queue_usage();
-	int			pid;
-
-	if (usage < pne_queue_usage_limit / 2)
-	{
-		/* the next one who finds it crowded says so again */
-		pg_atomic_write_u32(&my_slot->queue_crowded, 0);
-		warned = false;
-		return;
-	}
-	if (warned)
-		return;
-	warned = true;
-
-	worker_start_short_transaction();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	pid = notify_queue_slowest();
-	PopActiveSnapshot();
-	worker_commit_short_transaction();
-	ereport(WARNING,
-			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-			 errmsg("notification queue is %.4g%% full, direct announcements are left to the listener",
-					usage * 100),
-			 pid != 0 ? errdetail("The server process with PID %d blocks the queue: it listens and has read least of it.", pid) :
-			 errdetail("Some session that listens does not read it."),
-			 errhint("The queue is emptied when that process ends its transaction, or its client reads what it was sent; pg_terminate_backend() ends it.")));
-}
-
-/*
  * Look at the log: count and announce what has become visible.
  */
 static void
@@ -552,8 +515,6 @@ look(void)
 	}
 	if (relay_is_ahead(LAZY_STORE_MS))
 		(void) worker_perform(&my_slot->listener, &storing, relay_store);
-	if (pg_atomic_read_u32(&my_slot->queue_crowded) != 0)
-		(void) worker_perform(&my_slot->listener, &watching_queue, watch_queue);
 	(void) worker_perform(&my_slot->listener, &forgetting_dropped, forget_dropped_handlers);
 	FAULT_POINT("after-look");
 }

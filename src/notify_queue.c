@@ -31,15 +31,11 @@
 
 #include "access/slru.h"
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "commands/async.h"
-#include "executor/spi.h"
 #include "libpq/libpq.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
-#include "storage/lwlock.h"
-#include "storage/shmem.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
@@ -399,54 +395,4 @@ double
 notify_queue_share(uint64 bytes)
 {
 	return (double) bytes / ((double) PNE_NOTIFY_QUEUE_PAGES * BLCKSZ);
-}
-
-/*
- * The process that has read least of the queue and so keeps it from getting
- * shorter, or 0 if that cannot be told.
- *
- * Nobody but core's own warning at half full tells it, so this reads what
- * async.c has in shared memory (compat.h).  Should that be of another size than
- * we think, we know nothing of it.
- */
-int
-notify_queue_slowest(void)
-{
-	static const char name[] = "Async Queue Control";
-	Size		size = offsetof(PneQueueControl, backend) + sizeof(PneQueueBackend) * PNE_QUEUE_BACKENDS;
-	Oid			argtype = TEXTOID;
-	Datum		value = CStringGetTextDatum(name);
-	PneQueueControl *control;
-	const PneQueueBackend *slowest = NULL;
-	bool		isnull;
-	bool		found;
-	int			pid = 0;
-
-	SPI_connect();
-	if (SPI_execute_with_args("SELECT s.size FROM pg_catalog.pg_shmem_allocations AS s "
-							  "WHERE s.name OPERATOR(pg_catalog.=) $1",
-							  1, &argtype, &value, NULL, true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the sizes of shared memory");
-	found = SPI_processed == 1 &&
-		(Size) DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull)) == size;
-	SPI_finish();
-	if (!found)
-		return 0;
-
-	control = ShmemInitStruct(name, size, &found);
-	LWLockAcquire(NotifyQueueLock, LW_EXCLUSIVE);
-	for (int i = 0; i < PNE_QUEUE_BACKENDS; i++)
-	{
-		const PneQueueBackend *backend = &control->backend[i];
-
-		if (backend->pid == InvalidPid || backend->pid == MyProcPid)
-			continue;
-		/* what has been read least is at the queue's tail, or next to it */
-		if (slowest == NULL || pne_queue_precedes(control, backend, slowest))
-			slowest = backend;
-	}
-	if (slowest != NULL)
-		pid = slowest->pid;
-	LWLockRelease(NotifyQueueLock);
-	return pid;
 }

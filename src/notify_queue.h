@@ -42,6 +42,5 @@ extern Notification *notify_queue_kept(void);
 extern void notify_queue_forget(int count);
 extern double notify_queue_usage(void);
 extern double notify_queue_share(uint64 bytes);
-extern int	notify_queue_slowest(void);
 
 #endif							/* PNE_NOTIFY_QUEUE_H */

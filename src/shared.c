@@ -100,7 +100,6 @@ shared_startup(void)
 			pg_atomic_init_u32(&slot->dboid, InvalidOid);
 			worker_init(&slot->listener);
 			pg_atomic_init_u32(&slot->leave, 0);
-			pg_atomic_init_u32(&slot->queue_crowded, 0);
 			pg_atomic_init_u32(&slot->definitions, 0);
 			pg_atomic_init_u32(&slot->channel_definitions, 0);
 			for (int j = 0; j < OWNER_GROUPS; j++)

@@ -113,8 +113,6 @@ typedef struct DatabaseSlot
 	Worker		listener;
 	pg_atomic_uint32 leave;		/* 1: the listener, and with it everybody, is to
 								 * leave */
-	pg_atomic_uint32 queue_crowded; /* 1: somebody has found the notification
-									 * queue too full to announce */
 	/* bumped by whatever changes definitions of handlers, at its commit, and those
 	 * of channels; never reset */
 	pg_atomic_uint32 definitions;
