@@ -375,5 +375,22 @@ $node->command_ok(
 is( $node->safe_psql('race', "SELECT max(id) <= (SELECT last_value FROM $sequence), count(*) FILTER (WHERE event_name = 'given') > 0 FROM notification_events"),
 	't|t', 'the sequence is behind no row');
 
+#
+# A crash takes nothing back: no number is drawn twice, though its row is gone.
+#
+make_database('crash');
+foreach my $ahead (0, 1, 10, 100)
+{
+	$node->safe_psql('crash', q(SELECT notify_event('x')));
+	$last = last_value('crash');
+	is(give('crash', 'giver', "VALUES ($last + $ahead, 'given')"), 'done', "$ahead ahead") if $ahead > 0;
+	my $drawn = $node->safe_psql('crash', q(SELECT max(notify_event('x')) FROM generate_series(1, 5)));
+	is($drawn, $last + $ahead + 5, "$ahead ahead: drawn behind it");
+	$node->safe_psql('crash', 'DELETE FROM notification_events');
+	$node->stop('immediate');
+	$node->start;
+	cmp_ok($node->safe_psql('crash', q(SELECT notify_event('x'))), '>', $drawn, "$ahead ahead: a number behind all of them after a crash");
+}
+
 $node->stop;
 done_testing();
