@@ -29,6 +29,7 @@
 #include "storage/condition_variable.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -78,20 +79,157 @@ handler_runs(const Handler *handler)
 	return !handler->paused && !handler->dormant && handler_check(handler, &problem);
 }
 
+/* what is known of a handler from one look to the next */
+typedef struct AwaitedHandler
+{
+	int64		number;			/* of the handler */
+	int64		version;		/* of its definition */
+	bool		known;			/* else nothing is */
+	EventIdentity event;		/* one that it has not come to; txid 0: there is none */
+} AwaitedHandler;
+
 /*
- * Whether a handler that runs is through with everything that upto sees.
+ * What who waits remembers from one look to the next.  What upto sees gets no more
+ * events: where there was none for a handler, there will be none; and where one
+ * was found, it is enough to see whether the handler has passed that.  So however
+ * often one looks, and however many handlers there are, rows are looked at again
+ * only when such an event was passed.  It is the newest, and mostly the last one.
+ */
+typedef struct WaitMemory
+{
+	MemoryContext context;
+	EventSnapshot *upto;		/* where handlers have to come to; NULL before the first look */
+	HTAB	   *handlers;		/* of AwaitedHandler */
+} WaitMemory;
+
+static AwaitedHandler *
+recall(WaitMemory *memory, const Handler *handler)
+{
+	AwaitedHandler *entry;
+	bool		found;
+
+	if (memory->handlers == NULL)
+	{
+		HASHCTL		info = {.keysize = sizeof(int64), .entrysize = sizeof(AwaitedHandler), .hcxt = memory->context};
+
+		memory->handlers = hash_create("awaited handlers", 64, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	entry = hash_search(memory->handlers, &handler->number, HASH_ENTER, &found);
+	if (!found || entry->version != handler->version)
+	{
+		entry->version = handler->version;
+		entry->known = false;
+	}
+	return entry;
+}
+
+/*
+ * Whether a handler has still to come to an event that was found for it before.
+ */
+static bool
+event_is_ahead(const Handler *handler, const EventIdentity *identity, Relation log, Snapshot snapshot)
+{
+	Event		event;
+
+	return !event_position_passed(&handler->position, identity->txid, identity->id) &&
+		event_fetch(&event, log, snapshot, identity->id) && event.txid == identity->txid;
+}
+
+/* a search for events of all handlers of which nothing is known */
+typedef struct AwaitedSearch
+{
+	WaitMemory *memory;
+	List	   *handlers;
+	bool		one_is_enough;
+	bool		ended;			/* before all rows were looked at */
+} AwaitedSearch;
+
+static bool
+find_awaited(TupleTableSlot *slot, int64 id, void *arg)
+{
+	AwaitedSearch *search = (AwaitedSearch *) arg;
+	uint64		txid = event_slot_txid(slot);
+	bool		isnull;
+	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
+	ListCell   *lc;
+
+	foreach(lc, search->handlers)
+	{
+		Handler    *handler = lfirst(lc);
+		AwaitedHandler *entry;
+
+		if (event_position_passed(&handler->position, txid, id) || !match_name(&handler->pattern, name))
+			continue;
+		entry = recall(search->memory, handler);
+		entry->known = true;
+		entry->event = (EventIdentity) {id, txid};
+		search->handlers = foreach_delete_current(search->handlers, lc);
+		search->ended = search->one_is_enough;
+	}
+	pfree(name);
+	return !search->ended && search->handlers != NIL;
+}
+
+/*
+ * See for each handler that runs whether there is an event that it has still to
+ * come to; or, if not all are asked for, until there is one for any.
+ */
+static void
+look_for_events(WaitMemory *memory, List *handlers, bool all, Relation log, Snapshot snapshot)
+{
+	AwaitedSearch search = {memory, NIL, !all, false};
+	EventPosition position = {NULL, NULL, 0};
+	ListCell   *lc;
+
+	foreach(lc, handlers)
+	{
+		Handler    *handler = lfirst(lc);
+		AwaitedHandler *entry = recall(memory, handler);
+
+		if (event_snapshot_covers(handler->position.cursor, memory->upto))
+		{
+			entry->known = true;
+			entry->event.txid = 0;
+		}
+		if (entry->known && entry->event.txid != 0)
+		{
+			entry->known = event_is_ahead(handler, &entry->event, log, snapshot);
+			if (entry->known && !all)
+				return;
+		}
+		if (entry->known)
+			continue;
+		search.handlers = lappend(search.handlers, handler);
+		position.cursor = (position.cursor == NULL) ? handler->position.cursor :
+			event_snapshot_common(position.cursor, handler->position.cursor);
+	}
+	if (search.handlers == NIL)
+		return;
+	window_scan_back(log, &position, snapshot, memory->upto, find_awaited, &search);
+	if (search.ended)
+		return;
+	foreach(lc, search.handlers)
+	{
+		AwaitedHandler *entry = recall(memory, lfirst(lc));
+
+		entry->known = true;
+		entry->event.txid = 0;
+	}
+}
+
+/*
+ * Whether a handler that runs is through with everything that is waited for.
  *
  * It is if its position covers that, or if no event for it lies between, and if
  * nothing that the position has passed is at its first attempt.  An event that
  * only its filter refuses is passed by the executor, not here.
  */
 static bool
-handler_is_done(const Handler *handler, Relation log, Snapshot snapshot, const EventSnapshot *upto)
+handler_is_done(WaitMemory *memory, const Handler *handler)
 {
-	if (!event_snapshot_covers(handler->position.cursor, upto) &&
-		match_pending(&handler->pattern, &handler->position, log, snapshot, upto, NULL))
-		return false;
-	return !retry_first_attempt_open(handler, upto);
+	AwaitedHandler *entry = recall(memory, handler);
+
+	return entry->known && entry->event.txid == 0 && !retry_first_attempt_open(handler, memory->upto);
 }
 
 typedef struct FutureSearch
@@ -181,11 +319,11 @@ typedef struct NotDone
 
 /*
  * Find the handlers that are not done: all, with what there is to tell of them, or
- * the first one.  False if there is none.  upto is where they have to come to;
- * NULL: what is visible now, which is returned, in context.
+ * the first one.  False if there is none.  With the first look it is decided where
+ * they have to come to: what is visible then.
  */
 static bool
-find_not_done(EventSnapshot **upto, bool all, NotDone *found, MemoryContext context)
+find_not_done(WaitMemory *memory, bool all, NotDone *found)
 {
 	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	MemoryContext look_context = CurrentMemoryContext;
@@ -203,17 +341,18 @@ find_not_done(EventSnapshot **upto, bool all, NotDone *found, MemoryContext cont
 		if (!handler_runs(lfirst(lc)))
 			handlers = foreach_delete_current(handlers, lc);
 	}
-	if (*upto == NULL)
+	if (memory->upto == NULL)
 	{
-		MemoryContextSwitchTo(context);
-		*upto = event_snapshot_build(snapshot);
+		MemoryContextSwitchTo(memory->context);
+		memory->upto = event_snapshot_build(snapshot);
 		MemoryContextSwitchTo(look_context);
-		check_no_future(handlers, log, snapshot, *upto);
+		check_no_future(handlers, log, snapshot, memory->upto);
 	}
+	look_for_events(memory, handlers, all, log, snapshot);
 
 	/* a message that is going to be shown outlives the look */
 	if (all)
-		MemoryContextSwitchTo(context);
+		MemoryContextSwitchTo(memory->context);
 	initStringInfo(&found->names);
 	initStringInfo(&found->details);
 	MemoryContextSwitchTo(look_context);
@@ -221,7 +360,7 @@ find_not_done(EventSnapshot **upto, bool all, NotDone *found, MemoryContext cont
 	{
 		Handler    *handler = lfirst(lc);
 
-		if (handler_is_done(handler, log, snapshot, *upto))
+		if (handler_is_done(memory, handler))
 			continue;
 		if (has_privs_of_role(GetUserId(), handler->owner))
 		{
@@ -346,7 +485,7 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 {
 	MemoryContext context = CurrentMemoryContext;
 	MemoryContext look_context;
-	EventSnapshot *upto = NULL;
+	WaitMemory	memory = {.context = context};
 	NotDone		found;
 	TimestampTz deadline;
 	DatabaseSlot *slot;
@@ -389,7 +528,7 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 		}
 		is_last = (now >= deadline);
 		begin_look(look_context);
-		not_done = find_not_done(&upto, is_last, &found, context);
+		not_done = find_not_done(&memory, is_last, &found);
 		end_look(look_context);
 
 		/* what is done counts a moment later; but a long call is not waited for */

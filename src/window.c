@@ -254,6 +254,32 @@ event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other)
 }
 
 /*
+ * What sees the transactions that both see, and no other.
+ */
+EventSnapshot *
+event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b)
+{
+	EventSnapshot *result = allocate_snapshot(a->nxip + b->nxip);
+	int			n = 0;
+
+	result->xmax = Min(a->xmax, b->xmax);
+	for (int i = 0; i < a->nxip; i++)
+	{
+		if (a->xip[i] < result->xmax)
+			result->xip[n++] = a->xip[i];
+	}
+	for (int i = 0; i < b->nxip; i++)
+	{
+		if (b->xip[i] < result->xmax && event_snapshot_sees(a, b->xip[i]))
+			result->xip[n++] = b->xip[i];
+	}
+	qsort(result->xip, n, sizeof(uint64), compare_uint64);
+	result->nxip = n;
+	result->xmin = (n > 0) ? result->xip[0] : result->xmax;
+	return result;
+}
+
+/*
  * Whether a position has passed an event of transaction xid.
  */
 bool
@@ -270,7 +296,7 @@ event_position_passed(const EventPosition *position, uint64 xid, int64 id)
  */
 static bool
 scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey keys,
-		   const EventPosition *position, const EventSnapshot *upto,
+		   const EventPosition *position, const EventSnapshot *upto, ScanDirection direction,
 		   EventCallback callback, void *arg, TimestampTz deadline)
 {
 	IndexScanDesc scan;
@@ -280,7 +306,7 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 
 	scan = pne_index_beginscan(log, index, snapshot, nkeys);
 	index_rescan(scan, keys, nkeys, NULL, 0);
-	while (go_on && index_getnext_slot(scan, ForwardScanDirection, slot))
+	while (go_on && index_getnext_slot(scan, direction, slot))
 	{
 		uint64		xid = event_slot_txid(slot);
 		int64		id = event_slot_id(slot);
@@ -302,7 +328,7 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
  */
 static bool
 scan_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
-			EventCallback callback, void *arg, TimestampTz deadline)
+			ScanDirection direction, EventCallback callback, void *arg, TimestampTz deadline)
 {
 	static const WantedIndex by_txid = {.nkeys = 1, .keys = {Anum_event_txid}};
 	const EventSnapshot *cursor = position->cursor;
@@ -318,7 +344,7 @@ scan_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xmax)));
 	ScanKeyInit(&keys[1], 1, BTLessStrategyNumber, F_XID8LT,
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(upto->xmax)));
-	go_on = scan_txids(log, index, snapshot, 2, keys, position, upto, callback, arg, deadline);
+	go_on = scan_txids(log, index, snapshot, 2, keys, position, upto, direction, callback, arg, deadline);
 
 	for (int i = 0; go_on && i < cursor->nxip; i++)
 	{
@@ -326,7 +352,7 @@ scan_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 			continue;
 		ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_XID8EQ,
 					FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xip[i])));
-		go_on = scan_txids(log, index, snapshot, 1, keys, position, upto, callback, arg, deadline);
+		go_on = scan_txids(log, index, snapshot, 1, keys, position, upto, direction, callback, arg, deadline);
 	}
 
 	index_close(index, AccessShareLock);
@@ -343,7 +369,17 @@ void
 window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 			const EventSnapshot *upto, EventCallback callback, void *arg)
 {
-	(void) scan_window(log, position, snapshot, upto, callback, arg, DT_NOEND);
+	(void) scan_window(log, position, snapshot, upto, ForwardScanDirection, callback, arg, DT_NOEND);
+}
+
+/*
+ * The same from the newest transactions on.
+ */
+void
+window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
+				 const EventSnapshot *upto, EventCallback callback, void *arg)
+{
+	(void) scan_window(log, position, snapshot, upto, BackwardScanDirection, callback, arg, DT_NOEND);
 }
 
 typedef struct CollectState
@@ -523,7 +559,7 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 	MemoryContextSwitchTo(old);
 
 	state.window = window;
-	if (!scan_window(log, position, snapshot, upto, collect_event, &state, deadline))
+	if (!scan_window(log, position, snapshot, upto, ForwardScanDirection, collect_event, &state, deadline))
 	{
 		window_release(window);
 		return NULL;

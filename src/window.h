@@ -69,11 +69,14 @@ extern char *event_snapshot_text(const EventSnapshot *snapshot);
 extern bool event_snapshot_equal(const EventSnapshot *a, const EventSnapshot *b);
 extern bool event_snapshot_sees(const EventSnapshot *snapshot, uint64 xid);
 extern bool event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other);
+extern EventSnapshot *event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b);
 
 extern bool event_position_passed(const EventPosition *position, uint64 xid, int64 id);
 
 extern void window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 						const EventSnapshot *upto, EventCallback callback, void *arg);
+extern void window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
+							 const EventSnapshot *upto, EventCallback callback, void *arg);
 extern Window *window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 						   const EventSnapshot *upto, MemoryContext parent, TimestampTz deadline);
 extern Window *window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
