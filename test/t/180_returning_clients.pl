@@ -24,7 +24,7 @@ my $patience = 20 * $PostgreSQL::Test::Utils::timeout_default;
 my @names = sort keys %client_program;
 my @consumers = grep { $_ ne 'recipe' } @names;
 
-$ENV{LOOK_EVERY} = 3;
+$ENV{LOOK_EVERY} = 5;
 
 #
 # A primary, a synchronous standby
