@@ -70,39 +70,67 @@ sub make_dead
 
 # An event that was emitted before, and is committed while the index is dead; the
 # cursor must not pass those that were emitted meanwhile.
-foreach my $index (qw(txid id))
 {
-	my $name = $index eq 'txid' ? 'notification_events_txid_idx' : 'extra_id_idx';
 	my $emitter = $node->background_psql('postgres');
 
-	$node->safe_psql('postgres', 'CREATE INDEX extra_id_idx ON notification_events (id)')
-	  if $index eq 'id';
-	# the index by the id is another one, so nothing need wait
 	$emitter->query_safe(q(BEGIN; SELECT pg_current_xact_id()));
 	my $log = -s $node->logfile;
-	my ($holder, $ddl) = make_dead($name, "DROP INDEX CONCURRENTLY $name");
+	my ($holder, $ddl) = make_dead('notification_events_txid_idx', 'DROP INDEX CONCURRENTLY notification_events_txid_idx');
 
 	$node->safe_psql('postgres', q(SELECT notify_event('while dead')));
 	$emitter->query_safe(q(SELECT notify_event('before'); COMMIT));
-	if ($index eq 'txid')
-	{
-		$node->wait_for_log($no_index, $log);
-		my ($status, $out, $err) = $node->psql('postgres', q(SELECT count(*) FROM fetch_events('c')));
-		like($err, qr/ERROR:  $no_index.*HINT:  CREATE INDEX ON public\.notification_events \(txid\)/s,
-			'a consumer is told');
-		is($node->safe_psql('postgres', 'SELECT count(*) FROM seen s JOIN notification_events l USING (id) WHERE event_name = \'while dead\''),
-			'0', 'nothing is read meanwhile');
-		poll(q(SELECT count(*) > 0 FROM event_worker_stats WHERE last_error LIKE '%has no valid index on (txid)%'),
-			'the workers say so');
-	}
+	$node->wait_for_log($no_index, $log);
+	my ($status, $out, $err) = $node->psql('postgres', q(SELECT count(*) FROM fetch_events('c')));
+	like($err, qr/ERROR:  $no_index.*HINT:  CREATE INDEX ON public\.notification_events \(txid\)/s,
+		'a consumer is told');
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM seen s JOIN notification_events l USING (id) WHERE event_name = \'while dead\''),
+		'0', 'nothing is read meanwhile');
+	poll(q(SELECT count(*) > 0 FROM event_worker_stats WHERE last_error LIKE '%has no valid index on (txid)%'),
+		'the workers say so');
 	$holder->query_safe('COMMIT');
 	$ddl->query_safe('SELECT 1');
 	$_->quit foreach $emitter, $holder, $ddl;
 	$node->safe_psql('postgres', q(SELECT notify_event('afterwards')));
 	# another name, and one column more: it is what it is
-	$node->safe_psql('postgres', 'CREATE INDEX mine ON notification_events (txid, event_name)')
-	  if $index eq 'txid';
-	seen_once("DROP INDEX CONCURRENTLY on $index");
+	$node->safe_psql('postgres', 'CREATE INDEX mine ON notification_events (txid, event_name)');
+	seen_once('DROP INDEX CONCURRENTLY');
+}
+
+# An index on id that could not be built has no rows, though it stands before the
+# primary key in the server's list: what is looked for by its id is found by the
+# primary key, and nothing need wait.
+{
+	my ($status, $out, $err) = $node->psql(
+		'postgres', q(
+		CREATE FUNCTION fails(bigint) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE 'fails'; END $$;
+		CREATE INDEX CONCURRENTLY invalid_by_id ON notification_events (id, fails(id));
+	));
+	like($err, qr/ERROR:  fails/, 'an index on id cannot be built');
+	$node->safe_psql(
+		'postgres', q(
+		ALTER TABLE notification_events DROP CONSTRAINT notification_events_pkey;
+		ALTER TABLE notification_events ADD PRIMARY KEY (id)));
+	is($node->safe_psql('postgres', q(SELECT 'invalid_by_id'::regclass::oid < 'notification_events_pkey'::regclass::oid)),
+		't', 'and comes first');
+
+	my $id = $node->safe_psql('postgres', q(SELECT notify_event('x')));
+	is($node->safe_psql('postgres', "SELECT count(*) FROM event_delivery_status($id) WHERE name = 'record'"), '1',
+		'an event is found by its id');
+	$node->safe_psql(
+		'postgres', q(
+		CREATE FUNCTION at_second(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
+		BEGIN
+			IF NOT EXISTS (SELECT FROM event_retries WHERE event_id = e.id AND handler = 'at_second') THEN
+				RAISE 'not yet';
+			END IF;
+			INSERT INTO public.seen VALUES ('at_second', e.id);
+		END $$;
+		SELECT create_event_handler('at_second', 'at_second', 'twice', retry_delay => '1 ms');
+		SELECT notify_event('twice')));
+	poll(q(SELECT count(*) = 1 FROM seen WHERE handler = 'at_second'), 'the second attempt');
+	pass('a retry finds its event');
+	$node->safe_psql('postgres', q(SELECT drop_event_handler('at_second'); DELETE FROM seen WHERE handler = 'at_second'; DROP INDEX invalid_by_id));
+	seen_once('an invalid index on id');
 }
 is( $node->safe_psql('postgres', q(SELECT string_agg(status, ' ') FROM notification_events l, event_delivery_status(l.id) s WHERE s.name = 'record' AND s.status <> 'delivered')),
 	'', 'and each is listed as delivered');
@@ -141,6 +169,38 @@ is($node->safe_psql('postgres', q(SELECT string_agg(relname, ' ' ORDER BY relnam
 $node->wait_for_log($no_index, $log);
 $node->safe_psql('postgres', 'CREATE INDEX CONCURRENTLY ON notification_events (txid)');
 seen_once('an index that somebody has made');
+
+# An index that does not serve snapshots which are older than itself: of a row that
+# was updated it has the new version only.  Those who have such a snapshot are told,
+# and the workers wait, though the index is valid.
+$node->safe_psql('postgres', 'DROP INDEX partial, hashed, descending, invalid');
+my $id = $node->safe_psql('postgres', q(SELECT notify_event('moved')));
+seen_once('before an index that has the new versions only');
+my $old = $node->background_psql('postgres', on_error_stop => 0);
+$old->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_current_xact_id(); SAVEPOINT s');
+$log = -s $node->logfile;
+$node->safe_psql(
+	'postgres', qq(
+	BEGIN;
+	ALTER TABLE notification_events DROP CONSTRAINT notification_events_pkey;
+	DROP INDEX notification_events_txid_idx;
+	UPDATE notification_events SET id = id + 1000 WHERE id = $id;
+	ALTER TABLE notification_events ADD PRIMARY KEY (id);
+	CREATE INDEX ON notification_events (txid);
+	SELECT notify_event('while older snapshots are there');
+	COMMIT;
+));
+is($node->safe_psql('postgres', q(SELECT count(*) FROM pg_index WHERE indrelid = 'notification_events'::regclass AND indcheckxmin AND indisvalid)),
+	'2', 'indexes that are valid and do not serve older snapshots');
+$old->query("SELECT count(*) FROM event_delivery_status($id);");
+like($old->{stderr}, qr/has no valid index on \(id\)/, 'who has an older snapshot is told');
+$node->wait_for_log($no_index, $log);
+is($node->safe_psql('postgres', q(SELECT count(*) FROM seen s JOIN notification_events l USING (id) WHERE event_name LIKE 'while older%')),
+	'0', 'nothing is read meanwhile');
+$old->query('ROLLBACK;');
+$old->quit;
+$node->safe_psql('postgres', "UPDATE notification_events SET id = $id WHERE event_name = 'moved'");
+seen_once('when the older snapshots are gone');
 
 # the indexes of an internal table: retries go on while one is made again
 $node->safe_psql(
