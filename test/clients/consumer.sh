@@ -21,12 +21,13 @@ SELECT ack_events('psql') \g /dev/null
 COMMIT;
 SQL
 	)
-	case $? in
+	status=$?
+	[ -z "$errors" ] || printf '%s\n' "$errors" >&2
+	case $status in
 		0) delay=1 && continue ;;
 		2 | 124) ;; # no connection, no answer: the server comes back
-		*) printf '%s\n' "$errors" | grep -Eq ":  ($away):" || { printf '%s\n' "$errors" >&2 && exit 1; } ;;
+		*) printf '%s\n' "$errors" | grep -Eq ":  ($away):" || exit 1 ;;
 	esac
-	printf '%s\n' "$errors" >&2
 	sleep $delay
 	[ $delay -ge 8 ] || delay=$((2 * delay))
 done
