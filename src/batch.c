@@ -87,7 +87,7 @@ typedef struct Attempt
 static MemoryContext outer_context = NULL;
 
 static bool never_wait = false;
-static TimestampTz leave_until = DT_NOEND;
+static Instant leave_until = INSTANT_NEVER;
 
 /*
  * From now on commits wait for neither disk nor standby, and what else there is
@@ -98,7 +98,7 @@ batch_never_wait(int timeout)
 {
 	never_wait = true;
 	if (timeout > 0)
-		leave_until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
+		leave_until = instant_in(timeout);
 }
 
 /*
@@ -125,8 +125,8 @@ begin(void)
 	set_synchronous_commit();
 	SetCurrentStatementStartTimestamp();
 	/* each commit ends that of its transaction */
-	if (leave_until != DT_NOEND)
-		careful_arm_timeout(Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), leave_until), 1));
+	if (leave_until != INSTANT_NEVER)
+		careful_arm_timeout((int) Max(instant_ms_left(instant_now(), leave_until), 1));
 	StartTransactionCommand();
 }
 
@@ -223,7 +223,7 @@ batch_abort_transaction(MemoryContext context)
 void
 batch_leave_alone(HandlerRun *run)
 {
-	run->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
+	run->not_before = instant_in(pne_naptime);
 }
 
 /*
@@ -333,7 +333,7 @@ batch_finish_window(HandlerRun *run)
 	run->names = NULL;
 	run->next = 0;
 	if (run->ahead_since == 0)
-		run->ahead_since = GetCurrentTimestamp();
+		run->ahead_since = instant_now();
 }
 
 /*
@@ -348,7 +348,7 @@ pass_over(HandlerRun *run, int64 next, int nevents)
 	run->next = next;
 	run->health->unstored += nevents;
 	if (run->ahead_since == 0)
-		run->ahead_since = GetCurrentTimestamp();
+		run->ahead_since = instant_now();
 }
 
 /* ----------
@@ -371,7 +371,7 @@ batch_is_held(const HandlerRun *run)
 bool
 batch_may_run(const HandlerRun *run)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 
 	return !run->stale && run->not_before <= now && run->health->probe_at <= now;
 }
@@ -431,7 +431,7 @@ call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, co
 				BatchFigures *figures, ProgressFigures *progress, int *suspect)
 {
 	bool		at_once = (run->call.shape == SHAPE_EVENT_ARRAY);
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
+	Instant		deadline = instant_in(pne_batch_time);
 	Event	  **chosen = palloc(sizeof(Event *) * nevents);
 	int			nchosen = 0;
 	int			through = 0;
@@ -776,7 +776,7 @@ thin_out(HandlerRun *run, Batch *batch)
 static void
 run_carefully(HandlerRun *run, Batch *batch)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
+	Instant		deadline = instant_in(pne_batch_time);
 
 	executor_report_running(run->definition->name, batch->refs[0].id, batch->nevents);
 	thin_out(run, batch);
@@ -786,7 +786,7 @@ run_carefully(HandlerRun *run, Batch *batch)
 
 		CHECK_FOR_INTERRUPTS();
 		if (retry_run_fresh(run, event, batch->indexes[i + 1]) != BATCH_DONE ||
-			batch_is_held(run) || GetCurrentTimestamp() >= deadline)
+			batch_is_held(run) || instant_now() >= deadline)
 			break;
 	}
 }
@@ -867,7 +867,7 @@ void
 batch_turn(HandlerRun *run)
 {
 	HandlerHealth *health = run->health;
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
+	Instant		deadline = instant_in(pne_batch_time);
 	MemoryContext turn_context = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(turn_context, "event batch", ALLOCSET_DEFAULT_SIZES);
 	bool		more;
@@ -894,7 +894,7 @@ batch_turn(HandlerRun *run)
 		if (run->window != NULL && run->next >= run->window->nevents)
 			batch_finish_window(run);
 	} while (more && run->window != NULL && batch_may_run(run) && !batch_is_held(run) &&
-			 !executor_asked_to_leave() && GetCurrentTimestamp() < deadline);
+			 !executor_asked_to_leave() && instant_now() < deadline);
 
 	MemoryContextSwitchTo(turn_context);
 	MemoryContextDelete(context);

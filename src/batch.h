@@ -36,7 +36,7 @@ typedef struct HandlerHealth
 	int			failed_in_row;	/* events since one succeeded */
 	int			probes;			/* that failed since the outage began; 0: none is */
 	bool		parked;			/* events wait for the end of an outage */
-	TimestampTz probe_at;		/* when the next probe may be */
+	Instant		probe_at;		/* when the next probe may be */
 	char	   *problem;		/* what was logged of why it is suspended */
 	char	   *unreadable;		/* ... and of why its events cannot be read */
 } HandlerHealth;
@@ -59,10 +59,10 @@ typedef struct HandlerRun
 	WantedNames *names;			/* those of the window that concern the handler;
 								 * or NULL: not known yet */
 	int64		next;			/* index in window->ids of the next event */
-	TimestampTz ahead_since;	/* 0: what is in memory is stored */
-	TimestampTz next_retry_at;	/* earliest retry that waits; DT_NOEND: none */
+	Instant		ahead_since;	/* 0: what is in memory is stored */
+	TimestampTz next_retry_at;	/* as it stands in the table: earliest retry that waits; DT_NOEND: none */
 	bool		stale;			/* the definition has to be read again */
-	TimestampTz not_before;		/* suspended, or its row is locked: until then */
+	Instant		not_before;		/* suspended, or its row is locked: until then */
 } HandlerRun;
 
 typedef enum BatchOutcome

@@ -68,7 +68,7 @@ static uint32 definitions_seen = 0;
 static char announce_seen[NAMEDATALEN] = "";
 
 /* nothing is tried before this; failures lengthen backoff, in ms */
-static TimestampTz not_before = 0;
+static Instant not_before = 0;
 static int	backoff = 0;
 
 /* no event can be inserted */
@@ -175,7 +175,7 @@ suspend_for_trigger(const char *trigger)
 			 "Drop it, and revoke the TRIGGER privilege that let it be created.");
 	pfree(why);
 	set_suspended(true);
-	not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
+	not_before = instant_in(pne_naptime);
 }
 
 /*
@@ -192,7 +192,7 @@ bridge_failed(Worker *worker)
 			 "It is tried again. What comes meanwhile is kept as far as there is room.");
 	set_suspended(true);
 	backoff = worker_next_backoff(backoff);
-	not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), backoff);
+	not_before = instant_in(backoff);
 }
 
 static void
@@ -218,7 +218,7 @@ begin_transaction(void)
 	if (log == NULL)
 	{
 		worker_commit_short_transaction();
-		not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
+		not_before = instant_in(pne_naptime);
 		return false;
 	}
 	table_close(log, NoLock);
@@ -499,7 +499,7 @@ bridge_work(DatabaseSlot *slot)
 		channels_valid = false;
 		not_before = 0;
 	}
-	if (GetCurrentTimestamp() < not_before)
+	if (instant_now() < not_before)
 		return;
 
 	PG_TRY();
@@ -521,12 +521,12 @@ bridge_work(DatabaseSlot *slot)
 }
 
 /*
- * When to call bridge_work() again though nothing happens; DT_NOEND: never.
+ * When to call bridge_work() again though nothing happens; INSTANT_NEVER: never.
  */
-TimestampTz
+Instant
 bridge_due(void)
 {
-	return channels_valid && notify_queue_kept() == NULL ? DT_NOEND : not_before;
+	return channels_valid && notify_queue_kept() == NULL ? INSTANT_NEVER : not_before;
 }
 
 /*
@@ -536,7 +536,7 @@ void
 bridge_leave(DatabaseSlot *slot)
 {
 	MemoryContext context = CurrentMemoryContext;
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LEAVE_MS);
+	Instant		until = instant_in(LEAVE_MS);
 
 	PG_TRY();
 	{
@@ -544,7 +544,7 @@ bridge_leave(DatabaseSlot *slot)
 
 		/* also if that is suspended: the cause may be gone */
 		while (notify_queue_kept() != NULL && notify_queue_kept() != oldest &&
-			   GetCurrentTimestamp() < until)
+			   instant_now() < until)
 		{
 			oldest = notify_queue_kept();
 			insert_batch();

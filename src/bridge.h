@@ -11,7 +11,7 @@
 #include "shared.h"
 
 extern void bridge_work(DatabaseSlot *slot);
-extern TimestampTz bridge_due(void);
+extern Instant bridge_due(void);
 extern void bridge_leave(DatabaseSlot *slot);
 
 #endif							/* PNE_BRIDGE_H */

@@ -49,8 +49,6 @@
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/timeout.h"
-#include "utils/timestamp.h"
 
 #include "careful.h"
 #include "catalog.h"
@@ -59,6 +57,7 @@
 #include "loglimit.h"
 #include "progress.h"
 #include "retry.h"
+#include "timers.h"
 #include "worker.h"
 
 /* events that may be called before what was committed is flushed */
@@ -95,8 +94,8 @@ static volatile sig_atomic_t in_call = false;
 static bool call_in_doubt = false;
 
 /* when the present call's timeout ends, and when it was first seen to have */
-static TimestampTz call_deadline = DT_NOEND;
-static TimestampTz overrun_since = 0;
+static Instant call_deadline = INSTANT_NEVER;
+static Instant overrun_since = 0;
 
 /* attempts that were counted and whose end was not recorded */
 static int	open_attempts = 0;
@@ -112,7 +111,7 @@ code_has_ended(void)
 	in_call = false;
 	if (ProcDiePending || proc_exit_inprogress)
 		return;
-	call_deadline = DT_NOEND;
+	call_deadline = INSTANT_NEVER;
 	call_in_doubt = false;
 }
 
@@ -130,7 +129,7 @@ code_has_ended(void)
 static void
 watch(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 
 	/* timers go on while the process ends, when there may be no MyProc any more */
 	if (proc_exit_inprogress)
@@ -146,7 +145,7 @@ watch(void)
 		return;
 	if (overrun_since == 0)
 		overrun_since = now;
-	if (!TimestampDifferenceExceeds(overrun_since, now, OVERRUN_MS))
+	if (!instant_passed(overrun_since, now, OVERRUN_MS))
 		return;
 	overran = true;
 	ProcDiePending = true;
@@ -166,12 +165,12 @@ end_timeout_at_commit(XactEvent event, void *arg)
 {
 	char		rest[MAXINT8LEN + 1];
 
-	if (event != XACT_EVENT_PRE_COMMIT || call_deadline == DT_NOEND)
+	if (event != XACT_EVENT_PRE_COMMIT || call_deadline == INSTANT_NEVER)
 		return;
 	/* should it be over, that is the timeout's doing still (worker.c) */
 	disable_timeout(STATEMENT_TIMEOUT, true);
 	careful_stop_watch();
-	pg_lltoa(Max(TimestampDifferenceMilliseconds(GetCurrentTimestamp(), call_deadline), 1), rest);
+	pg_lltoa(Max(instant_ms_left(instant_now(), call_deadline), 1), rest);
 	(void) set_config_option("lock_timeout", rest, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	code_has_ended();
 }
@@ -202,13 +201,11 @@ careful_init(void)
 void
 careful_arm_timeout(int timeout)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
-	call_deadline = TimestampTzPlusMilliseconds(now, timeout);
+	call_deadline = instant_in(timeout);
 	overrun_since = 0;
 	if (!get_timeout_active(watch_timeout))
-		enable_timeout_every(watch_timeout, TimestampTzPlusMilliseconds(now, WATCH_MS), WATCH_MS);
-	enable_timeout_at(STATEMENT_TIMEOUT, call_deadline);
+		timers_repeat(watch_timeout, WATCH_MS);
+	timers_start(STATEMENT_TIMEOUT, call_deadline);
 	worker_allow_cancels();
 }
 

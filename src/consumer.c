@@ -371,9 +371,10 @@ positions_equal(const EventPosition *a, const EventPosition *b)
 }
 
 /*
- * When the first of the timeouts that are on will end the statement, or DT_NOEND.
+ * When the first of the timeouts that are on will end the statement, or
+ * INSTANT_NEVER.
  */
-static TimestampTz
+static Instant
 statement_ends_at(void)
 {
 	static const TimeoutId timeouts[] = {PNE_STATEMENT_TIMEOUTS};
@@ -384,7 +385,7 @@ statement_ends_at(void)
 		if (get_timeout_active(timeouts[i]))
 			result = Min(result, get_timeout_finish_time(timeouts[i]));
 	}
-	return result;
+	return instant_of_time(result);
 }
 
 /*
@@ -393,12 +394,12 @@ statement_ends_at(void)
 static void
 set_deadlines(EventSearch *search)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz statement = statement_ends_at();
+	Instant		now = instant_now();
+	Instant		statement = statement_ends_at();
 
-	search->ends_at = TimestampTzPlusMilliseconds(now, SEARCH_MS);
-	search->content_at = DT_NOEND;
-	search->hurried = (statement != DT_NOEND);
+	search->ends_at = instant_after(now, SEARCH_MS);
+	search->content_at = INSTANT_NEVER;
+	search->hurried = (statement != INSTANT_NEVER);
 	if (search->hurried)
 	{
 		search->ends_at = Min(search->ends_at, now + (statement - now) / SHARE_OF_TIMEOUT);
@@ -409,7 +410,7 @@ set_deadlines(EventSearch *search)
 static bool
 time_is_up(const EventSearch *search)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 
 	return now >= search->ends_at || now >= search->content_at;
 }
@@ -507,9 +508,9 @@ search_events(EventSearch *search, const EventRef *refs, int64 nrefs, const Even
 
 	while (next < nrefs && !search_is_full(search) && !over)
 	{
-		TimestampTz began = GetCurrentTimestamp();
+		Instant		began = instant_now();
 		int			found_before = search->nfound;
-		TimestampTz now;
+		Instant		now;
 
 		(void) chunk_load(chunk, search->log, search->snapshot, refs + next,
 						  (int) Min(nrefs - next, search->step));
@@ -521,9 +522,9 @@ search_events(EventSearch *search, const EventRef *refs, int64 nrefs, const Even
 			next++;
 			over = match && search->hurried && time_is_up(search);
 		}
-		now = GetCurrentTimestamp();
+		now = instant_now();
 		if (match && search->nfound > found_before)
-			search->content_at = TimestampTzPlusMilliseconds(now, CONTENT_MS);
+			search->content_at = instant_after(now, CONTENT_MS);
 		if (!search->hurried || (now - began) * STEPS_TO_GO < search->ends_at - now)
 			search->step = Max(search->step, Min(search->step * 2, MAX_STEP));
 		over = over || (match && time_is_up(search));
@@ -555,8 +556,8 @@ static Window *
 read_whole(EventSearch *search)
 {
 	EventPosition *position = &search->position;
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz deadline = search->hurried ? now + (search->ends_at - now) / 2 : DT_NOEND;
+	Instant		now = instant_now();
+	Instant		deadline = search->hurried ? now + (search->ends_at - now) / 2 : INSTANT_NEVER;
 	Window	   *window = window_read(search->log, position, search->snapshot, search->upto,
 									 CurrentMemoryContext, deadline);
 
@@ -676,13 +677,13 @@ find_news(const Consumer *consumer, ConsumerMemory *memory, Relation log, bool *
 /*
  * When to look at a lock again that was found taken.
  */
-static TimestampTz
+static Instant
 after_lock(ConsumerMemory *memory)
 {
 	if (memory->lock_wait > LOOK_AT_LOCK_MS)
-		return DT_NOEND;
+		return INSTANT_NEVER;
 	memory->lock_wait = Max(1, 2 * memory->lock_wait);
-	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), memory->lock_wait);
+	return instant_in(memory->lock_wait);
 }
 
 /*
@@ -715,7 +716,7 @@ look_at_consumer(const char *name, ConsumerMemory *memory, bool *locked)
  * consumer_find_own(); dormant; the owner may not read the log.
  */
 bool
-consumer_is_ready(const char *name, ConsumerMemory *memory, TimestampTz *look_again)
+consumer_is_ready(const char *name, ConsumerMemory *memory, Instant *look_again)
 {
 	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
 	bool		locked;
@@ -732,15 +733,15 @@ consumer_is_ready(const char *name, ConsumerMemory *memory, TimestampTz *look_ag
 	if (locked)
 		*look_again = after_lock(memory);
 	else if (consumer_is_leased(consumer))
-		*look_again = consumer->leased_until;
+		*look_again = instant_of_time(consumer->leased_until);
 	else if (consumer->nbatch > 0)
 		ready = true;
 	else
 	{
-		*look_again = next_retry(consumer);
-		ready = *look_again <= GetCurrentTimestamp() || find_news(consumer, memory, log, &finished);
+		*look_again = instant_of_time(next_retry(consumer));
+		ready = *look_again <= instant_now() || find_news(consumer, memory, log, &finished);
 		if (!finished)
-			*look_again = DT_NOBEGIN;
+			*look_again = 0;
 	}
 
 	PopActiveSnapshot();

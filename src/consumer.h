@@ -41,8 +41,8 @@ typedef struct EventSearch
 	EventPosition position;		/* what is before it was looked at */
 	int64		passed;			/* events that were looked at */
 	bool		finished;		/* the position has come to upto */
-	TimestampTz ends_at;		/* the search, with what there is, */
-	TimestampTz content_at;		/* or before, if nothing is found any more */
+	Instant		ends_at;		/* the search, with what there is, */
+	Instant		content_at;		/* or before, if nothing is found any more */
 	bool		hurried;		/* a timeout would end it if it did not */
 	int			step;			/* so many are read at a time */
 	int			limit;			/* so many are wanted at most, */
@@ -84,6 +84,6 @@ extern void search_begin(EventSearch *search, const Consumer *consumer, Relation
 extern int	search_listed(EventSearch *search, const EventIdentity *listed, int nlisted);
 extern void search_log(EventSearch *search);
 
-extern bool consumer_is_ready(const char *name, ConsumerMemory *memory, TimestampTz *look_again);
+extern bool consumer_is_ready(const char *name, ConsumerMemory *memory, Instant *look_again);
 
 #endif							/* PNE_CONSUMER_H */

@@ -92,7 +92,7 @@ static uint32 persist_requests_seen = 0;
 static volatile sig_atomic_t leaves_soon = false;
 
 /* when there was work last */
-static TimestampTz worked_at = 0;
+static Instant worked_at = 0;
 
 bool
 executor_is_me(void)
@@ -257,9 +257,9 @@ executor_discard_session(void)
 	doorbell_ring_launcher();
 	do
 	{
-		TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DISCARD_RETRY_MS);
+		Instant		until = instant_in(DISCARD_RETRY_MS);
 
-		while (GetCurrentTimestamp() < until)
+		while (instant_now() < until)
 		{
 			(void) doorbell_answer(my_bell);
 			worker_sleep(my_bell, until);
@@ -354,8 +354,7 @@ executor_attach(const WorkerStart *start)
 	my_slot = slot;
 	my_database = database;
 	slot->mark = 0;
-	slot->worker.pid = MyProcPid;
-	slot->worker.started_at = GetCurrentTimestamp();
+	worker_is_alive(&slot->worker);
 	LWLockRelease(shared->lock);
 
 	before_shmem_exit(executor_on_exit, (Datum) 0);
@@ -396,14 +395,14 @@ static void
 store_positions(bool all)
 {
 	ListCell   *lc;
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 
 	foreach(lc, runs_all())
 	{
 		HandlerRun *run = lfirst(lc);
 
 		if (run->ahead_since != 0 && !run->stale && run->not_before <= now &&
-			(all || TimestampDifferenceExceeds(run->ahead_since, now, LAZY_STORE_MS)))
+			(all || instant_passed(run->ahead_since, now, LAZY_STORE_MS)))
 			progress_flush(run, false);
 	}
 }
@@ -649,31 +648,31 @@ take_turns(MemoryContext turn_context)
 		CHECK_FOR_INTERRUPTS();
 		pgstat_report_stat(false);
 	}
-	return backlog ? 0 : pace_batches(nturns);
+	return backlog ? 0 : pace_round(nturns);
 }
 
 /*
  * When to wake up though nobody rings.
  */
-static TimestampTz
+static Instant
 next_deadline(void)
 {
-	TimestampTz deadline = loglimit_due();
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		deadline = loglimit_due();
+	Instant		now = instant_now();
 	ListCell   *lc;
 
 	if (pne_executor_idle_timeout > 0)
-		deadline = Min(deadline, TimestampTzPlusMilliseconds(now, pne_executor_idle_timeout));
+		deadline = Min(deadline, instant_after(now, pne_executor_idle_timeout));
 	foreach(lc, runs_all())
 	{
 		HandlerRun *run = lfirst(lc);
 
-		TimestampTz due = run->next_retry_at;
+		Instant		due = instant_of_time(run->next_retry_at);
 
 		if (run->health->probe_at > now)
 			due = run->health->probe_at;
 		if (run->ahead_since != 0)
-			due = Min(due, TimestampTzPlusMilliseconds(run->ahead_since, LAZY_STORE_MS + 1));
+			due = Min(due, instant_after(run->ahead_since, LAZY_STORE_MS));
 		if (run->not_before > now)
 			due = run->not_before;
 		deadline = Min(deadline, due);
@@ -682,7 +681,7 @@ next_deadline(void)
 }
 
 static void
-executor_sleep(TimestampTz until)
+executor_sleep(Instant until)
 {
 	leaves_soon = true;
 	worker_sleep(my_bell, until);
@@ -761,7 +760,7 @@ executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 	/* also after an error, such as a lock that was waited for in vain */
 	if (executor_asked_to_leave())
 		executor_leave();
-	if (my_slot->worker.not_before > GetCurrentTimestamp())
+	if (my_slot->worker.not_before > instant_now())
 	{
 		/* backing off */
 		(void) doorbell_answer(my_bell);
@@ -772,11 +771,11 @@ executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 	}
 
 	if (executor_work(cycle_context, turn_context))
-		worked_at = GetCurrentTimestamp();
+		worked_at = instant_now();
 	worker_recovered(&my_slot->worker);
 
 	if (pne_executor_idle_timeout > 0 &&
-		TimestampDifferenceExceeds(worked_at, GetCurrentTimestamp(), pne_executor_idle_timeout))
+		instant_passed(worked_at, instant_now(), pne_executor_idle_timeout))
 		executor_leave();
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
@@ -824,7 +823,7 @@ pne_executor_main(Datum main_arg)
 	runs_init();
 	cycle_context = AllocSetContextCreate(TopMemoryContext, "executor cycle", ALLOCSET_DEFAULT_SIZES);
 	turn_context = AllocSetContextCreate(TopMemoryContext, "executor turn", ALLOCSET_DEFAULT_SIZES);
-	worked_at = GetCurrentTimestamp();
+	worked_at = instant_now();
 
 	for (;;)
 	{

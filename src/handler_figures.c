@@ -66,7 +66,7 @@ typedef struct HandlerEntry
 	HandlerFigures figures;
 	/* not a figure, and kept when those are reset (outage.c) */
 	int			probes;
-	TimestampTz probe_at;
+	Instant		probe_at;
 	int64		probed_version; /* of the definition */
 } HandlerEntry;
 
@@ -322,13 +322,16 @@ void
 stats_call_begins(BatchFigures *figures, Event **events, int nevents)
 {
 	if (figures->calls == 0)
-		figures->now = GetCurrentTimestamp();
+	{
+		figures->now = instant_now();
+		figures->time_ahead = GetCurrentTimestamp() - figures->now;
+	}
 	for (int i = 0; i < nevents; i++)
 	{
 		figures->events[figures->nevents] = events[i];
 		/* an event without a time has no latency */
 		figures->latencies[figures->nevents++] = TIMESTAMP_NOT_FINITE(events[i]->created_at) ? NAN :
-			((double) figures->now - (double) events[i]->created_at) / 1000.0;
+			((double) (figures->time_ahead + figures->now) - (double) events[i]->created_at) / 1000.0;
 	}
 }
 
@@ -338,8 +341,8 @@ stats_call_begins(BatchFigures *figures, Event **events, int nevents)
 void
 stats_call_ends(BatchFigures *figures)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	double		ms = Max(now - figures->now, 0) / 1000.0;	/* somebody may set the clock back */
+	Instant		now = instant_now();
+	double		ms = (double) (now - figures->now) / 1000.0;
 
 	figures->now = now;
 	figures->calls++;
@@ -410,7 +413,7 @@ set_outage(void *arg)
  * executor that leaves will try too early.
  */
 void
-stats_note_outage(const Handler *handler, int probes, TimestampTz probe_at)
+stats_note_outage(const Handler *handler, int probes, Instant probe_at)
 {
 	EntryUse	use = {.handler = handler};
 
@@ -423,7 +426,7 @@ stats_note_outage(const Handler *handler, int probes, TimestampTz probe_at)
  * What was noted last.  Another definition need not wait for the probe.
  */
 void
-stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at)
+stats_read_outage(const Handler *handler, int *probes, Instant *probe_at)
 {
 	EntryUse	use = {.handler = handler};
 

@@ -22,7 +22,8 @@ typedef struct BatchFigures
 	int64		calls;
 	double		total_time;		/* ms */
 	double		max_time;		/* ms */
-	TimestampTz now;			/* when the present call began, or the last one ended */
+	Instant		now;			/* when the present call began, or the last one ended */
+	TimestampTz time_ahead;		/* what the time of day was ahead of that at the first call */
 } BatchFigures;
 
 /* what is counted of a handler since the server started, or since a reset */
@@ -32,7 +33,7 @@ typedef struct HandlerFigures
 	int64		batches;
 	double		total_time;		/* ms */
 	double		max_time;		/* ms */
-	uint32		latencies[LATENCY_BUCKETS];
+	uint64		latencies[LATENCY_BUCKETS];
 } HandlerFigures;
 
 extern Size handler_figures_shmem_size(void);
@@ -42,8 +43,8 @@ extern void stats_batch_begins(BatchFigures *figures, int nevents);
 extern void stats_call_begins(BatchFigures *figures, Event **events, int nevents);
 extern void stats_call_ends(BatchFigures *figures);
 extern void stats_batch_committed(const Handler *handler, const BatchFigures *figures);
-extern void stats_note_outage(const Handler *handler, int probes, TimestampTz probe_at);
-extern void stats_read_outage(const Handler *handler, int *probes, TimestampTz *probe_at);
+extern void stats_note_outage(const Handler *handler, int probes, Instant probe_at);
+extern void stats_read_outage(const Handler *handler, int *probes, Instant *probe_at);
 
 extern bool handler_figures_read(const Handler *handler, HandlerFigures *figures);
 extern bool handler_figures_percentile(const HandlerFigures *figures, double share, double *ms);

@@ -40,7 +40,6 @@
 #include "storage/lock.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 #include "fault.h"
 #include "handler_figures.h"
@@ -89,15 +88,15 @@ static BackgroundWorkerHandle *executor_handles[MAX_EXECUTOR_SLOTS];
 static List *without_extension = NIL;
 
 /* since when executors are known to be leaving; 0: they are not */
-static TimestampTz leaving_since[MAX_EXECUTOR_SLOTS];
+static Instant leaving_since[MAX_EXECUTOR_SLOTS];
 
 static bool out_of_slots_logged = false;
 
 /* when to wake up next */
-static TimestampTz next_wakeup;
+static Instant next_wakeup;
 
 static void
-wake_up_at(TimestampTz when)
+wake_up_at(Instant when)
 {
 	next_wakeup = Min(next_wakeup, when);
 }
@@ -105,7 +104,7 @@ wake_up_at(TimestampTz when)
 static void
 wake_up_in(int ms)
 {
-	wake_up_at(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms));
+	wake_up_at(instant_in(ms));
 }
 
 /*
@@ -180,14 +179,14 @@ start_worker(const char *kind, const char *function, const WorkerStart *start,
  * so may whatever another one does that does not come to leave.
  */
 static bool
-leaves_soon(const ExecutorSlot *slot, TimestampTz *since)
+leaves_soon(const ExecutorSlot *slot, Instant *since)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 
 	if (*since == 0)
 		*since = now;
 	return slot->worker.phase != WORKER_RUNNING &&
-		!TimestampDifferenceExceeds(*since, now, LEAVE_GRACE_MS);
+		!instant_passed(*since, now, LEAVE_GRACE_MS);
 }
 
 /*
@@ -197,12 +196,12 @@ leaves_soon(const ExecutorSlot *slot, TimestampTz *since)
  * leaves already or none has to.
  */
 static ExecutorSlot *
-choose_to_leave(TimestampTz waiting_since)
+choose_to_leave(Instant waiting_since)
 {
 	ExecutorSlot *idle = NULL;
 	ExecutorSlot *busy = NULL;
 	bool		leaving = false;
-	TimestampTz give_way_at;
+	Instant		give_way_at;
 
 	for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
 	{
@@ -224,7 +223,7 @@ choose_to_leave(TimestampTz waiting_since)
 			if (idle == NULL || slot->worker.phase_since < idle->worker.phase_since)
 				idle = slot;
 		}
-		else if (busy == NULL || slot->worker.started_at < busy->worker.started_at)
+		else if (busy == NULL || slot->worker.alive_since < busy->worker.alive_since)
 			busy = slot;
 	}
 	if (leaving)
@@ -236,9 +235,8 @@ choose_to_leave(TimestampTz waiting_since)
 		return idle;
 	if (busy == NULL)
 		return NULL;
-	give_way_at = TimestampTzPlusMilliseconds(Max(waiting_since, busy->worker.started_at),
-											  BUSY_GRACE_MS);
-	if (GetCurrentTimestamp() >= give_way_at)
+	give_way_at = instant_after(Max(waiting_since, busy->worker.alive_since), BUSY_GRACE_MS);
+	if (instant_now() >= give_way_at)
 		return busy;
 	wake_up_at(give_way_at);
 	return NULL;
@@ -251,7 +249,7 @@ choose_to_leave(TimestampTz waiting_since)
 static void
 make_room(void)
 {
-	ExecutorSlot *leaver = choose_to_leave(GetCurrentTimestamp());
+	ExecutorSlot *leaver = choose_to_leave(instant_now());
 
 	if (leaver != NULL)
 	{
@@ -274,7 +272,7 @@ start_failed(const Worker *worker, BackgroundWorkerHandle *handle)
 		return GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED;
 
 	/* an earlier launcher has started it */
-	return TimestampDifferenceExceeds(worker->phase_since, GetCurrentTimestamp(), START_EXPIRES_MS);
+	return instant_passed(worker->phase_since, instant_now(), START_EXPIRES_MS);
 }
 
 /* ----------
@@ -469,10 +467,10 @@ start_listener(const ServedDatabase *database, int probes)
 		LWLockRelease(shared->lock);
 		return false;
 	}
-	if (worker->not_before > GetCurrentTimestamp() || (probe && probes >= MAX_PROBES) ||
+	if (worker->not_before > instant_now() || (probe && probes >= MAX_PROBES) ||
 		!database->available)
 	{
-		if (worker->not_before > GetCurrentTimestamp())
+		if (worker->not_before > instant_now())
 			wake_up_at(worker->not_before);
 		if (!database->available)
 			wake_up_in(YIELD_CHECK_MS);
@@ -542,7 +540,7 @@ static int
 review_executors(void)
 {
 	int			places = 0;
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 
 	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
 
@@ -563,7 +561,7 @@ review_executors(void)
 				wake_up_at(slot->worker.not_before);
 			else if (slot->wanted)
 				worker_set_phase(&slot->worker, WORKER_WAITING);
-			else if (TimestampDifferenceExceeds(slot->worker.not_before, now, FORGET_FAILED_MS))
+			else if (instant_passed(slot->worker.not_before, now, FORGET_FAILED_MS))
 				slot->in_use = false;
 		}
 		if (slot->in_use && !slot->stuck &&
@@ -671,7 +669,7 @@ launcher_cycle(MemoryContext context)
 {
 	(void) doorbell_answer(&shared->launcher_bell);
 	CHECK_FOR_INTERRUPTS();
-	if (shared->launcher.not_before > GetCurrentTimestamp())
+	if (shared->launcher.not_before > instant_now())
 	{
 		worker_sleep(&shared->launcher_bell, shared->launcher.not_before);
 		return;
@@ -679,7 +677,7 @@ launcher_cycle(MemoryContext context)
 	pg_atomic_fetch_add_u64(&shared->launcher.wakeups, 1);
 	(void) worker_reload_config();
 
-	next_wakeup = DT_NOEND;
+	next_wakeup = INSTANT_NEVER;
 	wake_up_in(MAX_SLEEP_MS);
 	MemoryContextSwitchTo(context);
 	MemoryContextReset(context);
@@ -704,7 +702,10 @@ pne_launcher_main(Datum main_arg)
 	worker_signals();
 	doorbell_attach(&shared->launcher_bell);
 	before_shmem_exit(launcher_on_exit, (Datum) 0);
-	worker_came_alive(&shared->launcher, WORKER_STARTING);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker_is_alive(&shared->launcher);
+	worker_set_phase(&shared->launcher, WORKER_STARTING);
+	LWLockRelease(shared->lock);
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	if (pg_atomic_read_u64(&shared->start_xid) == 0)
 		pg_atomic_write_u64(&shared->start_xid, U64FromFullTransactionId(ReadNextFullTransactionId()));

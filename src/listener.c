@@ -39,7 +39,6 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/timestamp.h"
 
 #include "bridge.h"
 #include "catalog.h"
@@ -94,9 +93,9 @@ static bool owners_valid = false;
 static uint32 definitions_seen = 0;
 
 /* what to wake up for */
-static TimestampTz next_look;
-static TimestampTz next_yield_check;
-static TimestampTz next_retry;
+static Instant next_look;
+static Instant next_yield_check;
+static Instant next_retry;
 
 /* ----------
  * The process
@@ -110,8 +109,7 @@ listener_on_exit(int code, Datum arg)
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	worker_went_away(&my_slot->listener, leaving_cleanly);
 	if (leaving_cleanly)
-		my_slot->listener.not_before =
-			TimestampTzPlusMilliseconds(GetCurrentTimestamp(), YIELD_CHECK_MS);
+		my_slot->listener.not_before = instant_in(YIELD_CHECK_MS);
 	LWLockRelease(shared->lock);
 	doorbell_ring_launcher();
 }
@@ -128,8 +126,7 @@ listener_attach(const WorkerStart *start)
 		LWLockRelease(shared->lock);
 		proc_exit(0);
 	}
-	slot->listener.pid = MyProcPid;
-	slot->listener.started_at = GetCurrentTimestamp();
+	worker_is_alive(&slot->listener);
 	if (pg_atomic_read_u32(&slot->bells_used) <= LISTENER_BELL)
 		pg_atomic_write_u32(&slot->bells_used, LISTENER_BELL + 1);
 	my_slot = slot;
@@ -261,8 +258,8 @@ static bool
 handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const EventSnapshot *upto)
 {
 	HandlerProblem problem;
-	TimestampTz due;
-	TimestampTz probe_at;
+	Instant		due;
+	Instant		probe_at;
 	int			probes;
 
 	if (handler->paused)
@@ -289,17 +286,17 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 	unserved_can_run(handler);
 
 	stats_read_outage(handler, &probes, &probe_at);
-	if (probe_at > GetCurrentTimestamp())
+	if (probe_at > instant_now())
 	{
 		next_retry = Min(next_retry, probe_at);
 		return false;
 	}
 
-	due = retry_earliest(handler);
-	if (due <= GetCurrentTimestamp())
+	due = instant_of_time(retry_earliest(handler));
+	if (due <= instant_now())
 		return true;
 	next_retry = Min(next_retry, due);
-	if (handler->ordered && due != DT_NOEND)
+	if (handler->ordered && due != INSTANT_NEVER)
 		return false;
 	return !unserved_is_quiet(handler, log, snapshot, upto);
 }
@@ -376,7 +373,7 @@ look_after_owners(void)
 	Snapshot	snapshot;
 
 	/* executors keep their own deadlines */
-	next_retry = DT_NOEND;
+	next_retry = INSTANT_NEVER;
 	if (all_owners_are_served())
 		return;
 
@@ -403,13 +400,13 @@ static void
 forget_dropped_handlers(void)
 {
 	static uint32 definitions_looked_at = 0;
-	static TimestampTz looked_at = 0;
+	static Instant looked_at = 0;
 	uint32		definitions = pg_atomic_read_u32(&my_slot->definitions);
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 	List	   *listed;
 
 	if (looked_at != 0 && (definitions == definitions_looked_at ||
-						   !TimestampDifferenceExceeds(looked_at, now, FORGET_DROPPED_MS)))
+						   !instant_passed(looked_at, now, FORGET_DROPPED_MS)))
 		return;
 
 	/* before the snapshot */
@@ -446,7 +443,7 @@ forget_dropped_handlers(void)
 static void
 follow_log(void)
 {
-	static TimestampTz incomplete_since = 0;
+	static Instant incomplete_since = 0;
 	bool		found;
 	int			announced;
 	uint32		installs = count_installs();
@@ -460,8 +457,8 @@ follow_log(void)
 
 		/* it may be being made: look again; then an error tells what is missing */
 		if (exists && incomplete_since == 0)
-			incomplete_since = GetCurrentTimestamp();
-		else if (exists && TimestampDifferenceExceeds(incomplete_since, GetCurrentTimestamp(), INCOMPLETE_MS))
+			incomplete_since = instant_now();
+		else if (exists && instant_passed(incomplete_since, instant_now(), INCOMPLETE_MS))
 			(void) catalog_lookup(false);
 		worker_commit_short_transaction();
 		if (exists)
@@ -505,13 +502,13 @@ look(void)
 
 	if (definitions != definitions_seen)
 		forget_owners(definitions);
-	next_look = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_naptime);
+	next_look = instant_in(pne_naptime);
 
 	(void) worker_perform(&my_slot->listener, &following, follow_log);
 	if (!worker_perform(&my_slot->listener, &looking_after_owners, look_after_owners))
 	{
 		forget_owners(definitions);
-		next_retry = DT_NOEND;	/* the duty wakes us itself */
+		next_retry = INSTANT_NEVER;	/* the duty wakes us itself */
 	}
 	if (relay_is_ahead(LAZY_STORE_MS))
 		(void) worker_perform(&my_slot->listener, &storing, relay_store);
@@ -563,10 +560,10 @@ has_more_to_announce(void)
 /*
  * When to look if nobody rings.
  */
-static TimestampTz
+static Instant
 next_thing_due(void)
 {
-	TimestampTz due = Min(next_look, next_retry);
+	Instant		due = Min(next_look, next_retry);
 
 	for (int i = 0; i < (int) lengthof(duties); i++)
 	{
@@ -600,8 +597,8 @@ listener_cycle(MemoryContext cycle_context)
 	Bell	   *bell = &my_slot->bells[LISTENER_BELL];
 	bool		rung;
 	bool		looked = false;
-	TimestampTz now;
-	TimestampTz until;
+	Instant		now;
+	Instant		until;
 
 	MemoryContextReset(cycle_context);
 	MemoryContextSwitchTo(cycle_context);
@@ -619,12 +616,12 @@ listener_cycle(MemoryContext cycle_context)
 	loglimit_report(false);
 
 	/* what is due in a moment is done now, to wake up once for both */
-	now = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), WAKEUP_SLACK_MS);
+	now = instant_in(WAKEUP_SLACK_MS);
 	if (now >= next_yield_check)
 	{
 		if (should_leave())
 			listener_leave();
-		next_yield_check = TimestampTzPlusMilliseconds(now, YIELD_CHECK_MS);
+		next_yield_check = instant_after(now, YIELD_CHECK_MS);
 	}
 	if (channel == NULL || my_slot->listener.not_before > now)
 		next_look = Max(my_slot->listener.not_before, now); /* backing off */
@@ -640,7 +637,7 @@ listener_cycle(MemoryContext cycle_context)
 	if (my_slot->listener.not_before <= now)
 		until = Min(until, next_thing_due());
 	if (looked && !has_more_to_announce())
-		worker_pause(pace_round());
+		worker_pause(pace_round(0));
 	if (!notifyInterruptPending && !doorbell_is_rung(bell) && !has_more_to_announce())
 	{
 		pgstat_report_stat(true);
@@ -683,8 +680,8 @@ pne_listener_main(Datum main_arg)
 	owners_context = AllocSetContextCreate(TopMemoryContext, "handler owners", ALLOCSET_DEFAULT_SIZES);
 	cycle_context = AllocSetContextCreate(TopMemoryContext, "listener cycle", ALLOCSET_DEFAULT_SIZES);
 
-	next_look = next_yield_check = GetCurrentTimestamp();
-	next_retry = DT_NOEND;
+	next_look = next_yield_check = instant_now();
+	next_retry = INSTANT_NEVER;
 
 	for (;;)
 	{
@@ -692,7 +689,7 @@ pne_listener_main(Datum main_arg)
 		{
 			/* LISTEN first, then look: what comes in between is seen twice, not never */
 			if ((channel == NULL || my_slot->listener.phase != WORKER_LISTENING) &&
-				my_slot->listener.not_before <= GetCurrentTimestamp())
+				my_slot->listener.not_before <= instant_now())
 			{
 				follow_channel();
 				show_phase();

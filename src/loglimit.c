@@ -11,8 +11,6 @@
  */
 #include "postgres.h"
 
-#include "utils/timestamp.h"
-
 #include "loglimit.h"
 
 /* lines of each topic, and in what time, in ms */
@@ -21,7 +19,7 @@
 
 typedef struct LogLimit
 {
-	TimestampTz since;			/* when the first line was logged; 0: none was */
+	Instant		since;			/* when the first line was logged; 0: none was */
 	int			lines;
 	int			left_out;
 } LogLimit;
@@ -56,7 +54,7 @@ loglimit_allows(LogTopic topic)
 
 	loglimit_report(false);
 	if (limit->since == 0)
-		limit->since = GetCurrentTimestamp();
+		limit->since = instant_now();
 	if (limit->lines < MAX_LINES)
 	{
 		limit->lines++;
@@ -72,28 +70,28 @@ loglimit_allows(LogTopic topic)
 void
 loglimit_report(bool leaving)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 
 	for (int topic = 0; topic < LOG_TOPICS; topic++)
 	{
 		if (limits[topic].since != 0 &&
-			(leaving || TimestampDifferenceExceeds(limits[topic].since, now, LIMIT_MS)))
+			(leaving || instant_passed(limits[topic].since, now, LIMIT_MS)))
 			report_topic(topic);
 	}
 }
 
 /*
- * When there will be something to say; DT_NOEND: not as it stands.
+ * When there will be something to say; INSTANT_NEVER: not as it stands.
  */
-TimestampTz
+Instant
 loglimit_due(void)
 {
-	TimestampTz due = DT_NOEND;
+	Instant		due = INSTANT_NEVER;
 
 	for (int topic = 0; topic < LOG_TOPICS; topic++)
 	{
 		if (limits[topic].left_out > 0)
-			due = Min(due, TimestampTzPlusMilliseconds(limits[topic].since, LIMIT_MS + 1));
+			due = Min(due, instant_after(limits[topic].since, LIMIT_MS));
 	}
 	return due;
 }

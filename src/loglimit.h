@@ -8,7 +8,7 @@
 #ifndef PNE_LOGLIMIT_H
 #define PNE_LOGLIMIT_H
 
-#include "datatype/timestamp.h"
+#include "instant.h"
 
 typedef enum LogTopic
 {
@@ -19,6 +19,6 @@ typedef enum LogTopic
 
 extern bool loglimit_allows(LogTopic topic);
 extern void loglimit_report(bool leaving);
-extern TimestampTz loglimit_due(void);
+extern Instant loglimit_due(void);
 
 #endif							/* PNE_LOGLIMIT_H */

@@ -107,8 +107,8 @@ back_off(HandlerRun *run, TimestampTz until)
 	HandlerHealth *health = run->health;
 
 	health->probes++;
-	health->probe_at = until;
-	stats_note_outage(run->definition, health->probes, until);
+	health->probe_at = instant_of_time(until);
+	stats_note_outage(run->definition, health->probes, health->probe_at);
 }
 
 /*
@@ -149,13 +149,15 @@ outage_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorDa
 	}
 	else if (first && ++health->failed_in_row >= MAX_FAILED_IN_ROW)
 	{
-		back_off(run, outage_next_probe(run));
+		TimestampTz next_probe = outage_next_probe(run);
+
+		back_off(run, next_probe);
 		if (loglimit_allows(LOG_TOPIC_HANDLERS))
 			ereport(LOG,
 					(errcode(error->sqlerrcode),
 					 errmsg("event handler \"%s\" backs off: %d events in a row failed, the last with: %s",
 							run->definition->name, health->failed_in_row, error->message ? error->message : ""),
-					 errdetail("The next event is tried at %s.", timestamptz_to_str(health->probe_at))));
+					 errdetail("The next event is tried at %s.", timestamptz_to_str(next_probe))));
 	}
 }
 

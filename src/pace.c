@@ -13,60 +13,50 @@
  * removes those as it goes, unless somebody may still see them: a transaction that
  * was forgotten, a dump, a standby's feedback.  With an event in each batch, and
  * a thousand batches a second, the table would grow by hundreds of megabytes in
- * an hour then, and not shrink again.
- *
- * So an executor counts the versions that it has left and that cannot be removed.
- * When they are many its rounds are farther apart.  As long as there is a backlog
- * batches are full, and nothing is gained by waiting.
- *
- * How many they are is known by two numbers: a transaction of ours, and how often
- * we have written before it, since the one of last time, and after it.  When it
- * is behind the horizon the versions before it can go.
+ * an hour then, and not shrink again.  So as long as old versions stay, a round is
+ * worth more time.  Whether they do is known by a transaction of ours that has
+ * stored progress, and since when it is watched: when it is behind the horizon
+ * the next one is.  Where there is a backlog batches are full, and nothing is
+ * gained by waiting.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "access/transam.h"
-#include "storage/procarray.h"
-#include "utils/timestamp.h"
+#include "utils/snapmgr.h"
 
+#include "instant.h"
 #include "pace.h"
 
-/* rounds that follow each other are so far apart, but for so many, in us */
+/* what a round is worth, in us, and how many may come at once */
 #define ROUND_US INT64CONST(5000)
 #define ROUNDS_AT_ONCE 20
 
-/* so many versions may stay, and each for so long, in ms, before rounds are paced */
-#define MAX_KEPT 500
+/* where old versions stay: that of each handler at work, and of all at most, in us */
+#define HELD_BATCH_US INT64CONST(10000)
+#define HELD_ROUND_US INT64CONST(100000)
+
+/* so long, in ms, any version may stay; and how often to look at the horizon */
 #define MAX_KEPT_MS 1000
-
-/* the interval for each handler at work, and the longest one, in ms */
-#define INTERVAL_MS 10
-#define MAX_INTERVAL_MS 100
-
-/* how often to look at the horizon, in ms */
 #define LOOK_MS 100
 
 /* how long, in us, this process was idle and may work at once */
 static int64 credit = ROUNDS_AT_ONCE * ROUND_US;
-static TimestampTz last_round_at = 0;
+static Instant last_round = 0;
 
-static int	kept_before = 0;
-static int	kept_after = 0;
-static TransactionId mark = InvalidTransactionId;
-static TimestampTz marked_at = 0;
-static TransactionId last_written = InvalidTransactionId;
-static TimestampTz looked_at = 0;
+/* a transaction that has stored progress, watched since then; and the last one */
+static FullTransactionId watched = {0};
+static Instant watched_since = 0;
+static FullTransactionId last_written = {0};
+static Instant looked = 0;
 
 /*
  * A transaction has stored progress.
  */
 void
-pace_progress_written(TransactionId xid)
+pace_progress_written(FullTransactionId xid)
 {
 	last_written = xid;
-	kept_after++;
 }
 
 /*
@@ -76,44 +66,40 @@ pace_progress_written(TransactionId xid)
 void
 pace_look(Relation log)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	Instant		now = instant_now();
 
-	if (!TimestampDifferenceExceeds(looked_at, now, LOOK_MS))
+	if (!instant_passed(looked, now, LOOK_MS))
 		return;
-	looked_at = now;
-	if (TransactionIdIsNormal(mark) &&
-		!TransactionIdPrecedes(mark, GetOldestNonRemovableTransactionId(log)))
+	looked = now;
+	if (FullTransactionIdIsValid(watched) && !GlobalVisCheckRemovableFullXid(log, watched))
 		return;
-	kept_before = kept_after;
-	kept_after = 0;
-	mark = last_written;
-	marked_at = now;
+	watched = last_written;
+	watched_since = now;
 }
 
 /*
- * A round has come to its end.  How long, in ms, to wait before the next one.
+ * What a round in which so many handlers had batches is worth, in us.
+ */
+static int64
+worth(int nhandlers, Instant now)
+{
+	if (nhandlers == 0 || !FullTransactionIdIsValid(watched) ||
+		!instant_passed(watched_since, now, MAX_KEPT_MS))
+		return ROUND_US;
+	return Min(nhandlers * HELD_BATCH_US, HELD_ROUND_US);
+}
+
+/*
+ * A round has come to its end, in which so many handlers had batches; 0 for a
+ * worker that has none.  How long, in ms, to wait before the next one.
  */
 int
-pace_round(void)
+pace_round(int nhandlers)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	int64		passed = Max(now - last_round_at, 0);	/* somebody may set the clock back */
+	Instant		now = instant_now();
+	int64		price = worth(nhandlers, now);
 
-	credit = Min(credit + passed, ROUNDS_AT_ONCE * ROUND_US) - ROUND_US;
-	last_round_at = now;
+	credit = Min(credit + now - last_round, ROUNDS_AT_ONCE * ROUND_US) - price;
+	last_round = now;
 	return (credit < 0) ? (int) (-credit / 1000) : 0;
-}
-
-/*
- * The same where so many handlers had batches in it.
- */
-int
-pace_batches(int nhandlers)
-{
-	int			interval = pace_round();
-
-	if (kept_before + kept_after >= MAX_KEPT &&
-		TimestampDifferenceExceeds(marked_at, last_round_at, MAX_KEPT_MS))
-		interval = Max(interval, Min(nhandlers * INTERVAL_MS, MAX_INTERVAL_MS));
-	return interval;
 }

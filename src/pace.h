@@ -11,9 +11,8 @@
 #include "access/transam.h"
 #include "utils/relcache.h"
 
-extern int	pace_round(void);
-extern int	pace_batches(int nhandlers);
-extern void pace_progress_written(TransactionId xid);
+extern int	pace_round(int nhandlers);
+extern void pace_progress_written(FullTransactionId xid);
 extern void pace_look(Relation log);
 
 #endif							/* PNE_PACE_H */

@@ -261,7 +261,7 @@ progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
 		run->progress_tid = *(ItemPointer) DatumGetPointer(own_value(0, 1, &isnull));
 	else
 		run->stale = true;
-	pace_progress_written(GetTopTransactionId());
+	pace_progress_written(GetTopFullTransactionId());
 }
 
 /*

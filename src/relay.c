@@ -52,7 +52,7 @@ static Oid	followed = InvalidOid;
 
 /* the position: all that it sees is announced; ahead_since 0: it is stored */
 static EventSnapshot *cursor = NULL;
-static TimestampTz ahead_since = 0;
+static Instant ahead_since = 0;
 
 /* what was taken up, or NULL; its events before index next are announced */
 static Window *window = NULL;
@@ -144,7 +144,7 @@ finish_window(bool found)
 	window = NULL;
 	chunk_clear(chunk);
 	if (found && ahead_since == 0)
-		ahead_since = GetCurrentTimestamp();
+		ahead_since = instant_now();
 }
 
 /*
@@ -273,7 +273,7 @@ relay_has_more(void)
 bool
 relay_is_ahead(int ms)
 {
-	return ahead_since != 0 && TimestampDifferenceExceeds(ahead_since, GetCurrentTimestamp(), ms);
+	return ahead_since != 0 && instant_passed(ahead_since, instant_now(), ms);
 }
 
 /*

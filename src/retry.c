@@ -817,7 +817,7 @@ retry_charge(HandlerRun *run, EventIdentity event, int *attempts)
 void
 retry_run_due(HandlerRun *run)
 {
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), pne_batch_time);
+	Instant		deadline = instant_in(pne_batch_time);
 	DueRetry	waiting[DUE_RETRIES];
 	int			count;
 	BatchOutcome outcome = BATCH_DONE;
@@ -829,11 +829,10 @@ retry_run_due(HandlerRun *run)
 
 	for (int i = 0; i < count && outcome == BATCH_DONE; i++)
 	{
-		TimestampTz now = GetCurrentTimestamp();
 		int			attempts;
 
 		CHECK_FOR_INTERRUPTS();
-		if (waiting[i].due > now || (i > 0 && now >= deadline))
+		if (waiting[i].due > GetCurrentTimestamp() || (i > 0 && instant_now() >= deadline))
 			break;
 		if (!run->health->taken_up)
 			careful_take_up(list_make1(run));

@@ -447,7 +447,7 @@ runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSn
 		 * Nothing there.  That the position is ahead now is not worth storing,
 		 * unless it was inside a window.
 		 */
-		TimestampTz ahead_since = run->ahead_since;
+		Instant		ahead_since = run->ahead_since;
 
 		batch_finish_window(run);
 		if (position.window == NULL)

@@ -327,7 +327,7 @@ shared_want_executor(Oid dboid, Oid owner)
 			slot->handler[0] = '\0';
 			slot->wanted = true;
 			slot->stuck = false;
-			slot->wanted_since = GetCurrentTimestamp();
+			slot->wanted_since = instant_now();
 			worker_init(&slot->worker);
 			worker_set_phase(&slot->worker, WORKER_WAITING);
 			pg_atomic_write_u32(&slot->leave, 0);
@@ -338,7 +338,7 @@ shared_want_executor(Oid dboid, Oid owner)
 	else if (slot->worker.phase == WORKER_BACKING_OFF && !slot->wanted)
 	{
 		slot->wanted = true;
-		slot->wanted_since = GetCurrentTimestamp();
+		slot->wanted_since = instant_now();
 		news = true;
 	}
 	LWLockRelease(shared->lock);
@@ -499,7 +499,7 @@ worker_set_phase(Worker *worker, WorkerPhase phase)
 	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
 
 	worker->phase = phase;
-	worker->phase_since = GetCurrentTimestamp();
+	worker->phase_since = instant_now();
 }
 
 /*

@@ -19,6 +19,7 @@
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
 
+#include "instant.h"
 #include "settings.h"
 
 /* databases that can be served at once; each listener takes a worker process */
@@ -78,9 +79,10 @@ typedef struct Worker
 {
 	WorkerPhase phase;
 	pid_t		pid;			/* 0 unless the process is alive */
-	TimestampTz phase_since;	/* when phase was entered */
-	TimestampTz started_at;		/* when the process came alive */
-	TimestampTz not_before;		/* no start before this */
+	Instant		phase_since;	/* when phase was entered */
+	TimestampTz started_at;		/* when the process came alive: for users, */
+	Instant		alive_since;	/* and to be compared */
+	Instant		not_before;		/* no start before this */
 	int			backoff;		/* ms that the next failure will cost */
 	TimestampTz last_error_at;
 	char		last_error[WORKER_ERROR_SIZE];
@@ -143,7 +145,7 @@ typedef struct ExecutorSlot
 	Oid			dboid;
 	Oid			owner;
 	Worker		worker;
-	TimestampTz wanted_since;	/* when its listener asked for it */
+	Instant		wanted_since;	/* when its listener asked for it */
 	int64		mark;			/* what it leaves in progress rows; 0: none yet */
 	bool		stuck;			/* it cannot clean its session, and has no place */
 	bool		wanted;			/* asked for again while backing off */

@@ -389,7 +389,7 @@ stats_handler_state(const Handler *handler, char **reason)
 	const char *state = "ready";
 	ExecutorSlot *slot;
 	int			probes;
-	TimestampTz probe_at;
+	Instant		probe_at;
 
 	*reason = NULL;
 	if (handler->dormant)

@@ -487,23 +487,23 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 	MemoryContext look_context;
 	WaitMemory	memory = {.context = context};
 	NotDone		found;
-	TimestampTz deadline;
+	Instant		deadline;
 	DatabaseSlot *slot;
 	int64		timeout;
 	bool		not_done;
 	uint32		request = 0;
-	TimestampTz done_at = 0;
-	TimestampTz asked_at = 0;
+	Instant		done_at = 0;
+	Instant		asked_at = 0;
 
 	check_context(fcinfo, "wait_for_event_handlers()", "event handlers", "It would wait for itself.",
 				  "Events are handled when they are committed: COMMIT first, then CALL it on its own.");
 	timeout = timeout_argument(fcinfo, 0);
-	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
+	deadline = instant_in(timeout);
 
 	look_context = AllocSetContextCreate(context, "look at event handlers", ALLOCSET_DEFAULT_SIZES);
 	for (;;)
 	{
-		TimestampTz now;
+		Instant		now;
 		bool		is_last;
 
 		CHECK_FOR_INTERRUPTS();
@@ -517,8 +517,8 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 		 * Ask for positions; again only after a while, because who answers
 		 * signals, too.
 		 */
-		now = GetCurrentTimestamp();
-		if (slot != NULL && TimestampDifferenceExceeds(asked_at, now, MAX_WAIT_MS))
+		now = instant_now();
+		if (slot != NULL && instant_passed(asked_at, now, MAX_WAIT_MS))
 		{
 			uint32		made = pg_atomic_add_fetch_u32(&slot->persist_requests, 1);
 
@@ -532,15 +532,15 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 		end_look(look_context);
 
 		/* what is done counts a moment later; but a long call is not waited for */
-		now = GetCurrentTimestamp();
+		now = instant_now();
 		if (!not_done && done_at == 0)
 			done_at = now;
 		if (is_last ||
 			(!not_done && (executors_have_counted(request) ||
-						   TimestampDifferenceExceeds(done_at, now, COUNT_GRACE_MS))))
+						   instant_passed(done_at, now, COUNT_GRACE_MS))))
 			break;
 
-		(void) sleep_for(slot ? &slot->progress : NULL, Min(MAX_WAIT_MS, TimestampDifferenceMilliseconds(now, deadline)));
+		(void) sleep_for(slot ? &slot->progress : NULL, Min(MAX_WAIT_MS, instant_ms_left(now, deadline)));
 	}
 	ConditionVariableCancelSleep();
 	if (not_done)
@@ -566,7 +566,7 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 {
 	char	   *name = name_argument(fcinfo, 0, "consumer", "event consumer");
 	int64		timeout = timeout_argument(fcinfo, 1);
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), timeout);
+	Instant		deadline = instant_in(timeout);
 	ConsumerMemory memory = {.context = CurrentMemoryContext};
 	MemoryContext look_context;
 
@@ -577,8 +577,8 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 	for (;;)
 	{
 		DatabaseSlot *slot = shared_find_database(MyDatabaseId);
-		TimestampTz look_again;
-		TimestampTz now;
+		Instant		look_again;
+		Instant		now;
 		bool		ready;
 
 		CHECK_FOR_INTERRUPTS();
@@ -590,12 +590,12 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 		ready = consumer_is_ready(name, &memory, &look_again);
 		end_look(look_context);
 
-		now = GetCurrentTimestamp();
+		now = instant_now();
 		if (ready || now >= deadline)
 			break;
-		look_again = Min(Min(look_again, deadline), TimestampTzPlusMilliseconds(now, MAX_WAIT_MS));
+		look_again = Min(Min(look_again, deadline), instant_after(now, MAX_WAIT_MS));
 		if (look_again > now &&
-			sleep_for(slot ? &slot->news : NULL, TimestampDifferenceMilliseconds(now, look_again)))
+			sleep_for(slot ? &slot->news : NULL, instant_ms_left(now, look_again)))
 			memory.lock_wait = 0;	/* whoever has it may be just letting go */
 	}
 	ConditionVariableCancelSleep();

@@ -297,7 +297,7 @@ event_position_passed(const EventPosition *position, uint64 xid, int64 id)
 static bool
 scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey keys,
 		   const EventPosition *position, const EventSnapshot *upto, ScanDirection direction,
-		   EventCallback callback, void *arg, TimestampTz deadline)
+		   EventCallback callback, void *arg, Instant deadline)
 {
 	IndexScanDesc scan;
 	TupleTableSlot *slot = table_slot_create(log, NULL);
@@ -314,7 +314,7 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 		CHECK_FOR_INTERRUPTS();
 		if (event_snapshot_sees(upto, xid) && !event_position_passed(position, xid, id))
 			go_on = callback(slot, id, arg);
-		if (deadline != DT_NOEND && ++nrows % LOOK_AT_CLOCK == 0 && GetCurrentTimestamp() >= deadline)
+		if (deadline != INSTANT_NEVER && ++nrows % LOOK_AT_CLOCK == 0 && instant_now() >= deadline)
 			go_on = false;
 	}
 	index_endscan(scan);
@@ -328,7 +328,7 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
  */
 static bool
 scan_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
-			ScanDirection direction, EventCallback callback, void *arg, TimestampTz deadline)
+			ScanDirection direction, EventCallback callback, void *arg, Instant deadline)
 {
 	static const WantedIndex by_txid = {.nkeys = 1, .keys = {Anum_event_txid}};
 	const EventSnapshot *cursor = position->cursor;
@@ -369,7 +369,7 @@ void
 window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 			const EventSnapshot *upto, EventCallback callback, void *arg)
 {
-	(void) scan_window(log, position, snapshot, upto, ForwardScanDirection, callback, arg, DT_NOEND);
+	(void) scan_window(log, position, snapshot, upto, ForwardScanDirection, callback, arg, INSTANT_NEVER);
 }
 
 /*
@@ -379,7 +379,7 @@ void
 window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
 				 const EventSnapshot *upto, EventCallback callback, void *arg)
 {
-	(void) scan_window(log, position, snapshot, upto, BackwardScanDirection, callback, arg, DT_NOEND);
+	(void) scan_window(log, position, snapshot, upto, BackwardScanDirection, callback, arg, INSTANT_NEVER);
 }
 
 typedef struct CollectState
@@ -538,7 +538,7 @@ window_find(const Window *window, int64 i, const WantedNames *wanted, int limit,
  */
 static Window *
 read_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
-			MemoryContext parent, bool with_names, EventCallback wanted, void *arg, TimestampTz deadline)
+			MemoryContext parent, bool with_names, EventCallback wanted, void *arg, Instant deadline)
 {
 	Window	   *window;
 	CollectState state = {.room = INITIAL_EVENTS, .ascending = true, .wanted = wanted, .arg = arg};
@@ -573,14 +573,14 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 
 /*
  * Read the window between a position and a snapshot: its events, sorted once.
- * NULL where that takes longer than until the deadline (DT_NOEND: none).
+ * NULL where that takes longer than until the deadline (INSTANT_NEVER: none).
  *
  * A position inside a window is continued in that same window.  The result has
  * one reference; it lives in a context of its own below parent.
  */
 Window *
 window_read(Relation log, const EventPosition *position, Snapshot snapshot,
-			const EventSnapshot *upto, MemoryContext parent, TimestampTz deadline)
+			const EventSnapshot *upto, MemoryContext parent, Instant deadline)
 {
 	return read_window(log, position, snapshot, upto, parent, false, NULL, NULL, deadline);
 }
@@ -592,7 +592,7 @@ Window *
 window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
 				  const EventSnapshot *upto, MemoryContext parent)
 {
-	return read_window(log, position, snapshot, upto, parent, true, NULL, NULL, DT_NOEND);
+	return read_window(log, position, snapshot, upto, parent, true, NULL, NULL, INSTANT_NEVER);
 }
 
 /*
@@ -604,7 +604,7 @@ window_read_wanted(Relation log, const EventPosition *position, Snapshot snapsho
 				   const EventSnapshot *upto, MemoryContext parent,
 				   EventCallback wanted, void *arg)
 {
-	return read_window(log, position, snapshot, upto, parent, false, wanted, arg, DT_NOEND);
+	return read_window(log, position, snapshot, upto, parent, false, wanted, arg, INSTANT_NEVER);
 }
 
 typedef struct ReadOnState

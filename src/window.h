@@ -13,6 +13,7 @@
 #include "utils/timestamp.h"
 
 #include "event.h"
+#include "instant.h"
 #include "names.h"
 
 /*
@@ -78,7 +79,7 @@ extern void window_scan(Relation log, const EventPosition *position, Snapshot sn
 extern void window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
 							 const EventSnapshot *upto, EventCallback callback, void *arg);
 extern Window *window_read(Relation log, const EventPosition *position, Snapshot snapshot,
-						   const EventSnapshot *upto, MemoryContext parent, TimestampTz deadline);
+						   const EventSnapshot *upto, MemoryContext parent, Instant deadline);
 extern Window *window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
 								 const EventSnapshot *upto, MemoryContext parent);
 extern Window *window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,

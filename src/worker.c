@@ -13,6 +13,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "access/xact.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -26,12 +28,12 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
 #include "compat.h"
 #include "foreign_text.h"
+#include "timers.h"
 #include "worker.h"
 
 /* the first and the longest time to back off, in ms */
@@ -93,8 +95,21 @@ static volatile sig_atomic_t committing = false;
 static void
 worker_cancel(SIGNAL_ARGS)
 {
+	if (timers_cancel_is_early())
+		return;
 	if (!committing || MyProc->waitLock != NULL)
 		StatementCancelHandler(PNE_PASS_SIGNAL_ARGS);
+}
+
+/*
+ * Forget a cancel that has come, and that it came from lock_timeout: the next one
+ * would be taken for that.
+ */
+static void
+forget_cancel(void)
+{
+	QueryCancelPending = false;
+	(void) get_timeout_indicator(LOCK_TIMEOUT, true);
 }
 
 /*
@@ -108,7 +123,7 @@ note_commit(XactEvent event, void *arg)
 	if (committing && QueryCancelPending)
 	{
 		CHECK_FOR_INTERRUPTS();
-		QueryCancelPending = false;
+		forget_cancel();
 	}
 }
 
@@ -123,6 +138,7 @@ worker_signals(void)
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGINT, worker_cancel);
 	pqsignal(SIGTERM, die);
+	timers_init();
 	worker_hold_cancels();
 	BackgroundWorkerUnblockSignals();
 }
@@ -135,7 +151,7 @@ worker_signals(void)
 void
 worker_hold_cancels(void)
 {
-	QueryCancelPending = false;
+	forget_cancel();
 	if (QueryCancelHoldoffCount == 0)
 		HOLD_CANCEL_INTERRUPTS();
 }
@@ -147,7 +163,7 @@ worker_hold_cancels(void)
 void
 worker_allow_cancels(void)
 {
-	QueryCancelPending = false;
+	forget_cancel();
 	if (QueryCancelHoldoffCount > 0)
 		RESUME_CANCEL_INTERRUPTS();
 }
@@ -214,16 +230,14 @@ worker_lock_table(Oid relid)
 }
 
 /*
- * The process is there.
+ * The process is there.  The caller holds the lock.
  */
 void
-worker_came_alive(Worker *worker, WorkerPhase phase)
+worker_is_alive(Worker *worker)
 {
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	worker->pid = MyProcPid;
 	worker->started_at = GetCurrentTimestamp();
-	worker_set_phase(worker, phase);
-	LWLockRelease(shared->lock);
+	worker->alive_since = instant_now();
 }
 
 /*
@@ -240,7 +254,7 @@ static void
 lengthen_backoff(Worker *worker)
 {
 	worker->backoff = worker_next_backoff(worker->backoff);
-	worker->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), worker->backoff);
+	worker->not_before = instant_in(worker->backoff);
 }
 
 /*
@@ -288,24 +302,24 @@ wait_on_latch(int events, long timeout)
 }
 
 /*
- * Sleep until the bell is rung or a time has come (DT_NOEND: no time).
+ * Sleep until the bell is rung or a time has come (INSTANT_NEVER: no time).
  *
  * The flag of the bell is tested after the latch was reset and before sleeping,
  * so no ring is slept over (doorbell.c).  The same goes for notifications of
  * our own: they raise the flag without the latch.
  */
 void
-worker_sleep(Bell *bell, TimestampTz until)
+worker_sleep(Bell *bell, Instant until)
 {
 	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 	long		timeout = -1;
 
 	if (doorbell_is_rung(bell))
 		return;
-	if (until != DT_NOEND)
+	if (until != INSTANT_NEVER)
 	{
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-		if (timeout <= 0)
+		timeout = (long) Min(instant_ms_left(instant_now(), until), INT_MAX);
+		if (timeout == 0)
 			return;
 		events |= WL_TIMEOUT;
 	}
@@ -418,7 +432,7 @@ worker_perform(Worker *worker, Duty *duty, void (*work) (void))
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool failed = false;
 
-	if (duty->not_before > GetCurrentTimestamp())
+	if (duty->not_before > instant_now())
 		return true;
 
 	PG_TRY();
@@ -434,7 +448,7 @@ worker_perform(Worker *worker, Duty *duty, void (*work) (void))
 		worker_abort(worker, duty->backoff == 0 || error_is_news(duty->last_error));
 		strlcpy(duty->last_error, worker->last_error, WORKER_ERROR_SIZE);
 		duty->backoff = worker_next_backoff(duty->backoff);
-		duty->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), duty->backoff);
+		duty->not_before = instant_in(duty->backoff);
 	}
 	PG_END_TRY();
 	return !failed;

@@ -33,7 +33,7 @@ StaticAssertDecl(sizeof(WorkerStart) <= BGW_EXTRALEN, "WorkerStart must fit into
  */
 typedef struct Duty
 {
-	TimestampTz not_before;		/* no try before this */
+	Instant		not_before;		/* no try before this */
 	int			backoff;		/* ms that the last failure has cost, or 0 */
 	char		last_error[WORKER_ERROR_SIZE];
 } Duty;
@@ -45,11 +45,11 @@ extern void worker_connect(Oid dboid, Oid owner);
 extern void worker_start_short_transaction(void);
 extern void worker_commit_short_transaction(void);
 extern void worker_lock_table(Oid relid);
-extern void worker_came_alive(Worker *worker, WorkerPhase phase);
+extern void worker_is_alive(Worker *worker);
 extern void worker_went_away(Worker *worker, bool clean);
 extern void worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity);
 extern void worker_pause(int ms);
-extern void worker_sleep(Bell *bell, TimestampTz until);
+extern void worker_sleep(Bell *bell, Instant until);
 extern bool worker_reload_config(void);
 extern void worker_abort(Worker *worker, bool log);
 extern int	worker_next_backoff(int backoff);

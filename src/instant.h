@@ -1,0 +1,57 @@
+/*-------------------------------------------------------------------------
+ *
+ * instant.h
+ *		Points in time that setting the clock does not move.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_INSTANT_H
+#define PNE_INSTANT_H
+
+#include "datatype/timestamp.h"
+
+/* in us; 0 is long ago */
+typedef int64 Instant;
+
+#define INSTANT_NEVER PG_INT64_MAX
+
+extern Instant instant_now(void);
+extern Instant instant_of_time(TimestampTz when);
+
+/*
+ * So many ms later.
+ */
+static inline Instant
+instant_after(Instant since, int64 ms)
+{
+	return since + ms * 1000;
+}
+
+/*
+ * So many ms from now.
+ */
+static inline Instant
+instant_in(int64 ms)
+{
+	return instant_after(instant_now(), ms);
+}
+
+/*
+ * Whether that was at least so many ms before now.
+ */
+static inline bool
+instant_passed(Instant since, Instant now, int64 ms)
+{
+	return now - since >= ms * 1000;
+}
+
+/*
+ * How many ms are left, rounded up; 0 if it is past.
+ */
+static inline int64
+instant_ms_left(Instant now, Instant until)
+{
+	return until <= now ? 0 : (until - now) / 1000 + ((until - now) % 1000 != 0);
+}
+
+#endif							/* PNE_INSTANT_H */
