@@ -150,6 +150,13 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 #define pne_is_pipelining() false
 #endif
 
+/* 16 has memory of its own for what belongs to settings */
+#if PG_VERSION_NUM < 160000
+#define pne_guc_malloc(size) malloc(size)
+#else
+#define pne_guc_malloc(size) guc_malloc(LOG, (size))
+#endif
+
 /* 17 has named wait events for extensions */
 #if PG_VERSION_NUM < 170000
 #define pne_wait_event(name) PG_WAIT_EXTENSION

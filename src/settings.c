@@ -25,6 +25,7 @@
 #include "utils/rel.h"
 #include "utils/varlena.h"
 
+#include "compat.h"
 #include "settings.h"
 
 bool		pne_enabled = true;
@@ -42,6 +43,16 @@ int			pne_naptime = 1000;
 int			pne_synchronous_commit = SYNCHRONOUS_COMMIT_OFF;
 double		pne_queue_usage_limit = 0.5;
 bool		pne_superuser_handlers = true;
+
+/* the setting "databases", parsed; the names are sorted */
+typedef struct NamedDatabases
+{
+	bool		all;
+	int			count;
+	NameData	names[FLEXIBLE_ARRAY_MEMBER];
+} NamedDatabases;
+
+static NamedDatabases *named_databases = NULL;
 
 static const struct config_enum_entry announce_options[] = {
 	{"relay", ANNOUNCE_RELAY, false},
@@ -83,22 +94,51 @@ check_channel(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+static int
+compare_names(const void *a, const void *b)
+{
+	return strncmp(NameStr(*(const NameData *) a), NameStr(*(const NameData *) b), NAMEDATALEN);
+}
+
 /*
- * The list of databases must parse; which of them exist is not known here.
+ * The list of databases must parse; which of them exist is not known here.  What
+ * was parsed goes with the setting: each event asks for it.
  */
 static bool
 check_databases(char **newval, void **extra, GucSource source)
 {
 	char	   *raw = pstrdup(*newval);
 	List	   *names;
-	bool		valid;
+	NamedDatabases *parsed;
+	ListCell   *lc;
+	bool		all = (strcmp(*newval, "*") == 0);
 
-	valid = SplitIdentifierString(raw, ',', &names) || strcmp(*newval, "*") == 0;
-	if (!valid)
+	if (!SplitIdentifierString(raw, ',', &names) && !all)
+	{
 		GUC_check_errdetail("List syntax is invalid.");
+		list_free(names);
+		pfree(raw);
+		return false;
+	}
+	parsed = pne_guc_malloc(offsetof(NamedDatabases, names) + sizeof(NameData) * (Size) list_length(names));
+	if (parsed != NULL)
+	{
+		parsed->all = all;
+		parsed->count = 0;
+		foreach(lc, names)
+			namestrcpy(&parsed->names[parsed->count++], lfirst(lc));
+		qsort(parsed->names, parsed->count, sizeof(NameData), compare_names);
+	}
 	list_free(names);
 	pfree(raw);
-	return valid;
+	*extra = parsed;
+	return parsed != NULL;
+}
+
+static void
+assign_databases(const char *newval, void *extra)
+{
+	named_databases = extra;
 }
 
 /*
@@ -121,28 +161,10 @@ settings_synchronous_commit_name(void)
  * Whether the setting "databases" names this database.
  */
 static bool
-is_named(const char *datname)
+is_named(const NameData *datname)
 {
-	char	   *raw;
-	List	   *names;
-	ListCell   *lc;
-	bool		found = false;
-
-	if (strcmp(pne_databases, "*") == 0)
-		return true;
-
-	raw = pstrdup(pne_databases);
-	if (SplitIdentifierString(raw, ',', &names))
-	{
-		foreach(lc, names)
-		{
-			if (strcmp((char *) lfirst(lc), datname) == 0)
-				found = true;
-		}
-	}
-	list_free(names);
-	pfree(raw);
-	return found;
+	return named_databases->all ||
+		bsearch(datname, named_databases->names, named_databases->count, sizeof(NameData), compare_names) != NULL;
 }
 
 /*
@@ -153,7 +175,7 @@ settings_serve_database(Form_pg_database database)
 {
 	/* a negative limit below -1 marks one whose DROP was interrupted */
 	return pne_enabled && database->datallowconn && !database->datistemplate &&
-		database->datconnlimit >= -1 && is_named(NameStr(database->datname));
+		database->datconnlimit >= -1 && is_named(&database->datname);
 }
 
 /*
@@ -244,7 +266,7 @@ settings_init(void)
 							   "*",
 							   PGC_SIGHUP,
 							   GUC_LIST_INPUT,
-							   check_databases, NULL, NULL);
+							   check_databases, assign_databases, NULL);
 
 	DefineCustomBoolVariable("pg_notify_events.enabled",
 							 "Whether any worker serves anything.",
