@@ -282,7 +282,9 @@ start_failed(const Worker *worker, BackgroundWorkerHandle *handle)
 
 /*
  * Whether somebody wants the database for DDL of its own (DROP, RENAME, being
- * a template): that waits for our workers to be gone, so none is started.
+ * a template): that waits for our workers to be gone, so none is started.  The
+ * lock is only tried: there may be more databases than the server has room for
+ * locks.
  */
 static bool
 database_is_available(Oid dboid)
@@ -290,7 +292,10 @@ database_is_available(Oid dboid)
 	LOCKTAG		tag;
 
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, dboid, 0);
-	return LockAcquire(&tag, RowExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+	if (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	LockRelease(&tag, RowExclusiveLock, false);
+	return true;
 }
 
 /*
@@ -326,6 +331,7 @@ read_served_databases(void)
 	}
 	table_endscan(scan);
 	table_close(rel, AccessShareLock);
+	FAULT_POINT("databases-read");
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	return result;
@@ -628,6 +634,7 @@ manage_executors(void)
 		slot->wanted = false;
 		slot->stuck = false;
 		pg_atomic_write_u32(&slot->leave, 0);
+		leaving_since[start.slot] = 0;
 		worker_set_phase(&slot->worker, WORKER_STARTING);
 		LWLockRelease(shared->lock);
 
