@@ -76,8 +76,6 @@
 /* a position that passed only events of others is stored after this, in ms */
 #define LAZY_STORE_MS 5000
 
-static void executor_leave(void);
-
 static ExecutorSlot *my_slot = NULL;
 static DatabaseSlot *my_database = NULL;
 static Bell *my_bell = NULL;
@@ -211,6 +209,7 @@ try_discard_session(bool log_failure)
 	PG_TRY();
 	{
 		careful_arm_timeout(DISCARD_TIMEOUT_MS);
+		FAULT_POINT("before-discard");
 		discard_session();
 		careful_disarm_timeout();
 		careful_stop_watch();
@@ -242,7 +241,7 @@ try_discard_session(bool log_failure)
  * object need not be temporary.  Nothing else of the owner's is run before it is
  * done, but the place is for others; and as ending the process would wait for
  * the same lock, and another one could come to the same end, it stays until it
- * can leave.
+ * is done, and then leaves after this turn.
  */
 void
 executor_discard_session(void)
@@ -265,7 +264,8 @@ executor_discard_session(void)
 			worker_sleep(my_bell, until);
 		}
 	} while (!try_discard_session(false));
-	executor_leave();
+	/* not here: an attempt may have to be recorded still */
+	pg_atomic_write_u32(&my_slot->leave, 1);
 }
 
 /* ----------

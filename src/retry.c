@@ -684,6 +684,9 @@ try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, c
 		outage_over(run);
 		executor_progress_committed(1);
 	}
+	/* it is recorded: should the process end while it cleans its session, no event is the cause */
+	if (outcome == BATCH_DONE)
+		careful_attempt_ends();
 	executor_discard_session();
 	*event_name = event.name;
 	*failure = error;
@@ -710,9 +713,11 @@ run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 			break;
 		FreeErrorData(error);
 	}
+	if (outcome == BATCH_DONE)
+		return outcome;
 	if (outcome == BATCH_FAILED)
 		outcome = record_failed_attempt(run, event, event_name, attempts, error);
-	else if (outcome != BATCH_DONE)
+	else
 		release_attempt(run, event, attempts);
 	careful_attempt_ends();
 	return outcome;
