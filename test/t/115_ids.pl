@@ -379,6 +379,9 @@ is( $node->safe_psql('race', "SELECT max(id) <= (SELECT last_value FROM $sequenc
 # A crash takes nothing back: no number is drawn twice, though its row is gone.
 #
 make_database('crash');
+is(give('crash', 'giver', q(VALUES (1, 'given'))), 'done', 'the first of all');
+$node->safe_psql('crash', 'DELETE FROM notification_events');
+is($node->safe_psql('crash', q(SELECT notify_event('x'))), 2, 'is not drawn though its row is gone');
 foreach my $ahead (0, 1, 10, 100)
 {
 	$node->safe_psql('crash', q(SELECT notify_event('x')));
