@@ -30,9 +30,6 @@
 #include "catalog.h"
 #include "match.h"
 
-/* rows behind a position that match_pending() looks at before all others */
-#define LOOK_BEHIND 1000
-
 /*
  * Whether a jsonpath is a predicate ($.a > 1), as @@ wants it, or a path.
  */
@@ -257,10 +254,9 @@ match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc de
 typedef struct PendingSearch
 {
 	const EventPattern *pattern;
-	const EventPosition *position;
-	const EventSnapshot *upto;
 	bool		found;
 	int64		passed;
+	int64		max_passed;
 } PendingSearch;
 
 static bool
@@ -273,44 +269,23 @@ found_pending(TupleTableSlot *slot, int64 id, void *arg)
 	search->found = match_name(search->pattern, name);
 	search->passed++;
 	pfree(name);
-	return !search->found;
-}
-
-static bool
-found_behind(TupleTableSlot *slot, int64 id, void *arg)
-{
-	PendingSearch *search = (PendingSearch *) arg;
-	uint64		xid = event_slot_txid(slot);
-
-	if (!event_snapshot_sees(search->upto, xid) || event_position_passed(search->position, xid, id))
-		return ++search->passed < LOOK_BEHIND;
-	return found_pending(slot, id, arg) && search->passed < LOOK_BEHIND;
+	return !search->found && search->passed < search->max_passed;
 }
 
 /*
- * Whether the log holds an event for the pattern, by name, between a position
- * and a snapshot.  If not, passed is how many of others lie there.
+ * Whether the log holds an event for the pattern, by name, between a cursor and a
+ * snapshot.  If none was found, passed is how many of others lie there; where it
+ * is max_passed, the search has ended there.
  */
 bool
-match_pending(const EventPattern *pattern, const EventPosition *position, Relation log,
-			  Snapshot snapshot, const EventSnapshot *upto, int64 *passed)
+match_pending(const EventPattern *pattern, EventSnapshot *cursor, Relation log, Snapshot snapshot,
+			  const EventSnapshot *upto, int64 max_passed, int64 *passed)
 {
-	PendingSearch search = {pattern, position, upto, false, 0};
+	EventPosition position = {cursor, NULL, 0};
+	PendingSearch search = {pattern, false, 0, max_passed};
 
-	/*
-	 * Who is inside a window mostly has the next one right behind the last, while
-	 * the window begins with all that it has passed.
-	 */
-	if (position->window != NULL && position->last_id < PG_INT64_MAX)
-	{
-		event_scan_ids(log, snapshot, position->last_id + 1, PG_INT64_MAX, found_behind, &search);
-		if (search.found)
-			return true;
-		search.passed = 0;
-	}
-	window_scan(log, position, snapshot, upto, found_pending, &search);
-	if (passed != NULL)
-		*passed = search.passed;
+	window_scan(log, &position, snapshot, upto, found_pending, &search);
+	*passed = search.passed;
 	return search.found;
 }
 

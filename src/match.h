@@ -38,8 +38,9 @@ extern bool match_name(const EventPattern *pattern, const char *event_name);
 extern WantedNames *match_names(const EventPattern *pattern, const EventNames *names);
 extern bool match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc desc);
 extern bool match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc desc);
-extern bool match_pending(const EventPattern *pattern, const EventPosition *position, Relation log,
-						  Snapshot snapshot, const EventSnapshot *upto, int64 *passed);
+extern bool match_pending(const EventPattern *pattern, EventSnapshot *cursor, Relation log,
+						  Snapshot snapshot, const EventSnapshot *upto, int64 max_passed,
+						  int64 *passed);
 extern bool match_is_restricted(Relation log);
 extern void match_row_security(Relation log, Event *events, int nevents);
 

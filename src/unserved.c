@@ -151,27 +151,29 @@ unserved_can_run(const Handler *handler)
  * Whether there is nothing for a handler.  Each event is looked at once: what was
  * found before is known, as long as the pattern and the stored position are the
  * same.  Where many events of others were passed, an executor is to store that,
- * so that nobody has to look through them again.
+ * so that nobody has to look through them again; then no more are looked at.  And
+ * one is to bring a position out of its window: what is left of that could be
+ * found only among all that it has passed, and anew with each look.
  */
 bool
 unserved_is_quiet(const Handler *handler, Relation log, Snapshot snapshot, const EventSnapshot *upto)
 {
 	Unserved   *entry = lookup(handler);
-	EventPosition position = handler->position;
 	EventSnapshot *reached;
 	MemoryContext old;
 	int64		passed;
 
-	if (entry->event_name != NULL &&
-		(position.window != NULL || strcmp(entry->event_name, handler->pattern.event_name) != 0 ||
-		 !event_snapshot_equal(entry->stored, position.cursor)))
-		forget_quiet(entry);
-	if (entry->event_name != NULL)
-		position.cursor = entry->upto;
-	if (match_pending(&handler->pattern, &position, log, snapshot, upto, &passed))
+	if (handler->position.window != NULL)
 		return false;
-	if (position.window != NULL)
-		return true;
+	if (entry->event_name != NULL &&
+		(strcmp(entry->event_name, handler->pattern.event_name) != 0 ||
+		 !event_snapshot_equal(entry->stored, handler->position.cursor)))
+		forget_quiet(entry);
+	if (entry->passed >= MAX_PASSED)
+		return false;
+	if (match_pending(&handler->pattern, entry->event_name ? entry->upto : handler->position.cursor,
+					  log, snapshot, upto, MAX_PASSED - entry->passed, &passed))
+		return false;
 
 	old = MemoryContextSwitchTo(unserved_context);
 	reached = event_snapshot_copy(upto);
