@@ -315,16 +315,17 @@ batch_was_unwanted(HandlerRun *run, ErrorData *error)
 }
 
 /*
- * The handler is through with its window.
+ * The handler is through with its window, or with what was read of it.
  */
 void
 batch_finish_window(HandlerRun *run)
 {
+	EventPosition come_to = window_position(run->window, run->window->nevents);
+	EventPosition previous = run->position;
 	MemoryContext old = MemoryContextSwitchTo(run->context);
-	EventSnapshot *previous = run->cursor;
 
-	run->cursor = event_snapshot_copy(run->window->upto);
-	pfree(previous);
+	run->position = event_position_copy(&come_to);
+	event_position_free(&previous);
 	MemoryContextSwitchTo(old);
 	window_release(run->window);
 	run->window = NULL;
@@ -334,6 +335,15 @@ batch_finish_window(HandlerRun *run)
 	run->next = 0;
 	if (run->ahead_since == 0)
 		run->ahead_since = instant_now();
+}
+
+/*
+ * Whether the next part of the handler's window is to be read.
+ */
+bool
+batch_is_inside_window(const HandlerRun *run)
+{
+	return run->window == NULL && run->position.window != NULL;
 }
 
 /*

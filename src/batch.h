@@ -43,7 +43,7 @@ typedef struct HandlerHealth
 
 /*
  * A handler as its executor runs it.  What is stored of its position, and
- * under which version, is in definition; cursor, window and next may be ahead
+ * under which version, is in definition; position, window and next may be ahead
  * of that by events that did not concern it.
  */
 typedef struct HandlerRun
@@ -54,8 +54,8 @@ typedef struct HandlerRun
 	Oid			approved;		/* the function that this transaction may call */
 	HandlerCall call;
 	ItemPointerData progress_tid;	/* where the progress row was last; or invalid */
-	EventSnapshot *cursor;
-	Window	   *window;			/* or NULL: the next one is to be read */
+	EventPosition position;		/* behind the last window that it is through with */
+	Window	   *window;			/* or NULL: the next one, or the rest of one, is to be read */
 	WantedNames *names;			/* those of the window that concern the handler;
 								 * or NULL: not known yet */
 	int64		next;			/* index in window->ids of the next event */
@@ -89,6 +89,7 @@ extern bool batch_was_unwanted(HandlerRun *run, ErrorData *error);
 extern bool batch_try_again(const ErrorData *error, int tries);
 
 extern void batch_finish_window(HandlerRun *run);
+extern bool batch_is_inside_window(const HandlerRun *run);
 extern void batch_leave_alone(HandlerRun *run);
 extern bool batch_is_held(const HandlerRun *run);
 extern bool batch_may_run(const HandlerRun *run);

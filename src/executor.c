@@ -470,7 +470,9 @@ executor_leave(void)
 
 /*
  * Have the handler stand at an event that concerns it: in its window, or where
- * nothing is left in that one, in the next.  False if there is none.
+ * nothing is left in that one, in the next.  False if there is none, or if a part
+ * of a large window has none: the next part is read in the next round, by all who
+ * have come so far.
  */
 static bool
 find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto)
@@ -481,7 +483,7 @@ find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot 
 			runs_take_window(run, log, snapshot, upto);
 		if (run->window != NULL && batch_seek(run))
 			return true;
-	} while (!event_snapshot_equal(run->cursor, upto));
+	} while (!batch_is_inside_window(run) && !event_snapshot_equal(run->position.cursor, upto));
 	return false;
 }
 
@@ -542,7 +544,7 @@ read_windows(void)
 			work = true;
 		if (batch_is_held(run))
 			continue;
-		if (find_work(run, log, snapshot, upto))
+		if (find_work(run, log, snapshot, upto) || batch_is_inside_window(run))
 			work = true;
 		else if (run->health->probes > 0 && run->next_retry_at == DT_NOEND)
 			outage_over(run);	/* nothing is left to probe with */
@@ -566,6 +568,16 @@ static bool
 has_batch(const HandlerRun *run)
 {
 	return batch_may_run(run) && run->window != NULL && !batch_is_held(run);
+}
+
+/*
+ * Whether it has one, or may have one as soon as more of its window is read.
+ */
+static bool
+has_more(const HandlerRun *run)
+{
+	return has_batch(run) ||
+		(batch_is_inside_window(run) && batch_may_run(run) && !batch_is_held(run));
 }
 
 /*
@@ -643,7 +655,7 @@ take_turns(MemoryContext turn_context)
 		if (has_batch(run))
 			nturns++;
 		take_turn(run);
-		if (has_batch(run))
+		if (has_more(run))
 			backlog = true;
 		CHECK_FOR_INTERRUPTS();
 		pgstat_report_stat(false);

@@ -281,7 +281,7 @@ bool
 match_pending(const EventPattern *pattern, EventSnapshot *cursor, Relation log, Snapshot snapshot,
 			  const EventSnapshot *upto, int64 max_passed, int64 *passed)
 {
-	EventPosition position = {cursor, NULL, 0};
+	EventPosition position = {.cursor = cursor};
 	PendingSearch search = {pattern, false, 0, max_passed};
 
 	window_scan(log, &position, snapshot, upto, found_pending, &search);

@@ -187,17 +187,9 @@ progress_lock(HandlerRun *run)
 static EventPosition
 position_at(HandlerRun *run, int64 next)
 {
-	EventPosition position = {run->cursor, NULL, 0};
-
-	/* no window was read: the stored one, if any, stands */
-	if (run->window == NULL)
-		return event_snapshot_equal(run->cursor, run->definition->position.cursor) ?
-			run->definition->position : position;
-	if (next > 0 || run->window->nevents == 0)
+	if (run->window != NULL && (next > 0 || run->window->nevents == 0))
 		return window_position(run->window, next);
-	if (event_snapshot_equal(run->definition->position.window, run->window->upto))
-		position = run->definition->position;	/* a continued window, untouched */
-	return position;
+	return run->position;
 }
 
 /*
@@ -275,14 +267,9 @@ progress_stored(HandlerRun *run, int64 next)
 	EventPosition *stored = &run->definition->position;
 	EventPosition previous = *stored;
 
-	stored->cursor = event_snapshot_copy(position.cursor);
-	stored->window = position.window ? event_snapshot_copy(position.window) : NULL;
-	stored->last_id = position.last_id;
+	*stored = event_position_copy(&position);
 	MemoryContextSwitchTo(old);
-
-	pfree(previous.cursor);
-	if (previous.window != NULL)
-		pfree(previous.window);
+	event_position_free(&previous);
 
 	run->next = next;
 	if (run->window != NULL && next >= run->window->nevents)

@@ -8,7 +8,9 @@
  * since is taken up as a window, the ids of its marked events, by id.  They are
  * announced in transactions of a chunk each, so that none gets long; equal
  * announcements of a chunk become one, as NOTIFY does it.  When the window is
- * through, the position moves to its end.
+ * through, the position moves to its end.  A window that has more of them than
+ * are held in memory is taken up in parts; then the position is inside of it, and
+ * each event is counted with the first part.
  *
  * The position is stored some seconds later (relay_store), so a listener that
  * is lost, or a crash, has what was announced since then announced again, and
@@ -50,8 +52,11 @@ static MemoryContext relay_context = NULL;
 /* the log that all this is about: a new extension has another one */
 static Oid	followed = InvalidOid;
 
-/* the position: all that it sees is announced; ahead_since 0: it is stored */
-static EventSnapshot *cursor = NULL;
+/*
+ * The position: all that it has passed is announced.  What is stored of it is the
+ * cursor; ahead_since 0: it is.
+ */
+static EventPosition position = {.cursor = NULL};
 static Instant ahead_since = 0;
 
 /* what was taken up, or NULL; its events before index next are announced */
@@ -89,8 +94,20 @@ load_cursor(void)
 				 errmsg("table \"_event_relay\" is empty"),
 				 errhint("Drop the extension and create it again.")));
 	old = MemoryContextSwitchTo(relay_context);
-	cursor = event_snapshot_parse(own_text(0, 1));
+	position.cursor = event_snapshot_parse(own_text(0, 1));
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Whether an event is to be announced.
+ */
+static bool
+is_marked(TupleTableSlot *slot, int64 id, void *arg)
+{
+	bool		isnull;
+	bool		marked = DatumGetBool(slot_getattr(slot, Anum_event_announce, &isnull));
+
+	return marked && !isnull;
 }
 
 /*
@@ -106,7 +123,6 @@ see_event(TupleTableSlot *slot, int64 id, void *arg)
 	bool	   *found = (bool *) arg;
 	bool		no_origin;
 	bool		isnull;
-	bool		marked;
 	Datum		created_at;
 
 	*found = true;
@@ -123,27 +139,27 @@ see_event(TupleTableSlot *slot, int64 id, void *arg)
 		pfree(name);
 	}
 
-	marked = DatumGetBool(slot_getattr(slot, Anum_event_announce, &isnull));
-	return marked && !isnull;
+	return is_marked(slot, id, NULL);
 }
 
 /*
- * The window is through; found: there were events in it, marked or not, so that
- * the position is worth storing.
+ * The window, or what was taken up of it, is through; found: there were events in
+ * it, marked or not, so that the position is worth storing.
  */
 static void
 finish_window(bool found)
 {
+	EventPosition come_to = window_position(window, window->nevents);
+	EventPosition previous = position;
 	MemoryContext old = MemoryContextSwitchTo(relay_context);
-	EventSnapshot *previous = cursor;
 
-	cursor = event_snapshot_copy(window->upto);
-	pfree(previous);
+	position = event_position_copy(&come_to);
+	event_position_free(&previous);
 	MemoryContextSwitchTo(old);
 	window_release(window);
 	window = NULL;
 	chunk_clear(chunk);
-	if (found && ahead_since == 0)
+	if (found && ahead_since == 0 && position.window == NULL)
 		ahead_since = instant_now();
 }
 
@@ -155,10 +171,10 @@ start_anew(Oid log)
 {
 	if (window != NULL)
 		window_release(window);
-	if (cursor != NULL)
-		pfree(cursor);
+	if (position.cursor != NULL)
+		event_position_free(&position);
 	window = NULL;
-	cursor = NULL;
+	position = (EventPosition) {.cursor = NULL};
 	ahead_since = 0;
 	followed = log;
 }
@@ -170,27 +186,27 @@ start_anew(Oid log)
 bool
 relay_take_up(Relation log, Snapshot snapshot)
 {
-	EventPosition position = {NULL, NULL, 0};
-	bool		found = false;
+	bool		news = false;
+	bool		inside;
 
 	if (followed != RelationGetRelid(log))
 		start_anew(RelationGetRelid(log));
 	if (window != NULL)
 		return false;
-	if (cursor == NULL)
+	if (position.cursor == NULL)
 		load_cursor();
 
 	/* of an earlier try, which failed */
 	stats_discard_noted();
-	position.cursor = cursor;
+	inside = (position.window != NULL);
 	window = window_read_wanted(log, &position, snapshot, event_snapshot_build(snapshot),
-								CurrentMemoryContext, see_event, &found);
+								CurrentMemoryContext, inside ? is_marked : see_event, &news);
 	MemoryContextSetParent(window->context, relay_context);
 	next = 0;
 	stats_flush_noted();
 	if (window->nevents == 0)
-		finish_window(found);
-	return found;
+		finish_window(inside || news);
+	return news;
 }
 
 /*
@@ -264,7 +280,7 @@ relay_announced(void)
 bool
 relay_has_more(void)
 {
-	return window != NULL;
+	return window != NULL || position.window != NULL;
 }
 
 /*
@@ -295,7 +311,7 @@ relay_store(void)
 	{
 		SPI_connect();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		value = CStringGetTextDatum(event_snapshot_text(cursor));
+		value = CStringGetTextDatum(event_snapshot_text(position.cursor));
 		own_execute(&update_cursor, &value, NULL, 0);
 		PopActiveSnapshot();
 		SPI_finish();

@@ -14,6 +14,11 @@
  * what is still to be done for him, all others move to the one that is read for
  * him.
  *
+ * Of a large window there may be several parts, for handlers that are far from
+ * each other.  All together they have a bound: who reads the first gets half of
+ * that, the next half of what is left.  So there is something left for who comes
+ * last, and a slow handler in a large part leaves enough to the others.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -26,6 +31,9 @@
 #include "outage.h"
 #include "retry.h"
 #include "runs.h"
+
+/* a window is read with so many events at least, whatever others take */
+#define LEAST_EVENTS 1000
 
 /* the handlers of the owner that are to run, by name, as of definitions_seen */
 static MemoryContext runs_context = NULL;
@@ -201,7 +209,7 @@ load_run(const char *name, Oid owner, HandlerHealth *health)
 	run->context = context;
 	run->definition = linitial(handlers);
 	old = MemoryContextSwitchTo(context);
-	run->cursor = event_snapshot_copy(run->definition->position.cursor);
+	run->position = event_position_copy(&run->definition->position);
 	MemoryContextSwitchTo(old);
 	find_health(run, health);
 	return run;
@@ -309,7 +317,7 @@ runs_follow(DatabaseSlot *database, Oid owner)
  */
 
 /*
- * Whether a window has all that is behind a position.
+ * Whether a window has what comes next behind a position.
  */
 static bool
 window_serves(const Window *window, const EventPosition *position)
@@ -319,7 +327,8 @@ window_serves(const Window *window, const EventPosition *position)
 	if (position->window == NULL)
 		return window->whole;
 	return event_snapshot_equal(window->upto, position->window) &&
-		(window->whole || window->after <= position->last_id);
+		(window->whole || window->after <= position->last_id) &&
+		(window->through == PG_INT64_MAX || window->through > position->last_id);
 }
 
 static Window *
@@ -336,38 +345,39 @@ find_window(const EventPosition *position)
 }
 
 /*
- * Where a handler's next window begins: where its position is stored, unless it
- * has come further since.
+ * How many events the next window may have.
  */
-static EventPosition
-next_position(const HandlerRun *run)
+static int64
+window_limit(void)
 {
-	EventPosition position = {run->cursor, NULL, 0};
+	int64		left = 2 * window_bound();
+	ListCell   *lc;
 
-	/* a window that was begun before, by us or by our predecessor, goes first */
-	if (event_snapshot_equal(run->cursor, run->definition->position.cursor))
-		position = run->definition->position;
-	return position;
+	foreach(lc, windows)
+		left -= ((Window *) lfirst(lc))->nevents;
+	return Max(left / 2, LEAST_EVENTS);
 }
 
 /*
  * Of the handlers that are to go on inside the same window, the position of the
- * one that is farthest behind.
+ * one that is farthest behind, but no so far that those limit events that it needs
+ * next might leave nothing to who is at the position given.
  */
 static EventPosition
-hindmost_position(EventPosition position)
+hindmost_position(EventPosition position, int64 limit)
 {
+	int64		farthest = position.last_id > PG_INT64_MIN + limit ? position.last_id - limit / 2 : PG_INT64_MIN;
 	ListCell   *lc;
 
 	foreach(lc, runs)
 	{
 		HandlerRun *run = lfirst(lc);
-		EventPosition other = next_position(run);
+		const EventPosition *other = &run->position;
 
-		if (run->window == NULL && other.window != NULL && other.last_id < position.last_id &&
-			event_snapshot_equal(other.cursor, position.cursor) &&
-			event_snapshot_equal(other.window, position.window))
-			position.last_id = other.last_id;
+		if (batch_is_inside_window(run) && other->last_id < position.last_id && other->last_id >= farthest &&
+			event_snapshot_equal(other->cursor, position.cursor) &&
+			event_snapshot_equal(other->window, position.window))
+			position.last_id = other->last_id;
 	}
 	return position;
 }
@@ -389,7 +399,7 @@ enter_window(HandlerRun *run, Window *window, int64 next)
 }
 
 /*
- * A window that has more of the same was read: who stands in another copy of it
+ * A window that has all that another copy has of it was read: who stands in that
  * moves over.
  */
 static void
@@ -405,6 +415,7 @@ unite_windows(Window *window)
 
 		if (copy == NULL || copy == window ||
 			(!window->whole && (copy->whole || copy->after < window->after)) ||
+			copy->through > window->through ||
 			!event_snapshot_equal(copy->from, window->from) ||
 			!event_snapshot_equal(copy->upto, window->upto))
 			continue;
@@ -424,15 +435,16 @@ unite_windows(Window *window)
 void
 runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto)
 {
-	EventPosition position = next_position(run);
+	EventPosition position = run->position;
 	Window	   *window = find_window(&position);
 
 	if (window == NULL)
 	{
-		EventPosition from = hindmost_position(position);
+		int64		limit = window_limit();
+		EventPosition from = hindmost_position(position, limit);
 		MemoryContext old;
 
-		window = window_read_names(log, &from, snapshot, upto, windows_context);
+		window = window_read_names(log, &from, snapshot, upto, windows_context, limit);
 		old = MemoryContextSwitchTo(windows_context);
 		windows = lappend(windows, window);
 		MemoryContextSwitchTo(old);
@@ -448,9 +460,10 @@ runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSn
 		 * unless it was inside a window.
 		 */
 		Instant		ahead_since = run->ahead_since;
+		bool		was_inside = (position.window != NULL);
 
 		batch_finish_window(run);
-		if (position.window == NULL)
+		if (!was_inside)
 			run->ahead_since = ahead_since;
 	}
 }

@@ -178,7 +178,7 @@ static void
 look_for_events(WaitMemory *memory, List *handlers, bool all, Relation log, Snapshot snapshot)
 {
 	AwaitedSearch search = {memory, NIL, !all, false};
-	EventPosition position = {NULL, NULL, 0};
+	EventPosition position = {.cursor = NULL};
 	ListCell   *lc;
 
 	foreach(lc, handlers)
@@ -263,7 +263,7 @@ find_future(TupleTableSlot *slot, int64 id, void *arg)
 static void
 check_no_future(List *handlers, Relation log, Snapshot snapshot, const EventSnapshot *upto)
 {
-	EventPosition present = {event_snapshot_before(upto->xmax), NULL, 0};
+	EventPosition present = {.cursor = event_snapshot_before(upto->xmax)};
 	FutureSearch search = {handlers, 0, 0};
 
 	if (handlers == NIL)

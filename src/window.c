@@ -29,6 +29,9 @@
  * more.  So a transaction that stays open for an hour costs its own look-up
  * once, and no planner, with whatever statistics, can choose another way.
  *
+ * Of a large window only the lowest ids are held in memory (collect.c).  What is
+ * behind them is read when they are done with, from the id where they end.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -52,19 +55,27 @@
 #include "utils/xid8.h"
 
 #include "catalog.h"
+#include "collect.h"
 #include "compat.h"
+#include "fault.h"
 #include "index_lookup.h"
 #include "settings.h"
 #include "window.h"
 
-/* rows that window_read_on() looks at, at most */
+/* rows that are looked at by id in vain, at most */
 #define READ_ON_ROWS 10000
+
+/*
+ * Events of a window that are held in memory at most: what is more costs nothing
+ * but reading.
+ */
+#define WINDOW_BOUND (INT64CONST(1) << 20)
+
+/* to read by id pays as long as one of so many rows belongs to the window */
+#define BY_ID_ROWS 4
 
 /* rows after which who reads a window with a deadline looks at the clock */
 #define LOOK_AT_CLOCK 1024
-
-/* first room for the events of a window */
-#define INITIAL_EVENTS 128
 
 static int
 compare_uint64(const void *a, const void *b)
@@ -280,6 +291,28 @@ event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b)
 }
 
 /*
+ * A copy of a position, in the current memory context.
+ */
+EventPosition
+event_position_copy(const EventPosition *position)
+{
+	EventPosition result = *position;
+
+	result.cursor = event_snapshot_copy(position->cursor);
+	if (position->window != NULL)
+		result.window = event_snapshot_copy(position->window);
+	return result;
+}
+
+void
+event_position_free(EventPosition *position)
+{
+	pfree(position->cursor);
+	if (position->window != NULL)
+		pfree(position->window);
+}
+
+/*
  * Whether a position has passed an event of transaction xid.
  */
 bool
@@ -292,17 +325,16 @@ event_position_passed(const EventPosition *position, uint64 xid, int64 id)
 
 /*
  * One scan of the index on txid, for the keys given.  False if the callback, or
- * the deadline, has ended it.
+ * the deadline, has ended it.  rows is raised by how many were looked at.
  */
 static bool
 scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey keys,
 		   const EventPosition *position, const EventSnapshot *upto, ScanDirection direction,
-		   EventCallback callback, void *arg, Instant deadline)
+		   EventCallback callback, void *arg, Instant deadline, int64 *rows)
 {
 	IndexScanDesc scan;
 	TupleTableSlot *slot = table_slot_create(log, NULL);
 	bool		go_on = true;
-	int64		nrows = 0;
 
 	scan = pne_index_beginscan(log, index, snapshot, nkeys);
 	index_rescan(scan, keys, nkeys, NULL, 0);
@@ -314,7 +346,7 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 		CHECK_FOR_INTERRUPTS();
 		if (event_snapshot_sees(upto, xid) && !event_position_passed(position, xid, id))
 			go_on = callback(slot, id, arg);
-		if (deadline != INSTANT_NEVER && ++nrows % LOOK_AT_CLOCK == 0 && instant_now() >= deadline)
+		if (++*rows % LOOK_AT_CLOCK == 0 && deadline != INSTANT_NEVER && instant_now() >= deadline)
 			go_on = false;
 	}
 	index_endscan(scan);
@@ -324,11 +356,11 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 
 /*
  * What window_scan() does, with a deadline.  False if that has come, or the
- * callback has ended it.
+ * callback has ended it.  rows is how many were looked at.
  */
 static bool
 scan_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
-			ScanDirection direction, EventCallback callback, void *arg, Instant deadline)
+			ScanDirection direction, EventCallback callback, void *arg, Instant deadline, int64 *rows)
 {
 	static const WantedIndex by_txid = {.nkeys = 1, .keys = {Anum_event_txid}};
 	const EventSnapshot *cursor = position->cursor;
@@ -337,6 +369,7 @@ scan_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 	bool		go_on;
 
 	Assert(CheckRelationLockedByMe(log, AccessShareLock, true));
+	*rows = 0;
 
 	index = index_open_wanted(log, &by_txid);
 
@@ -344,7 +377,7 @@ scan_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xmax)));
 	ScanKeyInit(&keys[1], 1, BTLessStrategyNumber, F_XID8LT,
 				FullTransactionIdGetDatum(FullTransactionIdFromU64(upto->xmax)));
-	go_on = scan_txids(log, index, snapshot, 2, keys, position, upto, direction, callback, arg, deadline);
+	go_on = scan_txids(log, index, snapshot, 2, keys, position, upto, direction, callback, arg, deadline, rows);
 
 	for (int i = 0; go_on && i < cursor->nxip; i++)
 	{
@@ -352,7 +385,7 @@ scan_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 			continue;
 		ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_XID8EQ,
 					FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xip[i])));
-		go_on = scan_txids(log, index, snapshot, 1, keys, position, upto, direction, callback, arg, deadline);
+		go_on = scan_txids(log, index, snapshot, 1, keys, position, upto, direction, callback, arg, deadline, rows);
 	}
 
 	index_close(index, AccessShareLock);
@@ -369,7 +402,9 @@ void
 window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 			const EventSnapshot *upto, EventCallback callback, void *arg)
 {
-	(void) scan_window(log, position, snapshot, upto, ForwardScanDirection, callback, arg, INSTANT_NEVER);
+	int64		rows;
+
+	(void) scan_window(log, position, snapshot, upto, ForwardScanDirection, callback, arg, INSTANT_NEVER, &rows);
 }
 
 /*
@@ -379,53 +414,9 @@ void
 window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
 				 const EventSnapshot *upto, EventCallback callback, void *arg)
 {
-	(void) scan_window(log, position, snapshot, upto, BackwardScanDirection, callback, arg, INSTANT_NEVER);
-}
+	int64		rows;
 
-typedef struct CollectState
-{
-	Window	   *window;
-	int64		room;
-	bool		ascending;		/* all ids so far */
-	EventCallback wanted;		/* or NULL: all are */
-	void	   *arg;
-} CollectState;
-
-static bool
-collect_event(TupleTableSlot *slot, int64 id, void *arg)
-{
-	CollectState *state = (CollectState *) arg;
-	Window	   *window = state->window;
-	EventRef   *event;
-
-	if (state->wanted != NULL && !state->wanted(slot, id, state->arg))
-		return true;
-	if (window->nevents == state->room)
-	{
-		state->room *= 2;
-		window->events = repalloc_huge(window->events, state->room * sizeof(EventRef));
-	}
-	if (window->nevents > 0 && window->events[window->nevents - 1].id > id)
-		state->ascending = false;
-	event = &window->events[window->nevents++];
-	*event = event_slot_ref(slot, id);
-	if (window->names != NULL)
-	{
-		bool		isnull;
-		text	   *name = DatumGetTextPP(slot_getattr(slot, Anum_event_name, &isnull));
-
-		event->name = names_number(window->names, VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
-	}
-	return true;
-}
-
-static int
-compare_events(const void *a, const void *b)
-{
-	int64		left = ((const EventRef *) a)->id;
-	int64		right = ((const EventRef *) b)->id;
-
-	return (left > right) - (left < right);
+	(void) scan_window(log, position, snapshot, upto, BackwardScanDirection, callback, arg, INSTANT_NEVER, &rows);
 }
 
 /*
@@ -534,14 +525,109 @@ window_find(const Window *window, int64 i, const WantedNames *wanted, int limit,
 }
 
 /*
- * Read a window; NULL where that was not done by the deadline.
+ * How many events of a window are read at once, and held in memory, at most.
+ */
+int64
+window_bound(void)
+{
+	return FAULT_NUMBER("window-bound", WINDOW_BOUND);
+}
+
+typedef struct ReadByIdState
+{
+	const EventPosition *position;
+	EventCollection *collection;
+	int64		looked_at;
+	bool		ended;			/* before all was looked at: there was enough, */
+	bool		gave_up;		/* or too little */
+} ReadByIdState;
+
+static bool
+read_by_id(TupleTableSlot *slot, int64 id, void *arg)
+{
+	ReadByIdState *state = (ReadByIdState *) arg;
+	EventCollection *collection = state->collection;
+	uint64		xid = event_slot_txid(slot);
+
+	if (event_snapshot_sees(state->position->window, xid) && !event_snapshot_sees(state->position->cursor, xid))
+	{
+		(void) collect_event(slot, id, collection);
+		state->ended = (collection->nevents == collection->limit);
+	}
+	state->looked_at++;
+	state->gave_up = state->looked_at - collection->nevents * BY_ID_ROWS >= Max(state->position->rows, READ_ON_ROWS);
+	return !state->ended && !state->gave_up;
+}
+
+/*
+ * Read on from a position inside a window, by id.  False where little of what is
+ * there belongs to the window: then nothing was read.
+ */
+static bool
+collect_by_id(Relation log, const EventPosition *position, Snapshot snapshot, Window *window,
+			  EventCollection *collection)
+{
+	ReadByIdState state = {.position = position, .collection = collection};
+	int64		end = (position->rows > 0) ? position->end : PG_INT64_MAX;
+
+	if (position->last_id < end)
+		event_scan_ids(log, snapshot, position->last_id + 1, end, read_by_id, &state);
+	if (state.gave_up && !state.ended)
+	{
+		collect_again(collection);
+		return false;
+	}
+	if (state.ended && collection->largest < end)
+	{
+		window->through = collection->largest;
+		window->rows = position->rows;
+		window->end = position->end;
+	}
+	return true;
+}
+
+/*
+ * Read all that is behind a position, by transaction, and keep what comes first.
+ * False where that was not done by the deadline.
+ */
+static bool
+collect_by_txid(Relation log, const EventPosition *position, Snapshot snapshot, Window *window,
+				EventCollection *collection, Instant deadline)
+{
+	int64		rows;
+
+	if (!scan_window(log, position, snapshot, window->upto, ForwardScanDirection, collect_event, collection,
+					 deadline, &rows))
+		return false;
+	if (collection->overflowed)
+	{
+		window->through = collection->events[0].id;
+		window->rows = rows;
+		window->end = collection->largest;
+	}
+	return true;
+}
+
+/*
+ * Read a window, limit events at most; NULL where that was not done by the deadline.
+ *
+ * A window that is larger is read a part at a time, each behind the one before.
+ * To find the part with the lowest ids the first time, all of the window has to be
+ * looked at, by the index on txid; and if that were done for each part, the time
+ * would grow with the square of the backlog.  So what comes behind the first part
+ * is read by id from there on.  That takes no longer than the window is large, in
+ * all, where a backlog is worked off: then most of what is there belongs to it.
+ * Where others lie between (a window of one long transaction, that others have
+ * overtaken) it gives up after as many rows as a scan by txid looks at, and that
+ * is made; so no part takes more than twice what the better way would.
  */
 static Window *
 read_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
-			MemoryContext parent, bool with_names, EventCallback wanted, void *arg, Instant deadline)
+			MemoryContext parent, int64 limit, bool with_names, bool by_id,
+			EventCallback wanted, void *arg, Instant deadline)
 {
 	Window	   *window;
-	CollectState state = {.room = INITIAL_EVENTS, .ascending = true, .wanted = wanted, .arg = arg};
+	EventCollection collection;
 	MemoryContext old;
 
 	if (position->window != NULL)
@@ -553,27 +639,30 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 		window->after = position->last_id;
 	}
 	old = MemoryContextSwitchTo(window->context);
-	window->events = palloc(state.room * sizeof(EventRef));
-	if (with_names)
-		window->names = names_create();
+	collect_begin(&collection, limit, with_names);
 	MemoryContextSwitchTo(old);
+	collection.wanted = wanted;
+	collection.arg = arg;
 
-	state.window = window;
-	if (!scan_window(log, position, snapshot, upto, ForwardScanDirection, collect_event, &state, deadline))
+	if (!(by_id && position->window != NULL &&
+		  collect_by_id(log, position, snapshot, window, &collection)) &&
+		!collect_by_txid(log, position, snapshot, window, &collection, deadline))
 	{
 		window_release(window);
 		return NULL;
 	}
-	if (!state.ascending)
-		qsort(window->events, window->nevents, sizeof(EventRef), compare_events);
+	collect_end(&collection);
+	window->nevents = collection.nevents;
+	window->events = collection.events;
+	window->names = collection.names;
 	if (with_names)
 		index_names(window);
 	return window;
 }
 
 /*
- * Read the window between a position and a snapshot: its events, sorted once.
- * NULL where that takes longer than until the deadline (INSTANT_NEVER: none).
+ * Read the window between a position and a snapshot: its first events, sorted, or
+ * mostly all.  NULL where that takes longer than until the deadline (INSTANT_NEVER: none).
  *
  * A position inside a window is continued in that same window.  The result has
  * one reference; it lives in a context of its own below parent.
@@ -582,29 +671,30 @@ Window *
 window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 			const EventSnapshot *upto, MemoryContext parent, Instant deadline)
 {
-	return read_window(log, position, snapshot, upto, parent, false, NULL, NULL, deadline);
+	return read_window(log, position, snapshot, upto, parent, window_bound(), false, false, NULL, NULL, deadline);
 }
 
 /*
- * The same with the events' names.
+ * The same with the events' names, limit events at most.
  */
 Window *
 window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
-				  const EventSnapshot *upto, MemoryContext parent)
+				  const EventSnapshot *upto, MemoryContext parent, int64 limit)
 {
-	return read_window(log, position, snapshot, upto, parent, true, NULL, NULL, INSTANT_NEVER);
+	return read_window(log, position, snapshot, upto, parent, limit, true, true, NULL, NULL, INSTANT_NEVER);
 }
 
 /*
  * The same of those events only for which a callback returns true; it is called
- * for each event, in no particular order.
+ * for each event, in no particular order, and only once for each if the position is
+ * not inside a window.
  */
 Window *
 window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,
 				   const EventSnapshot *upto, MemoryContext parent,
 				   EventCallback wanted, void *arg)
 {
-	return read_window(log, position, snapshot, upto, parent, false, wanted, arg, INSTANT_NEVER);
+	return read_window(log, position, snapshot, upto, parent, window_bound(), false, true, wanted, arg, INSTANT_NEVER);
 }
 
 typedef struct ReadOnState
@@ -681,7 +771,7 @@ window_behind(const Window *window, int64 id)
 EventPosition
 window_position(const Window *window, int64 next)
 {
-	EventPosition position = {window->upto, NULL, 0};
+	EventPosition position = {.cursor = window->upto};
 
 	Assert(next > 0 || window->nevents == 0);
 	if (next < window->nevents || window->through != PG_INT64_MAX)
@@ -689,6 +779,8 @@ window_position(const Window *window, int64 next)
 		position.cursor = window->from;
 		position.window = window->upto;
 		position.last_id = (next < window->nevents) ? window->events[next - 1].id : window->through;
+		position.rows = window->rows;
+		position.end = window->end;
 	}
 	return position;
 }

@@ -37,11 +37,14 @@ typedef struct EventPosition
 	EventSnapshot *cursor;
 	EventSnapshot *window;		/* or NULL */
 	int64		last_id;
+	int64		rows;			/* so many a scan of the window by txid looks at; 0: nobody knows */
+	int64		end;			/* if rows is known: no event of the window is behind this id */
 } EventPosition;
 
 /*
- * A window that was read: its events in the order of delivery.
- * Handlers that stand at the same cursor share one.
+ * A window that was read, or of a large one the part with the lowest ids: its
+ * events in the order of delivery.  Handlers that stand at the same cursor share
+ * one.
  */
 typedef struct Window
 {
@@ -59,6 +62,8 @@ typedef struct Window
 	int64		after;			/* id after were */
 	int64		through;		/* no event of the window up to this id is missing
 								 * here; PG_INT64_MAX: none at all */
+	int64		rows;			/* as in EventPosition */
+	int64		end;
 } Window;
 
 extern EventSnapshot *event_snapshot_build(Snapshot snapshot);
@@ -72,8 +77,11 @@ extern bool event_snapshot_sees(const EventSnapshot *snapshot, uint64 xid);
 extern bool event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other);
 extern EventSnapshot *event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b);
 
+extern EventPosition event_position_copy(const EventPosition *position);
+extern void event_position_free(EventPosition *position);
 extern bool event_position_passed(const EventPosition *position, uint64 xid, int64 id);
 
+extern int64 window_bound(void);
 extern void window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 						const EventSnapshot *upto, EventCallback callback, void *arg);
 extern void window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
@@ -81,7 +89,7 @@ extern void window_scan_back(Relation log, const EventPosition *position, Snapsh
 extern Window *window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 						   const EventSnapshot *upto, MemoryContext parent, Instant deadline);
 extern Window *window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
-								 const EventSnapshot *upto, MemoryContext parent);
+								 const EventSnapshot *upto, MemoryContext parent, int64 limit);
 extern Window *window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,
 								  const EventSnapshot *upto, MemoryContext parent,
 								  EventCallback wanted, void *arg);
