@@ -198,14 +198,11 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0, SO_NONE)
 #endif
 
-/* 19 has flags there, and heap remembers which block of a table it has pinned */
+/* 19 has flags there */
 #if PG_VERSION_NUM < 190000
 #define pne_index_fetch_begin(rel) table_index_fetch_begin(rel)
-#define pne_set_heap_buffer(fetch, block, buffer) ((fetch)->xs_cbuf = (buffer))
 #else
 #define pne_index_fetch_begin(rel) table_index_fetch_begin((rel), 0)
-#define pne_set_heap_buffer(fetch, block, buffer) \
-	((fetch)->xs_blk = (block), (fetch)->xs_cbuf = (buffer))
 #endif
 
 /* 19 dropped the maximum size of a shared hash, which was the second count */

@@ -23,7 +23,6 @@
 
 #include "access/detoast.h"
 #include "access/genam.h"
-#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/relscan.h"
 #include "access/stratnum.h"
@@ -335,7 +334,6 @@ typedef struct PlaceScan
 {
 	TableScanDesc places;
 	IndexFetchTableData *fetch;
-	bool		is_heap;
 } PlaceScan;
 
 static void
@@ -343,7 +341,6 @@ place_scan_begin(PlaceScan *by_place, Relation log, Snapshot snapshot)
 {
 	by_place->places = table_beginscan_tid(log, snapshot);
 	by_place->fetch = pne_index_fetch_begin(log);
-	by_place->is_heap = (log->rd_tableam == GetHeapamTableAmRoutine());
 }
 
 static void
@@ -351,25 +348,6 @@ place_scan_end(PlaceScan *by_place)
 {
 	table_index_fetch_end(by_place->fetch);
 	table_endscan(by_place->places);
-}
-
-/*
- * Where the buffer that had a row still has its page, heap need not look for the
- * page: it looks first at the one that it has had before.
- */
-static void
-offer_buffer(IndexFetchTableData *fetch, const EventRef *ref)
-{
-	IndexFetchHeapData *heap = (IndexFetchHeapData *) fetch;
-	BlockNumber block = ItemPointerGetBlockNumber(&ref->place);
-	Buffer		buffer = (Buffer) ((ref->row - BufferBlocks) / BLCKSZ + 1);
-
-	if (buffer == heap->xs_cbuf ||
-		!ReadRecentBuffer(pne_relation_locator(fetch->rel), MAIN_FORKNUM, block, buffer))
-		return;
-	if (BufferIsValid(heap->xs_cbuf))
-		ReleaseBuffer(heap->xs_cbuf);
-	pne_set_heap_buffer(heap, block, buffer);
 }
 
 /*
@@ -383,8 +361,6 @@ fetch_where_it_was(PlaceScan *by_place, const EventRef *ref, TupleTableSlot *slo
 
 	if (!ItemPointerIsValid(&place) || !table_tuple_tid_valid(by_place->places, &place))
 		return false;
-	if (by_place->is_heap && ref->row != NULL)
-		offer_buffer(by_place->fetch, ref);
 	return table_index_fetch_tuple(by_place->fetch, &place, by_place->places->rs_snapshot, slot, &more, NULL) &&
 		event_slot_id(slot) == ref->id;
 }
