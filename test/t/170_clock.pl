@@ -59,13 +59,14 @@ $node->safe_psql(
 	CREATE FUNCTION take_time(e notification_events) RETURNS void LANGUAGE plpgsql AS
 		$$ BEGIN
 			PERFORM pg_advisory_xact_lock(1);
+			PERFORM pg_advisory_xact_lock(2);
 			FOR i IN 1 .. (e.event_data->>'tenths')::int LOOP PERFORM pg_sleep(0.1); END LOOP;
 			INSERT INTO public.seen (handler, id) VALUES ('dan', e.id);
 		END $$;
 	SELECT create_event_handler('ann', 'record', 'any', owner => 'ann');
 	SELECT create_event_handler('bob', 'record_for_bob', 'for bob', owner => 'bob');
 	SELECT create_event_handler('cay', 'record_or_fail', 'for cay', owner => 'cay');
-	SELECT create_event_handler('dan', 'take_time', 'for dan', owner => 'dan', timeout => '3 s', max_attempts => 1);
+	SELECT create_event_handler('dan', 'take_time', 'for dan', owner => 'dan', timeout => '15 s', max_attempts => 1);
 	SELECT create_event_consumer('consumer', 'nothing');
 	SELECT listen_event_channel('channel');
 ));
@@ -196,13 +197,18 @@ sub check_all
 	return;
 }
 
-# in_call(DATA): an event whose call has begun
-sub in_call
+# set_in_call(SECONDS, TENTHS): set the clock during a call, which goes on for so many
+# tenths of a second then; returns its event
+sub set_in_call
 {
-	my ($tenths) = @_;
-	my $id = emit('for dan', qq({"tenths": $tenths}));
+	my ($seconds, $tenths) = @_;
 
-	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 1)) or die 'no call';
+	$session->query_safe('SELECT pg_advisory_lock(2)');
+	my $id = emit('for dan', qq({"tenths": $tenths}));
+	$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 1))
+	  or die 'no call';
+	set_clock($seconds);
+	$session->query_safe('SELECT pg_advisory_unlock(2)');
 	return $id;
 }
 
@@ -210,17 +216,14 @@ check_all(-HOUR(), 'back');
 check_all(HOUR(), 'forward');
 
 # a call's timeout is as long as it was
-my $id = in_call(36000);
-set_clock(-HOUR());
+my $id = set_in_call(-HOUR(), 36000);
 poll("SELECT state = 'dead' AND last_error LIKE '%statement timeout' FROM event_retries WHERE event_id = $id",
 	'back: a call ends at its timeout');
-$id = in_call(10);
-set_clock(HOUR());
+$id = set_in_call(HOUR(), 10);
 wait_for_handlers($node, 'postgres');
 is_handled($id, 'forward: and not before');
 is($node->safe_psql('postgres', "SELECT count(*) FROM event_retries WHERE event_id = $id"), 0, 'forward: it has not failed');
-$id = in_call(36000);
-set_clock(HOUR());
+$id = set_in_call(HOUR(), 36000);
 poll("SELECT state = 'dead' AND last_error LIKE '%statement timeout' FROM event_retries WHERE event_id = $id",
 	'forward: a call ends at its timeout');
 
