@@ -67,6 +67,7 @@ typedef struct Batch
 	int64	   *indexes;		/* of each in the window, and of what is behind */
 	EventChunk *chunk;			/* the rows that were read last */
 	uint64	   *txids;			/* of the events that thin_out() has left */
+	int64		group_end;		/* careful_group_end() */
 } Batch;
 
 /* what an attempt to run some of them told */
@@ -335,6 +336,7 @@ batch_finish_window(HandlerRun *run)
 	run->next = 0;
 	if (run->ahead_since == 0)
 		run->ahead_since = instant_now();
+	careful_note_window_end(run);
 }
 
 /*
@@ -625,13 +627,14 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 			FAULT_POINT("after-commit");
 			stats_batch_committed(run->definition, &figures);
 			progress_stored(run, next);
-			careful_note_commit(attempt->done);
+			careful_note_commit(run, attempt->done);
 			outage_over(run);
 			executor_progress_committed((int) progress.delivered);
 		}
 		else
 		{
 			pass_over(run, next, attempt->done);
+			careful_note_passed(run, attempt->done);
 		}
 	}
 	executor_discard_session();
@@ -784,7 +787,7 @@ thin_out(HandlerRun *run, Batch *batch)
  * for good, until the batch's time is up.
  */
 static void
-run_carefully(HandlerRun *run, Batch *batch)
+run_one_by_one(HandlerRun *run, Batch *batch)
 {
 	Instant		deadline = instant_in(pne_batch_time);
 
@@ -837,14 +840,14 @@ batch_room(const HandlerRun *run)
 
 	if (health->probes > 0)
 		return 1;
-	if (health->batch_limit == 0 || health->careful > 0)
+	if (health->batch_limit == 0)
 		return run->definition->batch_size;
 	return Min(health->batch_limit, run->definition->batch_size);
 }
 
 /*
  * The events of a batch, from where the handler is in its window on.  One that
- * is suspected goes alone.
+ * is suspected goes alone; and who is careful stays in his group.
  */
 static void
 fill_batch(HandlerRun *run, Batch *batch)
@@ -856,11 +859,14 @@ fill_batch(HandlerRun *run, Batch *batch)
 	batch->refs = palloc(sizeof(EventRef) * room);
 	batch->indexes = palloc(sizeof(int64) * (room + 1));
 	batch->chunk = chunk_create(CurrentMemoryContext);
+	batch->group_end = careful_group_end(run);
 	batch->nevents = window_find(window, run->next, run->names, (int) room, batch->indexes);
 	for (int i = 0; i < batch->nevents; i++)
 	{
 		batch->refs[i] = window->events[batch->indexes[i]];
-		if (suspect != 0 && batch->refs[i].id == suspect)
+		if (batch->refs[i].id > batch->group_end)
+			batch->nevents = i;
+		else if (suspect != 0 && batch->refs[i].id == suspect)
 			batch->nevents = Max(i, 1);
 	}
 }
@@ -893,11 +899,13 @@ batch_turn(HandlerRun *run)
 		fill_batch(run, &batch);
 		if (!careful_bound(run, batch.nevents))
 			more = false;
-		else if (health->careful > 0)
+		else if (careful_one_by_one(run))
 		{
-			run_carefully(run, &batch);
+			run_one_by_one(run, &batch);
 			more = false;
 		}
+		else if (!careful_enter_group(run, batch.group_end))
+			more = false;
 		else
 			more = run_batch(run, &batch) == BATCH_DONE && health->batch_limit > 0 && health->probes == 0;
 

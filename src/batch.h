@@ -28,7 +28,9 @@ typedef struct HandlerHealth
 	bool		marked;			/* our mark stands in its progress row (careful.c) */
 	bool		released;		/* it is being taken away */
 	bool		taken_up;		/* it stands there for this definition */
-	int			careful;		/* so many events are to be tried one by one */
+	int			careful;		/* so many events are to be tried carefully */
+	EventSnapshot *careful_upto;	/* but none that this does not see */
+	bool		one_by_one;		/* who tried the stored group was lost */
 	int			unstored;		/* events since the position was stored */
 	int			batch_limit;	/* of events, as a larger batch failed; 0: none */
 	int			good_batches;	/* since that, or since the limit was raised */

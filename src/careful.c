@@ -9,17 +9,26 @@
  * event a flush; so it is done only where there is reason to:
  *
  *	- Before the first batch of a handler its executor leaves its mark in the
- *	  progress row (in_use), flushed, and takes it back when it leaves, or is
- *	  terminated while no code of a handler runs (careful_take_up,
- *	  careful_release, careful_release_at_exit).  Where it cannot, as the row is
- *	  locked or the table is not found, it says so in shared memory
- *	  (careful_disown_marks).
+ *	  progress row (in_use), flushed, and takes it back when it leaves, is
+ *	  terminated while no code of a handler runs, or is ended by the stop of the
+ *	  server, be it in a call (careful_take_up, careful_release,
+ *	  careful_release_at_exit).  Where it cannot, as the row is locked or the
+ *	  table is not found, it says so in shared memory (careful_disown_marks).
  *	- An executor that finds another one's mark has lost a predecessor, and
- *	  works carefully: event by event, each parked in _event_retries with the
- *	  attempt counted and the position moved past it, flushed, before the call
- *	  (retry_run_fresh).  An event that kills is so counted, and the others go
- *	  on behind it.  Retries are always run so.
- *	- How long?  A position that only refused events have moved is stored
+ *	  works carefully: in small groups.  Before the first call of a group its
+ *	  last event is stored with the position, flushed (tried_upto); the group
+ *	  then runs as any batch, or several, and the commit that passes its last
+ *	  event clears that.
+ *	- An executor that finds another one's mark and a group stored has lost a
+ *	  predecessor in that group.  Its events go one by one, each parked in
+ *	  _event_retries with the attempt counted and the position moved past it,
+ *	  flushed, before the call (retry_run_fresh).  An event that kills is so
+ *	  counted, and the others go on behind it.  Retries are always run so.
+ *	  Thus an event that kills does it in a batch, in a group, and then as often
+ *	  as it may be tried; and a loss that was no event's doing costs a flush for
+ *	  each group.
+ *	- How long?  No event can be the cause that was not there when the mark is
+ *	  found.  And a position that only refused events have moved is stored
  *	  lazily, and batches need not be flushed when they commit, so that a crash
  *	  of the server takes some back.  But never more than MAX_UNSTORED events
  *	  are passed without storing it, nor more than MAX_UNFLUSHED called before
@@ -27,6 +36,10 @@
  *	  among the next MAX_UNSTORED + MAX_UNFLUSHED events, or in the batch behind
  *	  them.  (Should as many events become visible just now that have lower ids,
  *	  it is found at the next loss.)
+ *
+ * A mark says which timeline it was made in.  One from before a promotion is that
+ * of an executor of the old primary, which tells nothing about events: what it
+ * was doing is no loss, and an attempt that it was making is taken back.
  *
  * Every commit that ends an attempt which was counted is flushed, too: a crash
  * shall not take the end back and leave the count.
@@ -49,6 +62,8 @@
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "careful.h"
 #include "catalog.h"
@@ -66,6 +81,19 @@
 /* events that may be passed before the position is stored, and flushed */
 #define MAX_UNSTORED 1024
 
+/* events of a group */
+#define GROUP_SIZE 64
+
+/* a mark's random part; above it stands the timeline */
+#define MARK_RANDOM_BITS 32
+
+/*
+ * How often who ends with the server tries to take its marks, and how long it
+ * waits in between, in us: who has them locked is about to end, too.
+ */
+#define RELEASE_TRIES 100
+#define RELEASE_PAUSE_US 10000
+
 /*
  * How long a call may go on after its timeout, and how often to look, in ms.  The
  * latter is less than deadlock_timeout is for clients, as a rule.
@@ -73,16 +101,20 @@
 #define OVERRUN_MS 1000
 #define WATCH_MS 500
 
-/* this executor's mark; never 0 */
+/* this executor's mark: the timeline, and below it a random number; never 0 */
 static int64 my_mark = 0;
 
-/*
- * Events that were called since progress was last known to be flushed: up to
- * the commit that ends at half_lsn, and after it.
- */
-static int	first_half = 0;
-static int	second_half = 0;
-static XLogRecPtr half_lsn = InvalidXLogRecPtr;
+/* events that were called since progress was last flushed by us */
+static int	unflushed = 0;
+
+/* what the mark of a progress row tells */
+typedef enum MarkMeaning
+{
+	MARK_IS_NOBODYS,			/* there is none, or whose it is ended in order */
+	MARK_IS_OURS,
+	MARK_IS_OTHERS,				/* it is there, and leaves the handler to us */
+	MARK_IS_LOST
+} MarkMeaning;
 
 static TimeoutId watch_timeout;
 static volatile sig_atomic_t overran = false;
@@ -182,8 +214,7 @@ void
 careful_init(void)
 {
 	RegisterXactCallback(end_timeout_at_commit, NULL);
-	while (my_mark == 0)
-		my_mark = (int64) pg_prng_uint64(&pg_global_prng_state);
+	my_mark = ((int64) GetWALInsertionTimeLine() << MARK_RANDOM_BITS) | pg_prng_uint32(&pg_global_prng_state);
 	executor_show_mark(my_mark);
 	watch_timeout = RegisterTimeout(USER_TIMEOUT, watch);
 }
@@ -281,8 +312,6 @@ careful_overran(void)
 bool
 careful_bound(HandlerRun *run, int nevents)
 {
-	int			unflushed = first_half + second_half;
-
 	if (run->health->unstored + nevents > MAX_UNSTORED && run->health->unstored > 0)
 	{
 		progress_flush(run, true);
@@ -290,19 +319,11 @@ careful_bound(HandlerRun *run, int nevents)
 			return false;
 	}
 
-	if (unflushed == 0)
-		return true;
-	if (GetFlushRecPtr(NULL) >= half_lsn)
-	{
-		/* the WAL writer has been there */
-		unflushed = first_half = second_half;
-		second_half = 0;
-		half_lsn = XactLastCommitEnd;
-	}
+	/* nothing is left to do for that where the WAL writer has been there */
 	if (unflushed + nevents > MAX_UNFLUSHED && unflushed > 0)
 	{
 		XLogFlush(XactLastCommitEnd);
-		first_half = second_half = 0;
+		unflushed = 0;
 	}
 	return true;
 }
@@ -311,21 +332,162 @@ careful_bound(HandlerRun *run, int nevents)
  * A batch, or the failure of an event, is committed.
  */
 void
-careful_note_commit(int nevents)
+careful_note_commit(HandlerRun *run, int nevents)
 {
-	if (first_half == 0)
-	{
-		first_half = nevents;
-		half_lsn = XactLastCommitEnd;
-	}
-	else
-		second_half += nevents;
+	unflushed += nevents;
+	careful_note_passed(run, nevents);
+}
+
+/* ----------
+ * The careful phase
+ * ----------
+ */
+
+static void
+end_phase(HandlerRun *run)
+{
+	run->health->careful = 0;
+	if (loglimit_allows(LOG_TOPIC_HANDLERS))
+		ereport(LOG,
+				(errmsg("event handler \"%s\" goes on with whole batches", run->definition->name)));
+}
+
+/*
+ * The handler is through with so many events, whatever came of them.
+ */
+void
+careful_note_passed(HandlerRun *run, int nevents)
+{
+	HandlerHealth *health = run->health;
+
+	if (run->definition->group_end == NO_GROUP)
+		health->one_by_one = false;
+	if (health->careful == 0)
+		return;
+	health->careful -= Min(nevents, health->careful);
+	if (health->careful == 0)
+		end_phase(run);
+}
+
+/*
+ * The handler is through with a window: perhaps with all that there was when it
+ * was taken up.
+ */
+void
+careful_note_window_end(HandlerRun *run)
+{
+	const EventSnapshot *upto = run->health->careful_upto;
+	const EventPosition *position = &run->position;
+
+	/* asked only where the cursor is later, which makes it a short question */
+	if (run->health->careful > 0 && position->window == NULL && position->cursor->xmax >= upto->xmax &&
+		event_snapshot_covers(position->cursor, upto))
+		end_phase(run);
+}
+
+/*
+ * Whether the event at which the handler stands in its window is one of the group
+ * that is stored.
+ */
+static bool
+stands_in_group(const HandlerRun *run)
+{
+	const Handler *handler = run->definition;
+
+	return handler->group_end != NO_GROUP &&
+		event_snapshot_equal(run->window->upto, handler->position.window) &&
+		run->window->events[run->next].id <= handler->group_end;
+}
+
+/*
+ * Whether the next event is to be tried alone.
+ */
+bool
+careful_one_by_one(const HandlerRun *run)
+{
+	return run->health->one_by_one && stands_in_group(run);
+}
+
+/*
+ * The last event that the next batch may have; PG_INT64_MAX: any.  The events of
+ * a group are those that concern the handler by their names.
+ */
+int64
+careful_group_end(const HandlerRun *run)
+{
+	int64		indexes[GROUP_SIZE + 1];
+	int			nevents;
+
+	if (stands_in_group(run))
+		return run->definition->group_end;
+	if (run->health->careful == 0)
+		return PG_INT64_MAX;
+	nevents = window_find(run->window, run->next, run->names, GROUP_SIZE, indexes);
+	return run->window->events[indexes[nevents - 1]].id;
+}
+
+/*
+ * Before a batch, whose group ends with that event: see to it that the group is
+ * stored.  False where the handler cannot go on for now.
+ */
+bool
+careful_enter_group(HandlerRun *run, int64 group_end)
+{
+	if (group_end == PG_INT64_MAX || stands_in_group(run))
+		return true;
+	if (!progress_record_group(run, group_end))
+		return false;
+	run->health->one_by_one = false;
+	unflushed = 0;
+	FAULT_POINT("after-group");
+	return true;
 }
 
 /* ----------
  * Marks
  * ----------
  */
+
+/*
+ * What a mark tells; 0: there is none.
+ */
+static MarkMeaning
+mark_meaning(int64 mark)
+{
+	if (mark == 0 || mark >> MARK_RANDOM_BITS != GetWALInsertionTimeLine() || shared_mark_is_released(mark))
+		return MARK_IS_NOBODYS;
+	if (mark == my_mark)
+		return MARK_IS_OURS;
+	return shared_executor_lives(mark) ? MARK_IS_OTHERS : MARK_IS_LOST;
+}
+
+/*
+ * Whether the executor that has left a mark was lost.
+ */
+bool
+careful_mark_is_lost(int64 mark)
+{
+	return mark_meaning(mark) == MARK_IS_LOST;
+}
+
+/*
+ * How many events are to be tried carefully, but none that are not there yet.
+ */
+static void
+begin_phase(HandlerHealth *health, int nevents)
+{
+	MemoryContext old;
+
+	health->careful = nevents;
+	if (health->careful_upto != NULL)
+		pfree(health->careful_upto);
+	health->careful_upto = NULL;
+	if (nevents == 0)
+		return;
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	health->careful_upto = event_snapshot_build(GetActiveSnapshot());
+	MemoryContextSwitchTo(old);
+}
 
 /*
  * Leave our mark, and for how many events a successor would have to be careful,
@@ -337,43 +499,70 @@ static bool
 write_mark(HandlerRun *run, bool alone, bool *lost)
 {
 	static OwnStatement select_mark = {
-		.sql = "SELECT p.in_use, p.careful FROM @s._event_handler_progress AS p "
+		.sql = "SELECT p.in_use, p.at_risk, p.careful, p.tried_upto FROM @s._event_handler_progress AS p "
 		"WHERE p.handler OPERATOR(pg_catalog.=) $1",
 		.target = OWN_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
 	static OwnStatement update_mark = {
-		.sql = "UPDATE @s._event_handler_progress SET in_use = $2, careful = $3 "
+		.sql = "UPDATE @s._event_handler_progress SET in_use = $2, at_risk = $3, careful = $4, tried_upto = $5 "
 		"WHERE handler OPERATOR(pg_catalog.=) $1",
 		.target = OWN_PROGRESS,
-		.nargs = 3,
-		.argtypes = {TEXTOID, INT8OID, INT4OID},
+		.nargs = 5,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, INT4OID, INT8OID},
 	};
-	Datum		values[3];
-	bool		marked = false;
-	bool		released;
+	Handler    *handler = run->definition;
+	HandlerHealth *health = run->health;
+	int64		mark;
+	int			at_risk;
+	int			careful;
+	int64		group_end;
+	MarkMeaning meaning;
+	Datum		values[5];
+	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
 	bool		isnull;
 
-	*lost = false;
-	values[0] = CStringGetTextDatum(run->definition->name);
-	values[1] = Int64GetDatum(my_mark);
-	values[2] = Int32GetDatum(MAX_UNSTORED + MAX_UNFLUSHED + run->definition->batch_size);
-	if (own_execute(&select_mark, values, NULL, 1) == 1)
-	{
-		int64		mark = DatumGetInt64(own_value(0, 1, &isnull));
+	values[0] = CStringGetTextDatum(handler->name);
+	if (own_execute(&select_mark, values, NULL, 1) != 1)
+		elog(ERROR, "event handler \"%s\" has no progress row", handler->name);
+	mark = DatumGetInt64(own_value(0, 1, &isnull));
+	if (isnull)
+		mark = 0;
+	at_risk = DatumGetInt32(own_value(0, 2, &isnull));
+	careful = DatumGetInt32(own_value(0, 3, &isnull));
+	group_end = DatumGetInt64(own_value(0, 4, &isnull));
+	if (isnull)
+		group_end = NO_GROUP;
 
-		marked = !isnull;
-		released = marked && shared_mark_is_released(mark);
-		*lost = marked && !released && mark != my_mark && !shared_executor_lives(mark);
-		if (*lost && !alone)
-			return false;
-		if (released)
-			run->health->careful = 0;
-		else if (!marked || *lost)
-			run->health->careful = DatumGetInt32(own_value(0, 2, &isnull));
+	meaning = mark_meaning(mark);
+	*lost = (meaning == MARK_IS_LOST);
+	if (*lost && !alone)
+		return false;
+	if (mark != 0 && shared_mark_is_released(mark))
+	{
+		/* what it could not write (careful_disown_marks) */
+		careful = 0;
+		group_end = NO_GROUP;
 	}
-	own_execute(&update_mark, values, NULL, 0);
+	if (meaning != MARK_IS_OURS)
+	{
+		begin_phase(health, *lost ? at_risk : careful);
+		health->one_by_one = (group_end != NO_GROUP);
+	}
+	if (*lost)
+		retry_recover_attempts(run);
+	else if (meaning == MARK_IS_NOBODYS)
+		retry_give_back_attempts(run);
+	handler->group_end = group_end;
+
+	values[1] = Int64GetDatum(my_mark);
+	values[2] = Int32GetDatum(MAX_UNSTORED + MAX_UNFLUSHED + handler->batch_size);
+	values[3] = Int32GetDatum(health->careful);
+	values[4] = Int64GetDatum(group_end);
+	if (group_end == NO_GROUP)
+		nulls[4] = 'n';
+	own_execute(&update_mark, values, nulls, 0);
 	return true;
 }
 
@@ -397,8 +586,10 @@ taken_over(HandlerRun *run)
 		ereport(LOG,
 				(errmsg("event handler \"%s\" goes on carefully: an executor that ran it was lost",
 						run->definition->name),
-				 errdetail("One of its events may be the cause. The next %d are tried one by one, each attempt recorded before it.",
-						   run->health->careful)));
+				 run->health->one_by_one ?
+				 errdetail("One of the events that it was trying may be the cause. They are tried one by one, each attempt recorded before it.") :
+				 errdetail("One of its events may be the cause. Those that are there, or the next %d, are tried in groups of %d, each recorded before it.",
+						   run->health->careful, GROUP_SIZE)));
 }
 
 /*
@@ -429,8 +620,6 @@ careful_take_up(List *runs)
 		if (!progress_lock(run))
 			continue;
 		done = write_mark(run, alone, &lost);
-		if (done && lost)
-			retry_recover_attempts(run);
 		old = MemoryContextSwitchTo(context);
 		if (done)
 			marked = lappend(marked, run);
@@ -457,8 +646,9 @@ careful_take_up(List *runs)
 }
 
 /*
- * Take our mark from a handler's progress row, if it is there.  Where somebody
- * has locked the row, wait for him, or let it be and return false.
+ * Take our mark from a handler's progress row, if it is there, and leave what is
+ * still to be done carefully.  Where somebody has locked the row, wait for him, or
+ * let it be and return false.
  */
 static bool
 release_mark(const HandlerHealth *health, bool wait)
@@ -480,14 +670,15 @@ release_mark(const HandlerHealth *health, bool wait)
 		.argtypes = {TEXTOID, INT8OID, INT8OID},
 	};
 	static OwnStatement clear_mark = {
-		.sql = "UPDATE @s._event_handler_progress SET in_use = NULL, careful = $2 "
+		.sql = "UPDATE @s._event_handler_progress SET in_use = NULL, careful = $2, "
+		"tried_upto = CASE WHEN $3 THEN tried_upto END "
 		"WHERE handler OPERATOR(pg_catalog.=) $1",
 		.target = OWN_PROGRESS,
-		.nargs = 2,
-		.argtypes = {TEXTOID, INT4OID},
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT4OID, BOOLOID},
 	};
 	Datum		keys[3] = {CStringGetTextDatum(health->name), Int64GetDatum(my_mark), Int64GetDatum(health->created)};
-	Datum		values[2] = {keys[0], Int32GetDatum(health->careful)};
+	Datum		values[3] = {keys[0], Int32GetDatum(health->careful), BoolGetDatum(health->one_by_one)};
 
 	if (own_execute(wait ? &lock_mark : &lock_mark_if_free, keys, NULL, 1) != 1)
 		return wait;
@@ -562,6 +753,8 @@ careful_release_gone(List **healths)
 		*healths = foreach_delete_current(*healths, lc);
 		if (health->problem != NULL)
 			pfree(health->problem);
+		if (health->careful_upto != NULL)
+			pfree(health->careful_upto);
 		pfree(health);
 	}
 }
@@ -615,12 +808,17 @@ careful_attempt_ends(void)
 
 /*
  * Whether the process can end here without anybody's having to be careful: not
- * during a call, or an attempt, unless that is of a handler which is being dropped.
+ * during a call, or an attempt, unless that is of a handler which is being dropped,
+ * or the server stops.
  */
 static bool
 nothing_is_in_doubt(void)
 {
-	return (!call_in_doubt && open_attempts == 0) || executor_call_is_unwanted();
+	if (executor_call_is_unwanted())
+		return true;
+	if (executor_is_stopped_by_server())
+		return open_attempts == (retry_attempt_is_under_way() ? 1 : 0);
+	return !call_in_doubt && open_attempts == 0;
 }
 
 /*
@@ -640,7 +838,7 @@ careful_disown_marks(List *healths)
 	{
 		HandlerHealth *health = lfirst(lc);
 
-		if (health->marked && health->careful > 0)
+		if (health->marked && (health->careful > 0 || health->one_by_one))
 			return;
 	}
 	shared_release_mark(my_mark);
@@ -648,9 +846,11 @@ careful_disown_marks(List *healths)
 
 /*
  * The process is being terminated.  If that did not happen during a call, or an
- * attempt, or if the call was that of a handler that is being dropped, no event
- * is the cause; so the marks are taken, though only where the progress can be had
- * at once: there are no interrupts any more.
+ * attempt, or if the call was that of a handler that is being dropped, or if the
+ * server stops, no event is the cause; so the marks are taken, though only where
+ * the progress can be had at once: there are no interrupts any more.  With the
+ * server others end, too, and what is said in shared memory ends; so who ends with
+ * it tries again for a while.
  */
 void
 careful_release_at_exit(List *healths)
@@ -659,7 +859,18 @@ careful_release_at_exit(List *healths)
 		return;
 	AbortOutOfAnyTransaction();
 	batch_never_wait(0);
-	if (batch_start_transaction_if_free())
-		release_free_marks(healths, true);
+	for (int i = 0; i < RELEASE_TRIES && any_mark(healths, true); i++)
+	{
+		if (i > 0)
+			pg_usleep(RELEASE_PAUSE_US);
+		if (batch_start_transaction_if_free())
+		{
+			if (executor_is_stopped_by_server())
+				retry_give_back_attempt();
+			release_free_marks(healths, true);
+		}
+		if (!executor_is_stopped_by_server())
+			break;
+	}
 	careful_disown_marks(healths);
 }

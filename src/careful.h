@@ -19,7 +19,13 @@ extern void careful_attempt_ends(void);
 extern void careful_release_at_exit(List *healths);
 extern void careful_disown_marks(List *healths);
 extern bool careful_bound(HandlerRun *run, int nevents);
-extern void careful_note_commit(int nevents);
+extern void careful_note_commit(HandlerRun *run, int nevents);
+extern void careful_note_passed(HandlerRun *run, int nevents);
+extern void careful_note_window_end(HandlerRun *run);
+extern bool careful_one_by_one(const HandlerRun *run);
+extern int64 careful_group_end(const HandlerRun *run);
+extern bool careful_enter_group(HandlerRun *run, int64 group_end);
+extern bool careful_mark_is_lost(int64 mark);
 
 extern void careful_arm_timeout(int timeout);
 extern void careful_begin_call(int timeout);

@@ -228,6 +228,31 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 #define PNE_PASS_SIGNAL_ARGS postgres_signal_arg, pg_siginfo
 #endif
 
+/*
+ * A signal handler that is told who sent it.  Before 19 the server's own way of
+ * setting one keeps that from it.
+ */
+#if PG_VERSION_NUM < 190000
+#define PNE_SIGNAL_INFO_ARGS int postgres_signal_arg, siginfo_t *pg_siginfo, void *pg_context
+#define PNE_SIGNAL_SENDER ((int) pg_siginfo->si_pid)
+
+static inline void
+pne_signal_with_info(int signo, void (*handler) (PNE_SIGNAL_INFO_ARGS))
+{
+	struct sigaction action;
+
+	action.sa_sigaction = handler;
+	sigemptyset(&action.sa_mask);
+	action.sa_flags = SA_RESTART | SA_SIGINFO;
+	if (sigaction(signo, &action, NULL) != 0)
+		elog(FATAL, "cannot set the handler of signal %d: %m", signo);
+}
+#else
+#define PNE_SIGNAL_INFO_ARGS SIGNAL_ARGS
+#define PNE_SIGNAL_SENDER ((int) pg_siginfo->pid)
+#define pne_signal_with_info(signo, handler) pqsignal(signo, handler)
+#endif
+
 /* 17 made the size of the notification queue a setting, 8 GB before */
 #if PG_VERSION_NUM < 170000
 #define PNE_NOTIFY_QUEUE_PAGES (SLRU_PAGES_PER_SEGMENT * 0x8000)

@@ -21,6 +21,9 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+#include <unistd.h>
+
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
@@ -89,6 +92,9 @@ static uint32 persist_requests_seen = 0;
  */
 static volatile sig_atomic_t leaves_soon = false;
 
+/* the postmaster has told us to end, and nobody else had before: the server stops */
+static volatile sig_atomic_t stopped_by_server = false;
+
 /* when there was work last */
 static Instant worked_at = 0;
 
@@ -130,6 +136,16 @@ bool
 executor_call_is_unwanted(void)
 {
 	return pg_atomic_read_u32(&my_slot->unwanted) != 0;
+}
+
+/*
+ * Whether the process ends because the server stops: that is nobody's doing,
+ * though it may end a call.
+ */
+bool
+executor_is_stopped_by_server(void)
+{
+	return stopped_by_server;
 }
 
 /*
@@ -369,14 +385,24 @@ executor_attach(const WorkerStart *start)
  * SIGTERM; at a shutdown it may come twice.  Where nothing is being done there
  * is nothing to interrupt, and the executor leaves in good order, as it does
  * where it is about to leave anyway; else it dies at the next opportunity, and is
- * taken for lost only if that was during a call, or an attempt that is counted
- * (careful_release_at_exit).
+ * taken for lost only if that was during a call, or an attempt that is counted,
+ * and not because the server stops (careful_release_at_exit).  Who sent it tells:
+ * a call that has its own process terminated is like one that crashes.
  */
 static void
-executor_terminate(SIGNAL_ARGS)
+executor_terminate(PNE_SIGNAL_INFO_ARGS)
 {
 	int			save_errno = errno;
 
+	/* a child of a call, which does not run its program yet */
+	if (MyProcPid != (int) getpid())
+	{
+		pqsignal(SIGTERM, SIG_DFL);
+		raise(SIGTERM);
+		return;
+	}
+	if (!ProcDiePending && PNE_SIGNAL_SENDER == (int) PostmasterPid)
+		stopped_by_server = true;
 	if (leaves_soon)
 	{
 		pg_atomic_write_u32(&my_slot->leave, 1);
@@ -823,7 +849,7 @@ pne_executor_main(Datum main_arg)
 	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
 	worker_signals();
 	executor_attach(&start);
-	pqsignal(SIGTERM, executor_terminate);
+	pne_signal_with_info(SIGTERM, executor_terminate);
 	owner_watch();
 	worker_connect(start.dboid, start.owner);
 	before_shmem_exit(executor_release_on_exit, (Datum) 0);
@@ -846,6 +872,7 @@ pne_executor_main(Datum main_arg)
 		PG_CATCH();
 		{
 			leaves_soon = false;
+			retry_forget_attempt();
 			MemoryContextSwitchTo(cycle_context);
 			if (geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE)
 				worker_locked_out(&my_slot->worker);

@@ -14,6 +14,7 @@ extern bool executor_is_me(void);
 extern void executor_report_error(const char *message);
 extern bool executor_asked_to_leave(void);
 extern bool executor_call_is_unwanted(void);
+extern bool executor_is_stopped_by_server(void);
 extern void executor_report_running(const char *handler, int64 first_event, int nevents);
 extern void executor_progress_committed(int nevents);
 extern void executor_show_mark(int64 mark);

@@ -96,6 +96,8 @@ handler_from_row(int row, bool with_filter)
 	value = own_value(row, ++column, &isnull);
 	handler->position.last_id = isnull ? 0 : DatumGetInt64(value);
 	handler->start = event_snapshot_parse(own_text(row, ++column));
+	value = own_value(row, ++column, &isnull);
+	handler->group_end = isnull ? NO_GROUP : DatumGetInt64(value);
 	return handler;
 }
 
@@ -113,7 +115,7 @@ load_handlers(const char *name, Oid owner, bool with_filters, MemoryContext cont
 		"(h.incarnation OPERATOR(pg_catalog.<>) i.incarnation "
 		" OR h.database OPERATOR(pg_catalog.<>) $3), "
 		"h.created_at, p.created, p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, "
-		"p.start::pg_catalog.text "
+		"p.start::pg_catalog.text, p.tried_upto "
 		"FROM @s._event_handlers AS h "
 		"JOIN @s._event_handler_progress AS p ON p.handler OPERATOR(pg_catalog.=) h.name "
 		"CROSS JOIN @s._event_incarnation AS i "

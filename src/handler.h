@@ -45,7 +45,12 @@ typedef struct Handler
 	int64		version;		/* ... and the one that changed it last */
 	EventPosition position;		/* as it was stored when this was read */
 	EventSnapshot *start;		/* where it began */
+	int64		group_end;		/* stored with the position: the last event of the
+								 * group that is being tried (careful.c), or NO_GROUP */
 } Handler;
+
+/* no event has this id */
+#define NO_GROUP PG_INT64_MIN
 
 /* why a handler cannot run */
 typedef struct HandlerProblem

@@ -169,7 +169,9 @@ CREATE TABLE _event_handler_progress (
 	last_id				bigint,
 	start				pg_snapshot NOT NULL,
 	in_use				bigint,
+	at_risk				integer NOT NULL DEFAULT 0,
 	careful				integer NOT NULL DEFAULT 0,
+	tried_upto			bigint,
 	delivered			bigint NOT NULL DEFAULT 0,
 	retried				bigint NOT NULL DEFAULT 0,
 	last_event_id		bigint,
@@ -179,8 +181,12 @@ COMMENT ON TABLE _event_handler_progress IS
 	'internal: what each handler has done: every event visible in cursor, and those visible in window up to last_id';
 COMMENT ON COLUMN _event_handler_progress.in_use IS
 	'mark of the executor that runs the handler; found set by another one, that executor was lost';
+COMMENT ON COLUMN _event_handler_progress.at_risk IS
+	'so many events are to be tried carefully should the executor be lost that runs the handler';
 COMMENT ON COLUMN _event_handler_progress.careful IS
-	'so many events are still to be tried one by one, since an executor was lost';
+	'so many events are still to be tried carefully, since an executor was lost';
+COMMENT ON COLUMN _event_handler_progress.tried_upto IS
+	'last event of the group that is being tried, which begins at the position, since an executor was lost';
 
 CREATE TABLE _event_handler_failures (
 	handler			text COLLATE "C" PRIMARY KEY,

@@ -193,11 +193,24 @@ position_at(HandlerRun *run, int64 next)
 }
 
 /*
- * Store that the handler has come to index next, within the transaction that
- * locked its row.
+ * Where the group ends that was being tried, for a handler that has come to a
+ * position: it may still be inside.
  */
-void
-progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
+static int64
+group_end_at(const HandlerRun *run, const EventPosition *position)
+{
+	const Handler *handler = run->definition;
+
+	if (handler->group_end == NO_GROUP || position->window == NULL ||
+		position->last_id >= handler->group_end ||
+		!event_snapshot_equal(position->window, handler->position.window))
+		return NO_GROUP;
+	return handler->group_end;
+}
+
+static void
+store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
+			   const ProgressFigures *figures)
 {
 #define UPDATE_PROGRESS(place) \
 	"UPDATE @s._event_handler_progress SET " \
@@ -206,32 +219,32 @@ progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
 	"retried = retried OPERATOR(pg_catalog.+) $6, " \
 	"last_event_id = COALESCE($7, last_event_id), " \
 	"last_delivered_at = CASE WHEN $7 IS NULL THEN last_delivered_at " \
-	"ELSE pg_catalog.clock_timestamp() END " \
+	"ELSE pg_catalog.clock_timestamp() END, " \
+	"tried_upto = $9 " \
 	"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8" place " " \
 	"RETURNING ctid"
 	static OwnStatement update_progress = {
 		.sql = UPDATE_PROGRESS(""),
 		.target = OWN_PROGRESS,
-		.nargs = 8,
-		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID},
+		.nargs = 9,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID},
 	};
 	static OwnStatement update_progress_at = {
-		.sql = UPDATE_PROGRESS(" AND ctid OPERATOR(pg_catalog.=) $9"),
+		.sql = UPDATE_PROGRESS(" AND ctid OPERATOR(pg_catalog.=) $10"),
 		.target = OWN_PROGRESS,
-		.nargs = 9,
-		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIDOID},
+		.nargs = 10,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIDOID},
 	};
-	EventPosition position = position_at(run, next);
-	Datum		values[9] = {0};
-	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	Datum		values[10] = {0};
+	char		nulls[10] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	bool		isnull;
 
 	values[0] = CStringGetTextDatum(run->definition->name);
-	values[1] = CStringGetTextDatum(event_snapshot_text(position.cursor));
-	if (position.window != NULL)
+	values[1] = CStringGetTextDatum(event_snapshot_text(position->cursor));
+	if (position->window != NULL)
 	{
-		values[2] = CStringGetTextDatum(event_snapshot_text(position.window));
-		values[3] = Int64GetDatum(position.last_id);
+		values[2] = CStringGetTextDatum(event_snapshot_text(position->window));
+		values[3] = Int64GetDatum(position->last_id);
 	}
 	else
 		nulls[2] = nulls[3] = 'n';
@@ -241,13 +254,16 @@ progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
 	if (figures->delivered == 0)
 		nulls[6] = 'n';
 	values[7] = Int64GetDatum(run->definition->created);
+	values[8] = Int64GetDatum(group_end);
+	if (group_end == NO_GROUP)
+		nulls[8] = 'n';
 
 	/*
 	 * The row is locked.  It can be elsewhere if this transaction has changed it
 	 * already, and gone if the handler dropped itself; should it have created
 	 * itself again, that is another handler.
 	 */
-	values[8] = PointerGetDatum(&run->progress_tid);
+	values[9] = PointerGetDatum(&run->progress_tid);
 	if (own_execute(&update_progress_at, values, nulls, 0) == 1 ||
 		own_execute(&update_progress, values, nulls, 0) == 1)
 		run->progress_tid = *(ItemPointer) DatumGetPointer(own_value(0, 1, &isnull));
@@ -257,25 +273,91 @@ progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
 }
 
 /*
- * What progress_store() wrote is committed: remember it as stored.
+ * Store that the handler has come to index next, within the transaction that
+ * locked its row.
+ */
+void
+progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
+{
+	EventPosition position = position_at(run, next);
+
+	store_position(run, &position, group_end_at(run, &position), figures);
+}
+
+/*
+ * What was stored is committed: remember it.
+ */
+static void
+remember_position(HandlerRun *run, const EventPosition *position, int64 group_end)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+	EventPosition *stored = &run->definition->position;
+	EventPosition previous = *stored;
+
+	*stored = event_position_copy(position);
+	run->definition->group_end = group_end;
+	MemoryContextSwitchTo(old);
+	event_position_free(&previous);
+}
+
+/*
+ * The same of what progress_store() wrote.
  */
 void
 progress_stored(HandlerRun *run, int64 next)
 {
 	EventPosition position = position_at(run, next);
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-	EventPosition *stored = &run->definition->position;
-	EventPosition previous = *stored;
 
-	*stored = event_position_copy(&position);
-	MemoryContextSwitchTo(old);
-	event_position_free(&previous);
-
+	remember_position(run, &position, group_end_at(run, &position));
 	run->next = next;
 	if (run->window != NULL && next >= run->window->nevents)
 		batch_finish_window(run);
 	run->ahead_since = 0;
 	run->health->unstored = 0;
+}
+
+/*
+ * The handler is where its stored position is.
+ */
+static void
+enter_position(HandlerRun *run)
+{
+	EventPosition previous = run->position;
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	run->position = event_position_copy(&run->definition->position);
+	MemoryContextSwitchTo(old);
+	event_position_free(&previous);
+}
+
+/*
+ * Record that the events from where the handler stands in its window up to the
+ * event group_end are being tried, flushed.  The window is stored with it: what
+ * is still to be done of the group is what this window has up to that event,
+ * whatever becomes visible later.  False where the handler cannot go on for now.
+ */
+bool
+progress_record_group(HandlerRun *run, int64 group_end)
+{
+	static const ProgressFigures nothing = {0};
+	EventPosition position = position_at(run, run->next);
+
+	if (position.window == NULL)
+		position = (EventPosition) {.cursor = run->position.cursor, .window = run->window->upto, .last_id = PG_INT64_MIN};
+	batch_start_own_transaction();
+	if (!progress_lock(run))
+	{
+		batch_commit_transaction(0);
+		return false;
+	}
+	store_position(run, &position, group_end, &nothing);
+	ForceSyncCommit();
+	batch_commit_transaction(0);
+	remember_position(run, &position, group_end);
+	enter_position(run);
+	run->ahead_since = 0;
+	run->health->unstored = 0;
+	return true;
 }
 
 /*

@@ -21,6 +21,7 @@ typedef struct ProgressFigures
 extern bool progress_lock(HandlerRun *run);
 extern void progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures);
 extern void progress_stored(HandlerRun *run, int64 next);
+extern bool progress_record_group(HandlerRun *run, int64 group_end);
 extern void progress_flush(HandlerRun *run, bool durable);
 
 #endif							/* PNE_PROGRESS_H */

@@ -36,6 +36,7 @@
 #include "common/pg_prng.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -80,6 +81,14 @@
 
 /* what is kept of an error message, in bytes */
 #define STORED_ERROR_SIZE 4096
+
+/* the attempt that this process is making, which is counted; none: attempts is 0 */
+static struct
+{
+	char		handler[HANDLER_NAME_SIZE];
+	EventIdentity event;
+	int			attempts;
+}			under_way;
 
 /*
  * When an event is due again that has been tried so often.
@@ -268,7 +277,7 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 	batch_commit_transaction(0);
 
 	progress_stored(run, next);
-	careful_note_commit(1);
+	careful_note_commit(run, 1);
 	return failure_recorded(run, identity.id, event_name, 1, parked, due, error);
 }
 
@@ -394,7 +403,7 @@ lock_due_retry(const char *handler, EventIdentity event)
 /*
  * Whether a handler's position has passed an event that upto sees, and that has
  * not come to the end of its first attempt.  One whose executor was lost has: it
- * waits for the next one.
+ * waits for the next one.  One whose executor ended in order is to be made again.
  */
 bool
 retry_first_attempt_open(const Handler *handler, const EventSnapshot *upto)
@@ -419,7 +428,7 @@ retry_first_attempt_open(const Handler *handler, const EventSnapshot *upto)
 		bool		began = DatumGetBool(own_value(i, 2, &isnull));
 		int64		mark = DatumGetInt64(own_value(i, 3, &isnull));
 
-		if (began && (isnull || !shared_executor_lives(mark)))
+		if (began && !isnull && careful_mark_is_lost(mark))
 			continue;
 		found = event_snapshot_sees(upto, txid);
 	}
@@ -521,12 +530,12 @@ discard_retry(const char *handler, EventIdentity event, const char *reason)
 }
 
 /*
- * An attempt was counted and then not made: take that back, unless somebody has
- * the row.  He is not waited for: whoever tries the event next does it then
- * (lock_due_retry).
+ * An attempt was counted and then not made, or not to its end: take that back, in
+ * a transaction that was started for it, unless somebody has the row.  He is not
+ * waited for: whoever tries the event next does it then (lock_due_retry).
  */
-static void
-release_attempt(HandlerRun *run, EventIdentity event, int attempts)
+static bool
+give_back(const char *handler, EventIdentity event, int attempts)
 {
 	static OwnStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET attempts = attempts OPERATOR(pg_catalog.-) 1, "
@@ -536,18 +545,52 @@ release_attempt(HandlerRun *run, EventIdentity event, int attempts)
 		.nargs = 4,
 		.argtypes = {TEXTOID, INT8OID, INT4OID, XID8OID},
 	};
-	Datum		values[4] = {CStringGetTextDatum(run->definition->name), Int64GetDatum(event.id),
+	Datum		values[4] = {CStringGetTextDatum(handler), Int64GetDatum(event.id),
 	Int32GetDatum(attempts), event_txid_datum(event.txid)};
 	bool		unused;
 
+	return lock_attempt(handler, event, attempts, &unused) &&
+		own_execute(&update_row, values, NULL, 0) == 1;
+}
+
+static void
+release_attempt(HandlerRun *run, EventIdentity event, int attempts)
+{
 	batch_start_own_transaction();
-	if (lock_attempt(run->definition->name, event, attempts, &unused))
-	{
-		own_execute(&update_row, values, NULL, 0);
+	if (give_back(run->definition->name, event, attempts))
 		ForceSyncCommit();
-	}
 	batch_commit_transaction(0);
 	run->next_retry_at = 0;		/* now */
+}
+
+/*
+ * Whether this process is making an attempt.
+ */
+bool
+retry_attempt_is_under_way(void)
+{
+	return under_way.attempts > 0;
+}
+
+/*
+ * After an error that was not the attempt's: how it ended could not be recorded.
+ */
+void
+retry_forget_attempt(void)
+{
+	under_way.attempts = 0;
+}
+
+/*
+ * The process ends in the middle of an attempt, and that is nobody's doing: take
+ * it back, in the transaction that takes the marks.  Nobody is waited for.
+ */
+void
+retry_give_back_attempt(void)
+{
+	if (retry_attempt_is_under_way() &&
+		ConditionalLockRelationOid(catalog_lookup(false)->own_tables[OWN_RETRIES], RowExclusiveLock))
+		(void) give_back(under_way.handler, under_way.event, under_way.attempts);
 }
 
 /*
@@ -686,7 +729,10 @@ try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, c
 	}
 	/* it is recorded: should the process end while it cleans its session, no event is the cause */
 	if (outcome == BATCH_DONE)
+	{
+		retry_forget_attempt();
 		careful_attempt_ends();
+	}
 	executor_discard_session();
 	*event_name = event.name;
 	*failure = error;
@@ -705,6 +751,9 @@ run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 	int			tries = 0;
 
 	careful_attempt_begins();
+	strlcpy(under_way.handler, run->definition->name, HANDLER_NAME_SIZE);
+	under_way.event = event;
+	under_way.attempts = attempts;
 	FAULT_POINT("after-charge");
 	for (;;)
 	{
@@ -719,6 +768,7 @@ run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 		outcome = record_failed_attempt(run, event, event_name, attempts, error);
 	else
 		release_attempt(run, event, attempts);
+	retry_forget_attempt();
 	careful_attempt_ends();
 	return outcome;
 }
@@ -751,9 +801,7 @@ retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next)
 
 	progress_stored(run, next);
 	outcome = run_attempt(run, event, 1, true);
-	if (--run->health->careful == 0 && loglimit_allows(LOG_TOPIC_HANDLERS))
-		ereport(LOG,
-				(errmsg("event handler \"%s\" goes on with whole batches", run->definition->name)));
+	careful_note_passed(run, 1);
 	return outcome;
 }
 
@@ -886,6 +934,12 @@ retry_charge_parked(HandlerRun *run, EventIdentity event, int attempts)
 		log_death(run, event.id, attempts);
 }
 
+/* an attempt that began and whose end is not recorded, where $1 is the handler */
+#define SELECT_OPEN_ATTEMPT \
+	"SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t " \
+	"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL " \
+	"AND t.state OPERATOR(pg_catalog.=) 'waiting' LIMIT 1"
+
 /*
  * An executor was lost: take note of the attempt that it was making, in the
  * transaction that takes up the handler.  The delay begins now, so that others
@@ -895,9 +949,7 @@ void
 retry_recover_attempts(HandlerRun *run)
 {
 	static OwnStatement select_lost = {
-		.sql = "SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL "
-		"AND t.state OPERATOR(pg_catalog.=) 'waiting' LIMIT 1 FOR UPDATE",
+		.sql = SELECT_OPEN_ATTEMPT " FOR UPDATE",
 		.target = OWN_RETRIES,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
@@ -915,5 +967,34 @@ retry_recover_attempts(HandlerRun *run)
 
 		write_failure(run, event, attempts, due, false, error);
 		log_failure(run, event.id, attempts, due == DT_NOEND, error);
+	}
+}
+
+/*
+ * No executor was lost, but one may have ended in the middle of an attempt, when
+ * the server was stopped, or with the primary that this was a standby of: take
+ * such an attempt back, in the transaction that takes up the handler.
+ */
+void
+retry_give_back_attempts(HandlerRun *run)
+{
+	static OwnStatement select_ended = {
+		.sql = SELECT_OPEN_ATTEMPT " FOR UPDATE SKIP LOCKED",
+		.target = OWN_RETRIES,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	const char *handler = run->definition->name;
+	Datum		name = CStringGetTextDatum(handler);
+	bool		isnull;
+
+	while (own_execute(&select_ended, &name, NULL, 1) == 1)
+	{
+		EventIdentity event = {DatumGetInt64(own_value(0, 1, &isnull)),
+		event_txid_from_datum(own_value(0, 2, &isnull))};
+
+		if (!give_back(handler, event, DatumGetInt32(own_value(0, 3, &isnull))))
+			break;
+		run->next_retry_at = 0; /* now */
 	}
 }

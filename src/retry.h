@@ -14,6 +14,10 @@ extern BatchOutcome retry_record_failure(HandlerRun *run, Event *event, int64 ne
 extern BatchOutcome retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next);
 extern void retry_run_due(HandlerRun *run);
 extern void retry_recover_attempts(HandlerRun *run);
+extern void retry_give_back_attempts(HandlerRun *run);
+extern bool retry_attempt_is_under_way(void);
+extern void retry_forget_attempt(void);
+extern void retry_give_back_attempt(void);
 extern void retry_charge_parked(HandlerRun *run, EventIdentity event, int attempts);
 extern void retry_read_deadline(HandlerRun *run);
 extern bool retry_first_attempt_open(const Handler *handler, const EventSnapshot *upto);

@@ -2,9 +2,12 @@
  * careful.pml
  *		An event that kills whoever calls its handler is called a few times only.
  *
- * mirrors: careful_take_up() careful_bound() careful_release() in src/careful.c
+ * mirrors: write_mark() careful_take_up() careful_bound() careful_enter_group() in src/careful.c
+ * mirrors: careful_release() careful_release_at_exit() in src/careful.c
  * mirrors: retry_charge() retry_run_fresh() retry_run_due() try_attempt() in src/retry.c
+ * mirrors: retry_recover_attempts() retry_give_back_attempts() in src/retry.c
  * mirrors: batch_turn() try_events() in src/batch.c
+ * mirrors: progress_record_group() progress_store() in src/progress.c
  *
  * An executor works the events of a handler in batches, effects and position in
  * one commit that does not wait for its flush.  A crash of the server takes the
@@ -12,23 +15,33 @@
  * executor whenever it is called, mostly the server with it.
  *
  * Before its first batch an executor sets a mark and has it flushed; when it
- * exits cleanly it takes the mark back, and leaves how many events are still to
- * be handled carefully.  No more than LIMIT events are called, or a batch, before
- * the progress that was made is flushed.  Whoever finds the mark set goes event
- * by event for as many and a batch: the attempt is written down, with a position
- * past the event, and flushed before the call.  So is every attempt of an event
- * that has failed before, or is not known not to have.  What succeeds in such a
- * call is flushed, too: taken back, it would be an attempt without a failure.
- * After MAX_ATTEMPTS the event is dead.
+ * exits in order it takes the mark back.  That includes a stop of the server
+ * that ends a call.  No more than LIMIT events are called, or a batch, before
+ * the progress that was made is flushed.
+ *
+ * Whoever finds the mark set goes carefully: in groups, each written down and
+ * flushed before its first call.  The commit that passes its last event clears
+ * it.  So it goes for as many events as could have been called, and a batch, but
+ * not past those that are there when the mark is found.  Who finds the mark set
+ * and a group written down handles the events of the group one by one: the
+ * attempt is written down, with a position past the event, and flushed before
+ * the call.  So is every attempt of an event that has failed before, or is not
+ * known not to have.  What succeeds in such a call is flushed, too: taken back,
+ * it would be an attempt without a failure.  After MAX_ATTEMPTS the event is
+ * dead.  An attempt that is under way when the executor exits in order is taken
+ * back, by it or by who comes next.
  *
  * Left out: errors, the position's window (it is the number of events passed),
  * delays of retries.
  *
- * Checked: the event kills MAX_ATTEMPTS + 1 times at most and is dead in the
+ * Checked: the event kills MAX_ATTEMPTS + 2 times at most and is dead in the
  * end; every other one is handled, once, and does not die, though the server
- * crashes for reasons of its own: once in a call, once elsewhere.
+ * crashes for reasons of its own, once in a call, once elsewhere, and is stopped
+ * once in a call.
  *
- * broken: BROKEN_NO_MARK nobody knows that the last one did not exit cleanly
+ * also: SMALL_BATCHES a batch is less than a group
+ * also: PROMOTION no event kills, and a standby that has what was flushed is promoted, which makes nobody careful
+ * broken: BROKEN_NO_MARK nobody knows that the last one did not exit in order
  * broken: BROKEN_MARK_NOT_FLUSHED the mark is lost in the crash
  * broken: BROKEN_MARK_NOT_KEPT the mark is cleared when the careful phase begins
  * broken: BROKEN_EXIT_FORGETS an exit in the careful phase does not leave the rest of it
@@ -37,17 +50,40 @@
  * broken: BROKEN_SHORT the careful phase leaves the last batch out
  * broken: BROKEN_RETRY_UNCHARGED a retry is called without a new attempt written down
  * broken: BROKEN_SUCCESS_NOT_FLUSHED a success after an attempt is lost in the crash
+ * broken: BROKEN_GROUP_NOT_FLUSHED the group is lost in the crash
+ * broken: BROKEN_GROUP_NOT_KEPT the group is cleared when its events begin to go one by one
+ * broken: BROKEN_EXIT_FORGETS_GROUP an exit among them does not leave the rest of the group
+ * broken: BROKEN_BATCH_LEAVES_GROUP a batch goes on past the end of the group
+ * broken: BROKEN_UPTO_OLD the careful phase ends at events that were there when the lost executor began
+ * broken: BROKEN_ATTEMPT_STAYS the attempt that a stop has ended stays counted
+ * broken: BROKEN_PROMOTION_COUNTS a mark from before the promotion is like any other
  */
 
-#define EVENTS			6
-#define BATCH			2
+#define EVENTS			5
 #define LIMIT			1
+#define GROUP			2
 #define MAX_ATTEMPTS	2
+
+#ifdef SMALL_BATCHES
+#define BATCH			1
+#else
+#define BATCH			3
+#endif
+
+#ifdef BROKEN_PROMOTION_COUNTS
+#define PROMOTION
+#endif
 
 #ifdef BROKEN_SHORT
 #define BOUND			LIMIT
 #else
 #define BOUND			(LIMIT + BATCH)
+#endif
+
+#ifdef BROKEN_BATCH_LEAVES_GROUP
+#define IN_GROUP(event)	true
+#else
+#define IN_GROUP(event)	(group == 0 || event < group)
 #endif
 
 #define ALL				((1 << EVENTS) - 1)
@@ -57,11 +93,14 @@
 typedef Progress
 {
 	bit mark;
-	byte careful;				/* what a clean exit left of it */
+	byte careful;				/* what an exit in order left of it */
+	byte group;					/* where the group that is being tried ends; 0: none is */
 	byte position;
 	byte handled;
 	byte dead;
-	byte attempts[EVENTS];		/* of those that wait for a retry, else 0 */
+	byte waiting;				/* for a retry */
+	byte open;					/* the event whose attempt is under way, + 1 */
+	byte attempts[EVENTS];		/* of those that wait, else 0 */
 }
 
 Progress committed;
@@ -69,19 +108,26 @@ Progress flushed;
 
 byte killer;
 byte kills = 0;
+byte emitted = 0;				/* events that are there */
 /* crashes of the server for reasons of its own, to come */
 byte crashes_in_call = 1;
 byte crashes_elsewhere = 1;
-
-byte exits = 1;					/* of an executor, cleanly, to come */
+byte exits = 1;					/* of an executor, in order, to come */
+byte stops = 1;					/* the same, in a call */
+#ifdef PROMOTION
+byte promotions = 1;
+#endif
 
 inline copy(from, into)
 {
 	into.mark = from.mark;
 	into.careful = from.careful;
+	into.group = from.group;
 	into.position = from.position;
 	into.handled = from.handled;
 	into.dead = from.dead;
+	into.waiting = from.waiting;
+	into.open = from.open;
 	i = 0;
 	do
 	:: i < EVENTS -> into.attempts[i] = from.attempts[i]; i++
@@ -103,7 +149,7 @@ inline call(event)
 	if
 	:: event == killer ->
 		kills++;
-		assert(kills <= MAX_ATTEMPTS + 1);
+		assert(kills <= MAX_ATTEMPTS + 2);
 		assert(!(committed.dead & BIT(killer)));
 		if
 		:: goto crash
@@ -113,6 +159,10 @@ inline call(event)
 	fi;
 	if
 	:: crashes_in_call -> crashes_in_call--; goto crash
+	:: stops -> stops--; goto stop
+#ifdef PROMOTION
+	:: promotions -> promotions--; goto promotion
+#endif
 	:: true
 	fi
 }
@@ -123,22 +173,20 @@ inline call(event)
 inline commit_effects(event)
 {
 	assert(!(committed.handled & BIT(event)));
-	committed.handled = committed.handled | BIT(event);
-	committed.attempts[event] = 0
+	committed.handled = committed.handled | BIT(event)
 }
 
 /*
- * retry_charge()
+ * The attempt is counted.
  */
 inline charge(event)
 {
-	d_step
-	{
-		committed.attempts[event]++;
+	committed.waiting = committed.waiting | BIT(event);
+	committed.attempts[event]++;
+	committed.open = event + 1;
 #ifndef BROKEN_ATTEMPT_NOT_FLUSHED
-		flush()
+	flush()
 #endif
-	}
 }
 
 inline commit_charged(event)
@@ -146,15 +194,54 @@ inline commit_charged(event)
 	d_step
 	{
 		commit_effects(event);
+		committed.waiting = committed.waiting & ~BIT(event);
+		committed.attempts[event] = 0;
+		committed.open = 0;
 #ifndef BROKEN_SUCCESS_NOT_FLUSHED
 		flush()
 #endif
 	}
 }
 
+/*
+ * The attempt that is under way, if any, is not counted.
+ */
+inline give_back()
+{
+	if
+#ifndef BROKEN_ATTEMPT_STAYS
+	:: committed.open -> committed.attempts[committed.open - 1]--; committed.open = 0
+#endif
+	:: else -> committed.open = 0
+	fi
+}
+
+/*
+ * careful_release()
+ */
+inline release()
+{
+#ifndef BROKEN_EXIT_FORGETS
+	committed.careful = careful;
+#endif
+#ifdef BROKEN_EXIT_FORGETS_GROUP
+	committed.group = 0;
+#else
+	if
+	:: !alone -> committed.group = 0
+	:: else
+	fi;
+#endif
+	committed.mark = 0
+}
+
 proctype executor()
 {
 	byte careful;				/* events yet to be handled so */
+	byte upto;					/* and not past those that were there then */
+	byte group;					/* where the group at hand ends */
+	bit alone;					/* its events go one by one */
+	bit foreign;				/* the mark is from before the promotion */
 	byte unflushed;				/* events called since the last flush that we know of */
 	byte event;
 	byte end_of_batch;
@@ -162,71 +249,125 @@ proctype executor()
 
 	goto start;
 
+#ifdef PROMOTION
+promotion:
+	skip;
+	d_step { foreign = 1 };
+#endif
+
 crash:
 	skip;
 	d_step { copy(flushed, committed) };
+	goto start;
+
+stop:
+	skip;
+	d_step { release(); give_back() };
 
 start:
 	skip;
 	/* careful_take_up() */
 	d_step
 	{
-		careful = 0;
 		unflushed = 0;
 		event = 0;
 		end_of_batch = 0;
-		if
-		:: committed.mark ->
-			careful = BOUND;
-#ifdef BROKEN_MARK_NOT_KEPT
-			committed.mark = 0
+		i = 0;
+#ifndef BROKEN_UPTO_OLD
+		upto = emitted;
+#else
+		upto = committed.position;
 #endif
+		group = committed.group;
+		alone = (group > 0);
+#ifdef BROKEN_PROMOTION_COUNTS
+		foreign = 0;
+#endif
+		if
+		:: committed.mark && !foreign ->
+			careful = BOUND;
+			committed.open = 0
 		:: else ->
 			careful = committed.careful;
-#ifndef BROKEN_NO_MARK
-			committed.mark = 1;
+			give_back()
+		fi;
+		foreign = 0;
+#ifdef PROMOTION
+		assert(careful == 0 || crashes_in_call == 0 || crashes_elsewhere == 0);
+#endif
+#ifdef BROKEN_MARK_NOT_KEPT
+		committed.mark = !committed.mark;
+#endif
+#if !defined(BROKEN_NO_MARK) && !defined(BROKEN_MARK_NOT_KEPT)
+		committed.mark = 1;
+#endif
+#ifdef BROKEN_GROUP_NOT_KEPT
+		committed.group = 0;
 #endif
 #ifndef BROKEN_MARK_NOT_FLUSHED
-			flush()
+		flush()
 #endif
-		fi
 	};
 
 	do
 	/* a retry is due */
-	:: (committed.attempts[0] || committed.attempts[1] || committed.attempts[2] ||
-		committed.attempts[3] || committed.attempts[4] || committed.attempts[5]) ->
+	:: committed.waiting ->
 		select(event : 0 .. EVENTS - 1);
 		if
-		:: committed.attempts[event] == MAX_ATTEMPTS ->
+		:: !(committed.waiting & BIT(event))
+		:: (committed.waiting & BIT(event)) && committed.attempts[event] == MAX_ATTEMPTS ->
 			d_step
 			{
 				assert(event == killer);
 				committed.dead = committed.dead | BIT(event);
+				committed.waiting = committed.waiting & ~BIT(event);
 				committed.attempts[event] = 0
 			}
-		:: committed.attempts[event] > 0 && committed.attempts[event] < MAX_ATTEMPTS ->
+		:: (committed.waiting & BIT(event)) && committed.attempts[event] < MAX_ATTEMPTS ->
 #ifndef BROKEN_RETRY_UNCHARGED
-			charge(event);
+			d_step { charge(event) };
 #endif
 			call(event);
 			commit_charged(event)
-		:: committed.attempts[event] == 0
 		fi;
 		event = 0
 
-	/* careful */
-	:: careful && committed.position < EVENTS ->
+	/* an event of a group whose executor was lost */
+	:: alone ->
 		event = committed.position;
 		/* one transaction */
-		d_step { committed.position++; careful-- };
-		charge(event);
+		d_step
+		{
+			committed.position++;
+			careful = (careful > 0 -> careful - 1 : 0);
+			if
+			:: committed.position >= group -> committed.group = 0; group = 0; alone = 0
+			:: else
+			fi;
+			charge(event)
+		};
 		call(event);
 		commit_charged(event);
 		event = 0
 
-	/* a batch */
-	:: !careful && committed.position < EVENTS ->
+	/* the careful phase is over */
+	:: careful && committed.position >= upto -> careful = 0
+
+	/* a batch: of a group in the careful phase */
+	:: !alone && committed.position < emitted && (!careful || committed.position < upto) ->
+		if
+		:: careful && group == 0 ->
+			d_step
+			{
+				group = (committed.position + GROUP < emitted -> committed.position + GROUP : emitted);
+				committed.group = group;
+#ifndef BROKEN_GROUP_NOT_FLUSHED
+				flush();
+				unflushed = 0
+#endif
+			}
+		:: else
+		fi;
 #ifndef BROKEN_NO_LIMIT
 		if
 		:: unflushed && unflushed + BATCH > LIMIT -> d_step { flush(); unflushed = 0 }
@@ -236,14 +377,19 @@ start:
 		event = committed.position;
 		end_of_batch = event;
 		do
-		:: end_of_batch < EVENTS && end_of_batch - event < BATCH ->
+		:: end_of_batch < emitted && end_of_batch - event < BATCH && IN_GROUP(end_of_batch) ->
 			call(end_of_batch);
 			end_of_batch++
 		:: d_step
 			{
 				end_of_batch > event ->
 				unflushed = unflushed + end_of_batch - event;
+				careful = (careful > end_of_batch - event -> careful - (end_of_batch - event) : 0);
 				committed.position = end_of_batch;
+				if
+				:: committed.position >= group -> committed.group = 0; group = 0
+				:: else
+				fi;
 				do
 				:: event < end_of_batch -> commit_effects(event); event++
 				:: else -> break
@@ -254,35 +400,43 @@ start:
 			break
 		od
 
+	/* somebody emits the others */
+	:: emitted < EVENTS -> emitted = EVENTS
+
 	/* the WAL writer */
 	:: d_step { true -> flush() }
 
-	/* a clean exit, and another executor */
-	:: d_step
-		{
-			exits ->
-			exits--;
-#ifndef BROKEN_EXIT_FORGETS
-			committed.careful = careful;
-#endif
-			committed.mark = 0
-		};
+	/* an exit in order, and another executor */
+	:: d_step { exits -> exits--; release() };
 		goto start
 
 	/* the server crashes for a reason of its own */
 	:: crashes_elsewhere -> crashes_elsewhere--; goto crash
 
-	:: committed.position == EVENTS && (committed.handled | committed.dead) == ALL -> break
+#ifdef PROMOTION
+	:: promotions -> promotions--; goto promotion
+#endif
+
+	:: committed.position == EVENTS && !alone && (committed.handled | committed.dead) == ALL -> break
 	od;
 
+#ifdef PROMOTION
+	assert(committed.handled == ALL && committed.dead == 0)
+#else
 	assert(committed.handled == (ALL & ~BIT(killer)) && committed.dead == BIT(killer))
+#endif
 }
 
 init
 {
 	atomic
 	{
+		select(emitted : 1 .. EVENTS);
+#ifdef PROMOTION
+		killer = EVENTS;
+#else
 		select(killer : 0 .. EVENTS - 1);
+#endif
 		run executor()
 	}
 }
