@@ -108,7 +108,7 @@ $node->safe_psql(
 	SELECT pg_reload_conf();
 	SELECT notify_event('alone', '{"fail": 1}'::jsonb);
 ));
-wait_for_stats('stubborn', 'waiting = 1');
+wait_for_stats('stubborn', 'waiting = 1 OR delivered = 4');
 $node->poll_query_until('postgres',
 	q(SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor')
 ) or die "executor does not leave";
@@ -121,7 +121,7 @@ $node->safe_psql(
 	SELECT alter_event_handler('stubborn', retry_delay => '2 s', max_retry_delay => '2 s');
 	SELECT notify_event('restart', '{"fail": 1}'::jsonb);
 ));
-wait_for_stats('stubborn', 'waiting = 1');
+wait_for_stats('stubborn', 'waiting = 1 OR delivered = 5');
 $node->restart;
 wait_for_stats('stubborn', 'delivered = 5');
 $taken = taken('restart');
