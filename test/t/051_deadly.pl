@@ -215,6 +215,7 @@ is( $node->safe_psql(
 	'event_worker_stats tells');
 
 # Care ends with the events that were there.
+$node->safe_psql('postgres', q(SELECT alter_event_handler('deadly', timeout => '30 s')));
 $node->safe_psql('postgres',
 	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 6000) i"
 );
