@@ -1,7 +1,7 @@
 # The plot of test/bench/drain: reads drain.dat in the directory "area", writes
 # "target".  A line is a contender: title, median, lowest and highest events/s.
 
-set terminal svg size 900,480 font 'sans-serif,13' background '#ffffff'
+set terminal svg size 1300,480 font 'sans-serif,13' background '#ffffff'
 set output target
 set style fill solid 0.8 border -1
 set grid ytics lc rgb '#dddddd'

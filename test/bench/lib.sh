@@ -41,6 +41,7 @@ patience=0		# minutes that may go by until all runs had the machine for themselv
 disturbed=0.1	# processors taken by others, above which a run had not
 rate=100		# INSERTs a second, where their latency is measured
 first_few=20	# of them, for which the server fills its caches, are left out
+python=			# that has psycopg2
 problems=()
 
 # bench_begin CSV: everything up to the programs; $output exists afterwards
@@ -77,6 +78,16 @@ build_clients()
 			-L"$2" -Wl,-rpath,"$2" -lpq || return
 	done
 	"${compile[@]}" -shared -fPIC -o "$area/slow_flush.so" test/bench/slow_flush.c
+}
+
+# find_python: $python is the one that has psycopg2; the distribution's need not be the
+# first in the PATH
+find_python()
+{
+	for python in python3 /usr/bin/python3; do
+		! as_user "$python" -c 'import psycopg2' 2>/dev/null || return 0
+	done
+	die "no python3 with psycopg2"
 }
 
 #
