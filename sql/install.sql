@@ -168,7 +168,7 @@ CREATE TEMPORARY TABLE restored_consumer AS TABLE _event_consumers;
 UPDATE restored_consumer SET name = 'restored';
 INSERT INTO _event_consumers SELECT * FROM restored_consumer;
 CREATE TEMPORARY TABLE restored_consumer_progress AS TABLE _event_consumer_progress;
-UPDATE restored_consumer_progress SET consumer = 'restored', batch = ARRAY[(SELECT max(id) FROM notification_events)];
+UPDATE restored_consumer_progress SET consumer = 'restored', batch = '\x0202', batch_length = 1;
 INSERT INTO _event_consumer_progress SELECT * FROM restored_consumer_progress;
 SELECT consumer, state, batch FROM event_consumer_stats ORDER BY consumer;
 SELECT name, kind, status FROM event_delivery_status((SELECT max(id) FROM notification_events)) ORDER BY name, kind;

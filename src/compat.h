@@ -88,6 +88,11 @@ extern PGDLLEXPORT void _PG_init(void);
 #include "commands/sequence_xlog.h"
 #endif
 
+/* 17 renamed the variables of transaction ids */
+#if PG_VERSION_NUM < 170000
+#define TransamVariables ShmemVariableCache
+#endif
+
 /* 17 renamed the number of a process */
 #if PG_VERSION_NUM < 170000
 #define MyProcNumber (MyProc->pgprocno)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * consumer.c
- *		Consumers: where one stands, who has it, and what is there for it.
+ *		Consumers: where one stands, who has it, and whether something is there for it.
  *
  * A consumer is the pull side for clients outside of the server.  Its progress
  * row holds a position in the log (window.c), and the open batch: the ids that
@@ -15,11 +15,7 @@
  * row is read, with a new snapshot, and so nobody else's changes can come in
  * between.  No row is locked.
  *
- * WHAT IS THERE: a search goes from a position on by window, and inside of it
- * by id, and looks at each event once: its name, whether row security lets the
- * consumer's owner see it, the filter.  An event for which the filter fails is
- * given to the client, who may judge it: it must neither block the consumer nor
- * be lost.
+ * WHAT IS THERE: see consumer_search.c.
  *
  * A session that waits looks the same way as one that fetches, only that it
  * takes no lock, writes nothing, and remembers how far it has come.
@@ -33,38 +29,14 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 
 #include "catalog.h"
-#include "compat.h"
 #include "consumer.h"
 #include "numbered_lock.h"
-#include "settings.h"
-
-/* a search ends after this time, in ms; or so long after the last event found */
-#define SEARCH_MS 1000
-#define CONTENT_MS 100
-
-/*
- * ... and after this share of what is left of a timeout, so that who polls with a
- * short one gets on, too, where little matches
- */
-#define SHARE_OF_TIMEOUT 3
-
-/*
- * Events are read so many at a time at first, if time is short, and at most, if
- * no more are wanted.
- */
-#define HURRIED_STEP 32
-#define MAX_STEP 1000
-
-/* a step may be larger than the last one if there is time for so many like that */
-#define STEPS_TO_GO 4
 
 /*
  * Who finds the lock taken, and so with every ring, looks again soon, then later
@@ -83,36 +55,10 @@
 	"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation " \
 	" OR c.database OPERATOR(pg_catalog.<>) $1), " \
 	"c.altered_at, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, " \
-	"p.start::pg_catalog.text, p.batch, p.batch_txids, p.leased_until " \
+	"p.start::pg_catalog.text, p.batch, p.leased_until " \
 	"FROM @s._event_consumers AS c " \
 	"JOIN @s._event_consumer_progress AS p ON p.consumer OPERATOR(pg_catalog.=) c.name " \
 	"CROSS JOIN @s._event_incarnation AS i "
-
-/*
- * The open batch, from arrays that have the same length.
- */
-static EventIdentity *
-batch_from_arrays(Datum ids_array, Datum txids_array, int *nbatch)
-{
-	Datum	   *ids;
-	Datum	   *txids;
-	int			nids;
-	int			ntxids;
-	EventIdentity *batch;
-
-	deconstruct_array(DatumGetArrayTypeP(ids_array), INT8OID, sizeof(int64),
-					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &ids, NULL, &nids);
-	deconstruct_array(DatumGetArrayTypeP(txids_array), XID8OID, sizeof(FullTransactionId),
-					  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE, &txids, NULL, &ntxids);
-	*nbatch = Min(nids, ntxids);
-	batch = palloc(sizeof(EventIdentity) * *nbatch);
-	for (int i = 0; i < *nbatch; i++)
-	{
-		batch[i].id = DatumGetInt64(ids[i]);
-		batch[i].txid = event_txid_from_datum(txids[i]);
-	}
-	return batch;
-}
 
 /*
  * Copy one row of those that the statements with this have selected.
@@ -143,7 +89,7 @@ consumer_from_row(int row)
 	consumer->position.last_id = isnull ? 0 : DatumGetInt64(value);
 	consumer->start = event_snapshot_parse(own_text(row, ++column));
 	value = own_value(row, ++column, &isnull);
-	consumer->batch = batch_from_arrays(value, own_value(row, ++column, &isnull), &consumer->nbatch);
+	consumer->batch = batch_from_datum(value, &consumer->nbatch);
 	value = own_value(row, ++column, &isnull);
 	consumer->leased_until = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
 	return consumer;
@@ -237,7 +183,7 @@ consumer_check_owner(const char *name, Oid owner)
 
 /*
  * Refuse a consumer whose position means nothing in this database, or whose
- * pattern is not known.
+ * batch or pattern is not known.
  */
 void
 consumer_check_awake(const Consumer *consumer)
@@ -250,6 +196,11 @@ consumer_check_awake(const Consumer *consumer)
 				 errmsg("event consumer \"%s\" is dormant", consumer->name),
 				 errdetail("It was made in another database, or restored."),
 				 errhint("A superuser wakes it with activate_events().")));
+	if (consumer->batch == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("the stored batch of event consumer \"%s\" is damaged", consumer->name),
+				 errhint("Drop the consumer and create it again.")));
 	if (oversized != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
@@ -342,26 +293,9 @@ consumer_is_held(const Consumer *consumer, LockHolder *holder)
 }
 
 /* ----------
- * Searching
+ * Waiting
  * ----------
  */
-
-static void
-copy_position(EventPosition *into, const EventPosition *position)
-{
-	into->cursor = event_snapshot_copy(position->cursor);
-	into->window = position->window ? event_snapshot_copy(position->window) : NULL;
-	into->last_id = position->last_id;
-}
-
-static void
-free_position(EventPosition *position)
-{
-	if (position->cursor != NULL)
-		pfree(position->cursor);
-	if (position->window != NULL)
-		pfree(position->window);
-}
 
 static bool
 positions_equal(const EventPosition *a, const EventPosition *b)
@@ -369,256 +303,6 @@ positions_equal(const EventPosition *a, const EventPosition *b)
 	return event_snapshot_equal(a->cursor, b->cursor) && event_snapshot_equal(a->window, b->window) &&
 		a->last_id == b->last_id;
 }
-
-/*
- * When the first of the timeouts that are on will end the statement, or
- * INSTANT_NEVER.
- */
-static Instant
-statement_ends_at(void)
-{
-	static const TimeoutId timeouts[] = {PNE_STATEMENT_TIMEOUTS};
-	TimestampTz result = DT_NOEND;
-
-	for (int i = 0; i < (int) lengthof(timeouts); i++)
-	{
-		if (get_timeout_active(timeouts[i]))
-			result = Min(result, get_timeout_finish_time(timeouts[i]));
-	}
-	return instant_of_time(result);
-}
-
-/*
- * The search begins: say when it is to end.
- */
-static void
-set_deadlines(EventSearch *search)
-{
-	Instant		now = instant_now();
-	Instant		statement = statement_ends_at();
-
-	search->ends_at = instant_after(now, SEARCH_MS);
-	search->content_at = INSTANT_NEVER;
-	search->hurried = (statement != INSTANT_NEVER);
-	if (search->hurried)
-	{
-		search->ends_at = Min(search->ends_at, now + (statement - now) / SHARE_OF_TIMEOUT);
-		search->step = Min(search->step, HURRIED_STEP);
-	}
-}
-
-static bool
-time_is_up(const EventSearch *search)
-{
-	Instant		now = instant_now();
-
-	return now >= search->ends_at || now >= search->content_at;
-}
-
-/*
- * Prepare a search from where a consumer stands, for limit events at most.  The
- * log was locked before the snapshot was taken.  What is found lies in the
- * current memory context.
- */
-void
-search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot, int limit)
-{
-	memset(search, 0, sizeof(*search));
-	search->consumer = consumer;
-	search->log = log;
-	search->snapshot = snapshot;
-	search->upto = event_snapshot_build(snapshot);
-	copy_position(&search->position, &consumer->position);
-	search->limit = limit;
-	search->step = limit;
-	search->max_bytes = (Size) pne_batch_bytes * 1024;
-	search->found = palloc(sizeof(Event) * limit);
-}
-
-static bool
-search_is_full(const EventSearch *search)
-{
-	return search->nfound == search->limit || search->bytes >= search->max_bytes;
-}
-
-/*
- * Mark the events that row security hides from the consumer's owner: his are
- * the policies that hold, whoever fetches.
- */
-static void
-hide_events(EventSearch *search, Event *events, int nevents)
-{
-	Oid			save_user;
-	int			save_context;
-
-	GetUserIdAndSecContext(&save_user, &save_context);
-	PG_TRY();
-	{
-		SetUserIdAndSecContext(search->consumer->owner,
-							   save_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
-		match_row_security(search->log, events, nevents);
-	}
-	PG_FINALLY();
-	{
-		SetUserIdAndSecContext(save_user, save_context);
-	}
-	PG_END_TRY();
-}
-
-/*
- * Look at an event; take it if it is one of those that are wanted.  That is any
- * that is there and may be seen where it is on a list (listed), if it is still the
- * same.
- */
-static void
-look_at_event(EventSearch *search, const Event *event, const EventIdentity *listed)
-{
-	const EventPattern *pattern = &search->consumer->pattern;
-	Event	   *found = &search->found[search->nfound];
-
-	search->passed++;
-	if (event->tuple == NULL || event->hidden)
-		return;
-	if (listed != NULL ? event->txid != listed->txid :
-		!(match_name(pattern, event->name) &&
-		  match_filter_or_error(pattern, event->tuple, RelationGetDescr(search->log))))
-		return;
-	*found = *event;
-	found->tuple = heap_copytuple(event->tuple);
-	found->name = NULL;
-	search->bytes += event->size;
-	search->nfound++;
-}
-
-/*
- * Look through events, which are on a list or, to be matched, from the log (listed
- * is NULL), until enough are found or, of the log's, the time is up.  Returns how
- * many were looked at, which is one at least.
- *
- * Where few match, that is done in larger steps, but not where policies and filters
- * take their time and there is little of it.
- */
-static int64
-search_events(EventSearch *search, const EventRef *refs, int64 nrefs, const EventIdentity *listed)
-{
-	EventChunk *chunk = chunk_create(CurrentMemoryContext);
-	bool		match = (listed == NULL);
-	int64		next = 0;
-	bool		over = false;
-
-	while (next < nrefs && !search_is_full(search) && !over)
-	{
-		Instant		began = instant_now();
-		int			found_before = search->nfound;
-		Instant		now;
-
-		(void) chunk_load(chunk, search->log, search->snapshot, refs + next,
-						  (int) Min(nrefs - next, search->step));
-		hide_events(search, chunk->events, chunk->length);
-		for (int i = 0; i < chunk->length && !search_is_full(search) && !over; i++)
-		{
-			CHECK_FOR_INTERRUPTS();
-			look_at_event(search, &chunk->events[i], listed ? &listed[next] : NULL);
-			next++;
-			over = match && search->hurried && time_is_up(search);
-		}
-		now = instant_now();
-		if (match && search->nfound > found_before)
-			search->content_at = instant_after(now, CONTENT_MS);
-		if (!search->hurried || (now - began) * STEPS_TO_GO < search->ends_at - now)
-			search->step = Max(search->step, Min(search->step * 2, MAX_STEP));
-		over = over || (match && time_is_up(search));
-	}
-	chunk_free(chunk);
-	return next;
-}
-
-/*
- * Find the events of a list, which are in ascending order of their ids.  Returns
- * how many of them were looked at.
- */
-int
-search_listed(EventSearch *search, const EventIdentity *listed, int nlisted)
-{
-	EventRef   *refs = palloc(sizeof(EventRef) * nlisted);
-
-	for (int i = 0; i < nlisted; i++)
-		refs[i] = event_ref(listed[i].id);
-	return (int) search_events(search, refs, nlisted, listed);
-}
-
-/*
- * Read the window that the position is in, or else the next one.  NULL where the
- * statement would not live to see the end of that; then the position is inside the
- * window in any case.
- */
-static Window *
-read_whole(EventSearch *search)
-{
-	EventPosition *position = &search->position;
-	Instant		now = instant_now();
-	Instant		deadline = search->hurried ? now + (search->ends_at - now) / 2 : INSTANT_NEVER;
-	Window	   *window = window_read(search->log, position, search->snapshot, search->upto,
-									 CurrentMemoryContext, deadline);
-
-	if (window == NULL && position->window == NULL)
-	{
-		position->window = event_snapshot_copy(search->upto);
-		position->last_id = PG_INT64_MIN;
-	}
-	return window;
-}
-
-/*
- * Find further events from the position on, and move that.
- *
- * A window that was begun is gone through before the next one is opened.  It is
- * read on from the position by id; where that leads nowhere, its rest is read
- * as a whole.  Where there is no time for that it is read on all the same: then one
- * search after the other comes nearer to the next event of it.
- */
-void
-search_log(EventSearch *search)
-{
-	bool		read_on = true;
-	bool		too_large = false;
-
-	set_deadlines(search);
-	for (;;)
-	{
-		EventPosition *position = &search->position;
-		Window	   *window;
-		int64		next;
-
-		search->finished = (position->window == NULL && event_snapshot_equal(position->cursor, search->upto));
-		if (search->finished || search_is_full(search) || time_is_up(search))
-			break;
-
-		if (position->window != NULL && (read_on || too_large))
-			window = window_read_on(search->log, position, search->snapshot, search->step, CurrentMemoryContext);
-		else
-			window = read_whole(search);
-		if (window == NULL)
-		{
-			too_large = true;
-			continue;
-		}
-		read_on = (window->nevents > 0);
-
-		next = search_events(search, window->events, window->nevents, NULL);
-		{
-			EventPosition come_to = window_position(window, next);
-
-			copy_position(position, &come_to);
-		}
-		window_release(window);
-	}
-}
-
-/* ----------
- * Waiting
- * ----------
- */
 
 /*
  * When the next of the events that were handed back is due, or DT_NOEND.
@@ -658,19 +342,20 @@ find_news(const Consumer *consumer, ConsumerMemory *memory, Relation log, bool *
 	search_begin(&search, consumer, log, GetActiveSnapshot(), 1);
 	if (before.seen.cursor != NULL && before.altered_at == consumer->altered_at &&
 		positions_equal(&before.stored, &consumer->position))
-		copy_position(&search.position, &before.seen);
+		search.position = event_position_copy(&before.seen);
 	search_log(&search);
+	search_end(&search);
 	*finished = search.finished;
 	if (search.nfound > 0)
 		return true;
 
 	memory->altered_at = consumer->altered_at;
 	old = MemoryContextSwitchTo(memory->context);
-	copy_position(&memory->stored, &consumer->position);
-	copy_position(&memory->seen, &search.position);
+	memory->stored = event_position_copy(&consumer->position);
+	memory->seen = event_position_copy(&search.position);
 	MemoryContextSwitchTo(old);
-	free_position(&before.stored);
-	free_position(&before.seen);
+	event_position_free(&before.stored);
+	event_position_free(&before.seen);
 	return false;
 }
 

@@ -10,6 +10,7 @@
 
 #include "nodes/pg_list.h"
 #include "utils/timestamp.h"
+#include "utils/tuplestore.h"
 
 #include "match.h"
 #include "numbered_lock.h"
@@ -27,9 +28,15 @@ typedef struct Consumer
 	EventPosition position;		/* as it was stored when this was read */
 	EventSnapshot *start;		/* where it began */
 	int			nbatch;			/* the open batch; the position has passed it */
-	EventIdentity *batch;		/* by id, ascending */
+	EventIdentity *batch;		/* by id, ascending; NULL: it is damaged */
 	TimestampTz leased_until;	/* DT_NOBEGIN: no lease */
 } Consumer;
+
+typedef struct FoundEvent
+{
+	EventIdentity identity;
+	HeapTuple	tuple;			/* NULL: it is in the tuplestore */
+} FoundEvent;
 
 /* a search for events of a consumer: what it is to find, and has found */
 typedef struct EventSearch
@@ -49,7 +56,15 @@ typedef struct EventSearch
 	Size		max_bytes;		/* and about so much data */
 	Size		bytes;
 	int			nfound;
-	Event	   *found;			/* room for limit events; with their rows */
+	FoundEvent *found;
+	Tuplestorestate *store;		/* where their rows go, or NULL: they are kept */
+	/* private to consumer_search.c */
+	MemoryContext context;		/* of the candidates: read, and not looked at closer yet */
+	int			ncandidates;
+	int			max_candidates;
+	Event	   *candidates;
+	Size		candidate_bytes;
+	bool		choosy;			/* one was refused */
 } EventSearch;
 
 /*
@@ -79,10 +94,17 @@ extern bool consumer_try_lock(const Consumer *consumer);
 extern void consumer_unlock(const Consumer *consumer);
 extern bool consumer_is_held(const Consumer *consumer, LockHolder *holder);
 
+/* consumer_batch.c */
+extern Datum batch_datum(const EventIdentity *events, int nevents);
+extern EventIdentity *batch_from_datum(Datum value, int *nevents);
+
+/* consumer_search.c */
 extern void search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot,
 						 int limit);
 extern int	search_listed(EventSearch *search, const EventIdentity *listed, int nlisted);
 extern void search_log(EventSearch *search);
+extern void search_put(const EventSearch *search, Tuplestorestate *store, HeapTuple tuple);
+extern void search_end(EventSearch *search);
 
 extern bool consumer_is_ready(const char *name, ConsumerMemory *memory, Instant *look_again);
 

@@ -108,18 +108,29 @@ find_due(Fetch *fetch)
 static int
 compare_events(const void *a, const void *b)
 {
-	int64		left = ((const Event *) a)->id;
-	int64		right = ((const Event *) b)->id;
+	int64		left = ((const FoundEvent *) a)->identity.id;
+	int64		right = ((const FoundEvent *) b)->identity.id;
 
 	return (left > right) - (left < right);
 }
 
 /*
- * Find what is to be returned: the open batch; without one, or where all of it
- * is gone, what is due, then what is new.
+ * Put what was found into the tuplestore, by id.
  */
 static void
-find_events(Fetch *fetch, Relation log, Snapshot snapshot)
+put_sorted(EventSearch *search, Tuplestorestate *store)
+{
+	qsort(search->found, search->nfound, sizeof(FoundEvent), compare_events);
+	for (int i = 0; i < search->nfound; i++)
+		search_put(search, store, search->found[i].tuple);
+}
+
+/*
+ * Find what is to be returned, and put it into the tuplestore: the open batch;
+ * without one, or where all of it is gone, what is due, then what is new.
+ */
+static void
+find_events(Fetch *fetch, Relation log, Snapshot snapshot, Tuplestorestate *store)
 {
 	Consumer   *consumer = fetch->consumer;
 	EventSearch *search = &fetch->search;
@@ -131,7 +142,9 @@ find_events(Fetch *fetch, Relation log, Snapshot snapshot)
 	{
 		search_begin(search, consumer, log, snapshot, consumer->nbatch);
 		search->max_bytes = SIZE_MAX;	/* no less than it was */
+		search->store = store;
 		find_listed(fetch, consumer->batch, consumer->nbatch);
+		search_end(search);
 		if (search->nfound > 0)
 			return;
 	}
@@ -140,8 +153,13 @@ find_events(Fetch *fetch, Relation log, Snapshot snapshot)
 	search_begin(search, consumer, log, snapshot, fetch->max_events);
 	find_due(fetch);
 	search->passed = 0;
+	/* what comes behind those that are due need not have larger ids */
+	if (search->nfound == 0)
+		search->store = store;
 	search_log(search);
-	qsort(search->found, search->nfound, sizeof(Event), compare_events);
+	search_end(search);
+	if (search->store == NULL)
+		put_sorted(search, store);
 }
 
 /*
@@ -163,10 +181,10 @@ has_changed(const Fetch *fetch)
 static bool
 was_found(const EventSearch *search, EventIdentity listed)
 {
-	Event		key = {.id = listed.id};
-	const Event *found = bsearch(&key, search->found, search->nfound, sizeof(Event), compare_events);
+	FoundEvent	key = {.identity = listed};
+	const FoundEvent *found = bsearch(&key, search->found, search->nfound, sizeof(FoundEvent), compare_events);
 
-	return found != NULL && found->txid == listed.txid;
+	return found != NULL && found->identity.txid == listed.txid;
 }
 
 /*
@@ -215,30 +233,24 @@ store_retries(const Fetch *fetch, Datum ids, Datum txids)
  * Write down what was found as the open batch, and the position behind it.
  */
 static void
-store_fetch(const Fetch *fetch)
+store_fetch(const Fetch *fetch, const EventIdentity *found)
 {
 	static OwnStatement update_progress = {
 		.sql = "UPDATE @s._event_consumer_progress SET "
 		"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, "
-		"batch = $5, batch_txids = $8, leased_until = $6, fetched = fetched OPERATOR(pg_catalog.+) $7, "
-		"last_fetched_at = CASE WHEN pg_catalog.cardinality($5) OPERATOR(pg_catalog.=) 0 "
+		"batch = $5, batch_length = $8, leased_until = $6, fetched = fetched OPERATOR(pg_catalog.+) $7, "
+		"last_fetched_at = CASE WHEN $8 OPERATOR(pg_catalog.=) 0 "
 		"THEN last_fetched_at ELSE pg_catalog.clock_timestamp() END "
 		"WHERE consumer OPERATOR(pg_catalog.=) $1",
 		.target = OWN_CONSUMER_PROGRESS,
 		.nargs = 8,
-		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8ARRAYOID, TIMESTAMPTZOID, INT8OID, XID8ARRAYOID},
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, BYTEAOID, TIMESTAMPTZOID, INT8OID, INT4OID},
 	};
 	const EventSearch *search = &fetch->search;
 	const EventPosition *position = &search->position;
 	Datum		values[8] = {0};
 	char		nulls[8] = {' ', ' ', 'n', 'n', ' ', 'n', ' ', ' '};
-	EventIdentity *found = palloc(sizeof(EventIdentity) * search->nfound);
 
-	for (int i = 0; i < search->nfound; i++)
-	{
-		found[i].id = search->found[i].id;
-		found[i].txid = search->found[i].txid;
-	}
 	values[0] = CStringGetTextDatum(fetch->consumer->name);
 	values[1] = CStringGetTextDatum(event_snapshot_text(position->cursor));
 	if (position->window != NULL)
@@ -247,7 +259,7 @@ store_fetch(const Fetch *fetch)
 		values[3] = Int64GetDatum(position->last_id);
 		nulls[2] = nulls[3] = ' ';
 	}
-	values[4] = event_ids_datum(found, search->nfound);
+	values[4] = batch_datum(found, search->nfound);
 	if (fetch->lease > 0 && search->nfound > 0)
 	{
 		values[5] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), fetch->lease));
@@ -257,29 +269,11 @@ store_fetch(const Fetch *fetch)
 		ForceSyncCommit();
 	}
 	values[6] = Int64GetDatum(fetch->is_new ? search->nfound : 0);
-	values[7] = event_txids_datum(found, search->nfound);
+	values[7] = Int32GetDatum(search->nfound);
 
 	if (fetch->nlisted > 0)
-		store_retries(fetch, values[4], values[7]);
+		store_retries(fetch, event_ids_datum(found, search->nfound), event_txids_datum(found, search->nfound));
 	own_execute(&update_progress, values, nulls, 0);
-}
-
-/*
- * Return what was found.
- */
-static void
-put_events(const EventSearch *search, ReturnSetInfo *rsinfo)
-{
-	TupleDesc	desc = RelationGetDescr(search->log);
-	Datum	   *values = palloc(sizeof(Datum) * desc->natts);
-	bool	   *nulls = palloc(sizeof(bool) * desc->natts);
-
-	for (int i = 0; i < search->nfound; i++)
-	{
-		/* with columns that were added since the row was written */
-		heap_deform_tuple(search->found[i].tuple, desc, values, nulls);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
-	}
 }
 
 /*
@@ -288,22 +282,22 @@ put_events(const EventSearch *search, ReturnSetInfo *rsinfo)
 static void
 fetch_locked(Fetch *fetch, Relation log, ReturnSetInfo *rsinfo)
 {
+	EventSearch *search = &fetch->search;
+	EventIdentity *found;
 	bool		changed;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	find_events(fetch, log, GetActiveSnapshot());
-	if (fetch->search.nfound > 0)
-	{
-		/* before we write anything: for that the commit is early enough */
-		window_flush_wal();
-		put_events(&fetch->search, rsinfo);
-	}
+	find_events(fetch, log, GetActiveSnapshot(), rsinfo->setResult);
+	found = palloc(sizeof(EventIdentity) * search->nfound);
+	for (int i = 0; i < search->nfound; i++)
+		found[i] = search->found[i].identity;
+	window_flush_events(found, search->nfound);
 	changed = has_changed(fetch);
 	if (changed)
-		store_fetch(fetch);
+		store_fetch(fetch, found);
 	PopActiveSnapshot();
 
-	if (changed || fetch->search.nfound > 0)
+	if (changed || search->nfound > 0)
 		doorbell_at_commit(RING_CONSUMERS);
 	else
 		consumer_unlock(fetch->consumer);
@@ -394,8 +388,8 @@ static void
 store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 retried)
 {
 	static OwnStatement update_batch = {
-		.sql = "UPDATE @s._event_consumer_progress SET batch = $2, batch_txids = $6, "
-		"leased_until = CASE WHEN pg_catalog.cardinality($2) OPERATOR(pg_catalog.=) 0 "
+		.sql = "UPDATE @s._event_consumer_progress SET batch = $2, batch_length = $6, "
+		"leased_until = CASE WHEN $6 OPERATOR(pg_catalog.=) 0 "
 		"THEN NULL ELSE leased_until END, "
 		"acknowledged = acknowledged OPERATOR(pg_catalog.+) $3, "
 		"retried = retried OPERATOR(pg_catalog.+) $4, "
@@ -405,7 +399,7 @@ store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 re
 		"WHERE consumer OPERATOR(pg_catalog.=) $1",
 		.target = OWN_CONSUMER_PROGRESS,
 		.nargs = 6,
-		.argtypes = {TEXTOID, INT8ARRAYOID, INT8OID, INT8OID, INT8OID, XID8ARRAYOID},
+		.argtypes = {TEXTOID, BYTEAOID, INT8OID, INT8OID, INT8OID, INT4OID},
 	};
 	Datum		values[6];
 	char		nulls[6] = {' ', ' ', ' ', ' ', acknowledged ? ' ' : 'n', ' '};
@@ -415,10 +409,10 @@ store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 re
 	memmove(consumer->batch + first, consumer->batch + first + nout,
 			sizeof(EventIdentity) * (consumer->nbatch - first));
 	values[0] = CStringGetTextDatum(consumer->name);
-	values[1] = event_ids_datum(consumer->batch, consumer->nbatch);
+	values[1] = batch_datum(consumer->batch, consumer->nbatch);
 	values[2] = Int64GetDatum(acknowledged ? nout : 0);
 	values[3] = Int64GetDatum(retried);
-	values[5] = event_txids_datum(consumer->batch, consumer->nbatch);
+	values[5] = Int32GetDatum(consumer->nbatch);
 	own_execute(&update_batch, values, nulls, 0);
 	doorbell_at_commit(RING_CONSUMERS);
 }

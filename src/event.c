@@ -154,6 +154,52 @@ event_ref(int64 id)
 }
 
 /*
+ * A scan that goes through the table page by page waits for memory with each row:
+ * they are far enough from each other for that.  So when it comes to the next page,
+ * have the processor fetch all of it at once.  *block is where the row before was;
+ * InvalidBlockNumber at first.
+ */
+void
+event_prefetch_page(TupleTableSlot *slot, BlockNumber *block)
+{
+	BlockNumber previous = *block;
+
+	*block = ItemPointerGetBlockNumber(&slot->tts_tid);
+	if (*block == previous + 1 && TTS_IS_BUFFERTUPLE(slot))
+	{
+		Buffer		buffer = ((BufferHeapTupleTableSlot *) slot)->buffer;
+
+		if (BufferIsValid(buffer) && !BufferIsLocal(buffer))
+		{
+			const char *page = BufferBlocks + (Size) (buffer - 1) * BLCKSZ;
+
+			for (int at = 0; at < BLCKSZ; at += CACHE_LINE)
+				prefetch(page + at);
+		}
+	}
+}
+
+/*
+ * The row in a slot as an event, without what has to be read to be known: its name
+ * and time.  Copied into the current memory context.
+ */
+void
+event_copy_row(Event *event, TupleTableSlot *slot)
+{
+	bool		isnull;
+	Datum		value;
+
+	memset(event, 0, sizeof(Event));
+	event->id = event_slot_id(slot);
+	event->txid = event_slot_txid(slot);
+	event->tuple = ExecCopySlotHeapTuple(slot);
+	event->size = event->tuple->t_len;
+	value = slot_getattr(slot, Anum_event_data, &isnull);
+	if (!isnull)
+		event->size += toast_raw_datum_size(value);
+}
+
+/*
  * An event from the row in a slot, copied into the current memory context.
  */
 void
@@ -162,17 +208,10 @@ event_from_slot(Event *event, TupleTableSlot *slot)
 	bool		isnull;
 	Datum		value;
 
-	event->id = event_slot_id(slot);
-	event->txid = event_slot_txid(slot);
+	event_copy_row(event, slot);
 	event->name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
 	value = slot_getattr(slot, Anum_event_created_at, &isnull);
 	event->created_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
-	event->tuple = ExecCopySlotHeapTuple(slot);
-	event->size = event->tuple->t_len;
-	value = slot_getattr(slot, Anum_event_data, &isnull);
-	if (!isnull)
-		event->size += toast_raw_datum_size(value);
-	event->hidden = false;
 }
 
 /*
@@ -183,6 +222,7 @@ typedef struct IdScan
 	Relation	index;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
+	BlockNumber block;			/* of the row in it */
 } IdScan;
 
 static void
@@ -193,6 +233,7 @@ id_scan_begin(IdScan *by_id, Relation log, Snapshot snapshot)
 	by_id->index = index_open_wanted(log, &wanted);
 	by_id->scan = pne_index_beginscan(log, by_id->index, snapshot, 2);
 	by_id->slot = table_slot_create(log, NULL);
+	by_id->block = InvalidBlockNumber;
 }
 
 /*
@@ -215,7 +256,10 @@ static bool
 id_scan_next(IdScan *by_id)
 {
 	CHECK_FOR_INTERRUPTS();
-	return index_getnext_slot(by_id->scan, ForwardScanDirection, by_id->slot);
+	if (!index_getnext_slot(by_id->scan, ForwardScanDirection, by_id->slot))
+		return false;
+	event_prefetch_page(by_id->slot, &by_id->block);
+	return true;
 }
 
 /*
@@ -366,6 +410,74 @@ fetch_where_it_was(PlaceScan *by_place, const EventRef *ref, TupleTableSlot *slo
 }
 
 /*
+ * Reading events, one after the other, where they were or else by their ids.
+ */
+typedef struct RefScan
+{
+	const EventRef *refs;
+	int			nrefs;
+	PlaceScan	by_place;
+	IdScan		by_id;
+} RefScan;
+
+static void
+ref_scan_begin(RefScan *scan, Relation log, Snapshot snapshot, const EventRef *refs, int nrefs)
+{
+	scan->refs = refs;
+	scan->nrefs = nrefs;
+	place_scan_begin(&scan->by_place, log, snapshot);
+	id_scan_begin(&scan->by_id, log, snapshot);
+}
+
+/*
+ * The event with index i, the one behind the last, in the slot of by_id; false if
+ * it is not there.
+ */
+static bool
+ref_scan_find(RefScan *scan, int i)
+{
+	const EventRef *refs = scan->refs;
+	int			ahead = scan->nrefs - i - PREFETCH_ROWS;
+
+	CHECK_FOR_INTERRUPTS();
+	if (i % PREFETCH_ROWS == 0 && ahead > 0)
+		prefetch_rows(refs + i + PREFETCH_ROWS, Min(PREFETCH_ROWS, ahead));
+	return fetch_where_it_was(&scan->by_place, &refs[i], scan->by_id.slot) ||
+		id_scan_find(&scan->by_id, refs[i].id);
+}
+
+static void
+ref_scan_end(RefScan *scan)
+{
+	id_scan_end(&scan->by_id);
+	place_scan_end(&scan->by_place);
+}
+
+/*
+ * Every event of some that is still there, in the order given.  Returns how many of
+ * them it has come past, the one included for which the callback has ended it.
+ */
+int
+event_scan_refs(Relation log, Snapshot snapshot, const EventRef *refs, int nrefs,
+				EventCallback callback, void *arg)
+{
+	RefScan		scan;
+	int			next = 0;
+	bool		go_on = true;
+
+	ref_scan_begin(&scan, log, snapshot, refs, nrefs);
+	while (go_on && next < nrefs)
+	{
+		int			i = next++;
+
+		if (ref_scan_find(&scan, i))
+			go_on = callback(scan.by_id.slot, refs[i].id, arg);
+	}
+	ref_scan_end(&scan);
+	return next;
+}
+
+/*
  * Have events in memory: of the first ones so many that they are all, or about
  * batch_bytes.  Returns how many those are.  What was in the chunk before is gone.
  */
@@ -375,31 +487,24 @@ chunk_load(EventChunk *chunk, Relation log, Snapshot snapshot, const EventRef *r
 	MemoryContext old = CurrentMemoryContext;
 	Size		enough = (Size) pne_batch_bytes * 1024;
 	Size		bytes = 0;
-	PlaceScan	by_place;
-	IdScan		by_id;
+	RefScan		scan;
 
 	chunk_clear(chunk);
 	chunk->events = MemoryContextAllocZero(chunk->context, sizeof(Event) * nrefs);
-	place_scan_begin(&by_place, log, snapshot);
-	id_scan_begin(&by_id, log, snapshot);
+	ref_scan_begin(&scan, log, snapshot, refs, nrefs);
 	while (chunk->length < nrefs && bytes < enough)
 	{
 		int			i = chunk->length++;
 		Event	   *event = &chunk->events[i];
 
-		CHECK_FOR_INTERRUPTS();
-		if (i % PREFETCH_ROWS == 0 && i + PREFETCH_ROWS < nrefs)
-			prefetch_rows(refs + i + PREFETCH_ROWS, Min(PREFETCH_ROWS, nrefs - i - PREFETCH_ROWS));
 		event->id = refs[i].id;
-		if (!fetch_where_it_was(&by_place, &refs[i], by_id.slot) &&
-			!id_scan_find(&by_id, refs[i].id))
+		if (!ref_scan_find(&scan, i))
 			continue;
 		MemoryContextSwitchTo(chunk->context);
-		event_from_slot(event, by_id.slot);
+		event_from_slot(event, scan.by_id.slot);
 		MemoryContextSwitchTo(old);
 		bytes += event->size;
 	}
-	id_scan_end(&by_id);
-	place_scan_end(&by_place);
+	ref_scan_end(&scan);
 	return chunk->length;
 }

@@ -10,6 +10,7 @@
 
 #include "access/htup.h"
 #include "executor/tuptable.h"
+#include "storage/block.h"
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 #include "utils/timestamp.h"
@@ -69,9 +70,13 @@ extern uint64 event_slot_txid(TupleTableSlot *slot);
 extern int64 event_slot_id(TupleTableSlot *slot);
 extern EventRef event_slot_ref(TupleTableSlot *slot, int64 id);
 extern EventRef event_ref(int64 id);
+extern void event_prefetch_page(TupleTableSlot *slot, BlockNumber *block);
+extern void event_copy_row(Event *event, TupleTableSlot *slot);
 extern void event_from_slot(Event *event, TupleTableSlot *slot);
 extern void event_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 to,
 						   EventCallback callback, void *arg);
+extern int	event_scan_refs(Relation log, Snapshot snapshot, const EventRef *refs, int nrefs,
+							EventCallback callback, void *arg);
 extern bool event_fetch(Event *event, Relation log, Snapshot snapshot, int64 id);
 extern EventChunk *chunk_create(MemoryContext parent);
 extern void chunk_clear(EventChunk *chunk);

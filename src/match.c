@@ -161,6 +161,23 @@ match_name(const EventPattern *pattern, const char *event_name)
 }
 
 /*
+ * The same for a name that was not copied.
+ */
+bool
+match_name_datum(const EventPattern *pattern, Datum event_name)
+{
+	char	   *name;
+	bool		fits;
+
+	if (strcmp(pattern->event_name, "*") == 0)
+		return true;
+	name = TextDatumGetCString(event_name);
+	fits = match_name(pattern, name);
+	pfree(name);
+	return fits;
+}
+
+/*
  * Which of some names fit, by their numbers.  What has no number of its own may.
  */
 WantedNames *
@@ -264,11 +281,9 @@ found_pending(TupleTableSlot *slot, int64 id, void *arg)
 {
 	PendingSearch *search = (PendingSearch *) arg;
 	bool		isnull;
-	char	   *name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
 
-	search->found = match_name(search->pattern, name);
+	search->found = match_name_datum(search->pattern, slot_getattr(slot, Anum_event_name, &isnull));
 	search->passed++;
-	pfree(name);
 	return !search->found && search->passed < search->max_passed;
 }
 

@@ -35,6 +35,7 @@ extern Size match_datum_size(Datum value);
 extern const char *match_oversized(const EventPattern *pattern);
 extern void match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool with_filter);
 extern bool match_name(const EventPattern *pattern, const char *event_name);
+extern bool match_name_datum(const EventPattern *pattern, Datum event_name);
 extern WantedNames *match_names(const EventPattern *pattern, const EventNames *names);
 extern bool match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc desc);
 extern bool match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc desc);

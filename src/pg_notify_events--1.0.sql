@@ -258,8 +258,8 @@ CREATE TABLE _event_consumer_progress (
 	"window"				pg_snapshot,
 	last_id					bigint,
 	start					pg_snapshot NOT NULL,
-	batch					bigint[] NOT NULL DEFAULT '{}',
-	batch_txids				xid8[] NOT NULL DEFAULT '{}',
+	batch					bytea NOT NULL DEFAULT '',
+	batch_length			integer NOT NULL DEFAULT 0,
 	leased_until			timestamptz,
 	fetched					bigint NOT NULL DEFAULT 0,
 	acknowledged			bigint NOT NULL DEFAULT 0,
@@ -271,9 +271,9 @@ CREATE TABLE _event_consumer_progress (
 COMMENT ON TABLE _event_consumer_progress IS
 	'internal: what each consumer was given: every event visible in cursor, and those visible in window up to last_id';
 COMMENT ON COLUMN _event_consumer_progress.batch IS
-	'the open batch: ids that were fetched and not acknowledged, ascending; the position has passed them';
-COMMENT ON COLUMN _event_consumer_progress.batch_txids IS
-	'the transactions of the events in batch';
+	'the open batch: which events were fetched and not acknowledged, as consumer_batch.c has it; the position has passed them';
+COMMENT ON COLUMN _event_consumer_progress.batch_length IS
+	'how many events there are in batch';
 
 CREATE TABLE _event_consumer_retries (
 	consumer		text COLLATE "C" NOT NULL,
@@ -688,7 +688,7 @@ CREATE VIEW event_consumer_stats WITH (security_barrier) AS
 		   (SELECT pg_catalog.count(*) FROM (
 				SELECT FROM _event_consumer_retries t
 				WHERE t.consumer = c.name AND t.next_attempt_at IS NOT NULL LIMIT 100000) t) AS waiting,
-		   pg_catalog.cardinality(p.batch) AS batch,
+		   p.batch_length AS batch,
 		   CASE WHEN f.state = 'leased' THEN p.leased_until END AS leased_until,
 		   f.held_pid,
 		   f.held_since,

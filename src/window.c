@@ -47,6 +47,7 @@
 #include "access/xlog_internal.h"
 #include "executor/tuptable.h"
 #include "storage/lmgr.h"
+#include "storage/lwlock.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/memutils.h"
@@ -291,6 +292,15 @@ event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b)
 }
 
 /*
+ * Whether it is that of somebody who has done nothing yet.
+ */
+bool
+event_snapshot_sees_nothing(const EventSnapshot *snapshot)
+{
+	return snapshot->xmax <= FirstNormalTransactionId;
+}
+
+/*
  * A copy of a position, in the current memory context.
  */
 EventPosition
@@ -307,7 +317,8 @@ event_position_copy(const EventPosition *position)
 void
 event_position_free(EventPosition *position)
 {
-	pfree(position->cursor);
+	if (position->cursor != NULL)
+		pfree(position->cursor);
 	if (position->window != NULL)
 		pfree(position->window);
 }
@@ -334,16 +345,20 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 {
 	IndexScanDesc scan;
 	TupleTableSlot *slot = table_slot_create(log, NULL);
+	BlockNumber block = InvalidBlockNumber;
 	bool		go_on = true;
 
 	scan = pne_index_beginscan(log, index, snapshot, nkeys);
 	index_rescan(scan, keys, nkeys, NULL, 0);
 	while (go_on && index_getnext_slot(scan, direction, slot))
 	{
-		uint64		xid = event_slot_txid(slot);
-		int64		id = event_slot_id(slot);
+		uint64		xid;
+		int64		id;
 
 		CHECK_FOR_INTERRUPTS();
+		event_prefetch_page(slot, &block);
+		xid = event_slot_txid(slot);
+		id = event_slot_id(slot);
 		if (event_snapshot_sees(upto, xid) && !event_position_passed(position, xid, id))
 			go_on = callback(slot, id, arg);
 		if (++*rows % LOOK_AT_CLOCK == 0 && deadline != INSTANT_NEVER && instant_now() >= deadline)
@@ -697,52 +712,6 @@ window_read_wanted(Relation log, const EventPosition *position, Snapshot snapsho
 	return read_window(log, position, snapshot, upto, parent, window_bound(), false, true, wanted, arg, INSTANT_NEVER);
 }
 
-typedef struct ReadOnState
-{
-	Window	   *window;
-	int			limit;
-	int			looked_at;
-} ReadOnState;
-
-static bool
-read_on(TupleTableSlot *slot, int64 id, void *arg)
-{
-	ReadOnState *state = (ReadOnState *) arg;
-	Window	   *window = state->window;
-	uint64		xid = event_slot_txid(slot);
-
-	if (event_snapshot_sees(window->upto, xid) && !event_snapshot_sees(window->from, xid))
-		window->events[window->nevents++] = event_slot_ref(slot, id);
-	if (window->nevents < state->limit && ++state->looked_at < READ_ON_ROWS)
-		return true;
-	window->through = id;
-	return false;
-}
-
-/*
- * Read on from a position inside a window: the next ids of that window, limit
- * at most.
- *
- * For who keeps nothing in memory between two visits: window_read() would read
- * the ids of a large window again each time, only to come to the next few.
- * They are looked for by id from the position on, which is as good as it gets
- * where a backlog is worked off.  Where they are far away (a late commit of low
- * ids, before the ids of today) the search gives up, and what it returns ends
- * at the id that it has come to (through).
- */
-Window *
-window_read_on(Relation log, const EventPosition *position, Snapshot snapshot, int limit,
-			   MemoryContext parent)
-{
-	Window	   *window = window_create(parent, position->cursor, position->window);
-	ReadOnState state = {window, limit, 0};
-
-	window->events = MemoryContextAlloc(window->context, limit * sizeof(EventRef));
-	if (position->last_id < PG_INT64_MAX)
-		event_scan_ids(log, snapshot, position->last_id + 1, PG_INT64_MAX, read_on, &state);
-	return window;
-}
-
 /*
  * The index of the first event behind an id.
  */
@@ -794,15 +763,10 @@ window_release(Window *window)
 }
 
 /*
- * Have on disk whatever the snapshots that were taken so far see, before some
- * of it leaves the server.
- *
- * A commit need not wait for its flush (synchronous_commit = off), and a crash
- * then takes the transaction back.  An id that a client was shown would be
- * given to another event.
+ * Where the WAL ends that was written up to now.
  */
-void
-window_flush_wal(void)
+static XLogRecPtr
+wal_end(void)
 {
 	XLogRecPtr	upto = GetXLogInsertRecPtr();
 	uint32		offset = upto % XLOG_BLCKSZ;
@@ -814,5 +778,56 @@ window_flush_wal(void)
 	if (offset == (XLogSegmentOffset(upto, wal_segment_size) < XLOG_BLCKSZ ?
 				   SizeOfXLogLongPHD : SizeOfXLogShortPHD))
 		upto -= offset;
-	XLogFlush(upto);
+	return upto;
+}
+
+/*
+ * Have on disk whatever the snapshots that were taken so far see, before some
+ * of it leaves the server.
+ *
+ * A commit need not wait for its flush (synchronous_commit = off), and a crash
+ * then takes the transaction back.  An id that a client was shown would be
+ * given to another event.
+ */
+void
+window_flush_wal(void)
+{
+	XLogFlush(wal_end());
+}
+
+/*
+ * The same before these events leave the server, and nothing else does.
+ *
+ * Others are writing at the same time, so there is nearly always WAL that is not on
+ * disk.  But a commit that was waited for is, and of one that was not the server
+ * remembers how far the WAL has to be, to know when it may mark rows as committed: not
+ * less far than for this transaction, and than for a few others of about the same time.  Of a transaction that is so old that nothing is remembered, it
+ * was flushed long ago.
+ */
+void
+window_flush_events(const EventIdentity *events, int nevents)
+{
+	uint64		next = U64FromFullTransactionId(ReadNextFullTransactionId());
+	uint64		before = 0;
+	XLogRecPtr	upto = InvalidXLogRecPtr;
+
+	if (nevents == 0 || !XLogNeedsFlush(wal_end()))
+		return;
+
+	/* none of it is forgotten meanwhile */
+	LWLockAcquire(XactTruncationLock, LW_SHARED);
+	for (int i = 0; i < nevents; i++)
+	{
+		uint64		txid = events[i].txid;
+
+		if (txid == before)
+			continue;
+		before = txid;
+		if (next - txid <= MaxTransactionId / 2 &&
+			!TransactionIdPrecedes((TransactionId) txid, TransamVariables->oldestClogXid))
+			upto = Max(upto, TransactionIdGetCommitLSN((TransactionId) txid));
+	}
+	LWLockRelease(XactTruncationLock);
+	if (upto != InvalidXLogRecPtr)
+		XLogFlush(upto);
 }

@@ -76,6 +76,7 @@ extern bool event_snapshot_equal(const EventSnapshot *a, const EventSnapshot *b)
 extern bool event_snapshot_sees(const EventSnapshot *snapshot, uint64 xid);
 extern bool event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other);
 extern EventSnapshot *event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b);
+extern bool event_snapshot_sees_nothing(const EventSnapshot *snapshot);
 
 extern EventPosition event_position_copy(const EventPosition *position);
 extern void event_position_free(EventPosition *position);
@@ -93,13 +94,12 @@ extern Window *window_read_names(Relation log, const EventPosition *position, Sn
 extern Window *window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,
 								  const EventSnapshot *upto, MemoryContext parent,
 								  EventCallback wanted, void *arg);
-extern Window *window_read_on(Relation log, const EventPosition *position, Snapshot snapshot,
-							  int limit, MemoryContext parent);
 extern int	window_find(const Window *window, int64 i, const WantedNames *wanted, int limit,
 						int64 *indexes);
 extern int64 window_behind(const Window *window, int64 id);
 extern EventPosition window_position(const Window *window, int64 next);
 extern void window_release(Window *window);
 extern void window_flush_wal(void);
+extern void window_flush_events(const EventIdentity *events, int nevents);
 
 #endif							/* PNE_WINDOW_H */
