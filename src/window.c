@@ -799,10 +799,10 @@ window_flush_wal(void)
  * The same before these events leave the server, and nothing else does.
  *
  * Others are writing at the same time, so there is nearly always WAL that is not on
- * disk.  But a commit that was waited for is, and of one that was not the server
- * remembers how far the WAL has to be, to know when it may mark rows as committed: not
- * less far than for this transaction, and than for a few others of about the same time.  Of a transaction that is so old that nothing is remembered, it
- * was flushed long ago.
+ * disk.  But the commits of these events may be, and the server knows: to tell when
+ * it may mark rows as committed, it remembers of a commit that was not waited for how
+ * far the WAL has to be flushed, for some transactions of about the same time
+ * together.  What it has forgotten of an old transaction was flushed long ago.
  */
 void
 window_flush_events(const EventIdentity *events, int nevents)
