@@ -397,7 +397,7 @@ executor_terminate(PNE_SIGNAL_INFO_ARGS)
 	/* a child of a call, which does not run its program yet */
 	if (MyProcPid != (int) getpid())
 	{
-		pqsignal(SIGTERM, SIG_DFL);
+		signal(SIGTERM, SIG_DFL);
 		raise(SIGTERM);
 		return;
 	}
