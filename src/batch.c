@@ -897,17 +897,14 @@ batch_turn(HandlerRun *run)
 		MemoryContextReset(context);
 		MemoryContextSwitchTo(context);
 		fill_batch(run, &batch);
-		if (!careful_bound(run, batch.nevents))
-			more = false;
-		else if (careful_one_by_one(run))
+		more = false;
+		if (careful_bound(run, batch.nevents))
 		{
-			run_one_by_one(run, &batch);
-			more = false;
+			if (careful_one_by_one(run))
+				run_one_by_one(run, &batch);
+			else if (careful_enter_group(run, batch.group_end))
+				more = run_batch(run, &batch) == BATCH_DONE && health->batch_limit > 0 && health->probes == 0;
 		}
-		else if (!careful_enter_group(run, batch.group_end))
-			more = false;
-		else
-			more = run_batch(run, &batch) == BATCH_DONE && health->batch_limit > 0 && health->probes == 0;
 
 		if (run->window != NULL && run->next >= run->window->nevents)
 			batch_finish_window(run);
