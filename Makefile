@@ -117,6 +117,11 @@ $(OBJS) $(OBJS:.o=.bc): $(wildcard src/*.h) $(firstword $(MAKEFILE_LIST))
 doc/flow.svg: doc/flow.dot
 	dot -Tsvg $< -o $@
 
+# those of doc/benchmarks.md, from its tables; needs gnuplot
+.PHONY: plots
+plots:
+	doc/bench/draw
+
 # what a variable holds, for scripts: make -s print-REGRESS
 print-%:
 	@echo '$($*)'
