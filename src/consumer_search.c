@@ -303,6 +303,7 @@ typedef struct ListedState
 {
 	EventSearch *search;
 	const EventIdentity *next;	/* of the list */
+	const EventIdentity *end;	/* of the list */
 	int64		id;				/* of the one that was looked at last */
 	bool		ended;			/* with that one */
 } ListedState;
@@ -311,10 +312,12 @@ static bool
 look_at_listed(TupleTableSlot *slot, int64 id, void *arg)
 {
 	ListedState *state = (ListedState *) arg;
+	uint64		txid = event_slot_txid(slot);
 
-	while (state->next->id < id)
+	while (state->next < state->end &&
+		   (state->next->id < id || (state->next->id == id && state->next->txid != txid)))
 		state->next++;
-	if (event_slot_txid(slot) == state->next->txid)
+	if (state->next < state->end && state->next->id == id)
 		add_candidate(state->search, slot);
 	state->id = id;
 	state->ended = !wants_candidates(state->search) &&
@@ -325,18 +328,23 @@ look_at_listed(TupleTableSlot *slot, int64 id, void *arg)
 /*
  * Find the events of a list, which are in ascending order of their ids and no more
  * than the limit: each that is there and may be seen, if it is still the same.
- * Returns how many of them were looked at.
+ * Several may have one id: that has returned, and all but one of them are gone.
+ * Returns how many of the list were looked at.
  */
 int
 search_listed(EventSearch *search, const EventIdentity *listed, int nlisted)
 {
 	EventRef   *refs = palloc(sizeof(EventRef) * nlisted);
-	ListedState state = {.search = search, .next = listed};
-	int			nlooked;
+	ListedState state = {.search = search, .next = listed, .end = listed + nlisted};
+	int			nrefs = 0;
+	int			nlooked = nlisted;
 
 	for (int i = 0; i < nlisted; i++)
-		refs[i] = event_ref(listed[i].id);
-	nlooked = event_scan_refs(search->log, search->snapshot, refs, nlisted, look_at_listed, &state);
+	{
+		if (i == 0 || listed[i].id != listed[i - 1].id)
+			refs[nrefs++] = event_ref(listed[i].id);
+	}
+	(void) event_scan_refs(search->log, search->snapshot, refs, nrefs, look_at_listed, &state);
 	if (!judge_candidates(search, false, &state.id) || state.ended)
 	{
 		while (nlooked > 0 && listed[nlooked - 1].id > state.id)

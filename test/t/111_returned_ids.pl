@@ -212,6 +212,26 @@ foreach my $how (sort keys %returns)
 		sql(q(SELECT ack_events('c')));
 		is(sql(q(SELECT fetched('c'))), '', '... and that is all');
 	}
+
+	# handed back, as was one of the same id that is gone, and both are due; how old
+	# what is gone was does not matter
+	foreach my $gone ('3', '3, 4', '1000000000', '3, 1000000000')
+	{
+		anew();
+		sql(q(SELECT create_event_consumer('c')));
+		emit('old 1', 'old 2', 'old 3');
+		sql($return);
+		emit('new 1', 'new 2', 'new 3');
+		sql(q(SELECT fetched('c')));
+		sql(qq(INSERT INTO _event_consumer_retries (consumer, event_id, event_txid, attempts, next_attempt_at)
+			SELECT 'c', i, t::text::xid8, 1, now() FROM generate_series(1, 3) i, unnest(ARRAY[$gone]) t));
+		sql(q(SELECT retry_event('c', 1), retry_event('c', 2), ack_events('c', 3)));
+		is(sql(q(SELECT fetched('c'))), '1 new 1, 2 new 2', "$how: handed back, as was another one ($gone)");
+		is(sql(q(SELECT fetched('c'))), '1 new 1, 2 new 2', '... again');
+		is(sql(q(SELECT ack_events('c'))), '2', '... acknowledged');
+		is(sql(q(SELECT fetched('c'))), '', '... and that is all');
+		is(sql(q(SELECT count(*) FROM _event_consumer_retries)), '0', '... nothing is left of those that are gone');
+	}
 }
 
 # An executor has read a window, and the ids return before it comes to the events.
