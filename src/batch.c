@@ -483,10 +483,11 @@ batch_reading_works(HandlerRun *run)
 /*
  * Read the first events of a batch: nevents, unless they are too large for that.
  * Returns how many; those that are not there any more, or that the handler is
- * not to see, are NULL.
+ * not to see, are NULL.  Whether policies are asked about that, which are the code
+ * of others, is up to the caller.
  */
 static int
-read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, Event **events)
+read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, bool ask_policies, Event **events)
 {
 	EventChunk *chunk = batch->chunk;
 
@@ -499,7 +500,8 @@ read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, Event **ev
 		if (event->tuple != NULL && !event_snapshot_sees(run->window->upto, event->txid))
 			*event = (Event) {.id = event->id};
 	}
-	batch_apply_row_security(run, log, chunk->events, chunk->length);
+	if (ask_policies)
+		batch_apply_row_security(run, log, chunk->events, chunk->length);
 	for (int i = 0; i < chunk->length; i++)
 	{
 		Event	   *event = &chunk->events[i];
@@ -576,7 +578,7 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 			outcome = BATCH_SUSPENDED;
 		else
 		{
-			nevents = read_events(run, batch, nevents, log, events);
+			nevents = read_events(run, batch, nevents, log, true, events);
 			attempt->tried = nevents;
 			ready = true;
 			batch_reading_works(run);
@@ -723,6 +725,9 @@ run_batch(HandlerRun *run, Batch *batch)
  * Read the events of a batch, of which those that the handler is not to be called
  * with are NULL, in a transaction of its own.  Returns how many were read: none
  * where the handler cannot go on for now.
+ *
+ * No code of others runs here, where no attempt is counted: that of a policy might
+ * end the process, each time.  What policies hide is found out by the attempt.
  */
 static int
 look_at_events(HandlerRun *run, Batch *batch, Event **events)
@@ -737,10 +742,7 @@ look_at_events(HandlerRun *run, Batch *batch, Event **events)
 		batch_start_transaction();
 		log = table_open(catalog_lookup(false)->log, AccessShareLock);
 		if (!executor_asked_to_leave() && batch_check_handler(run))
-		{
-			nevents = read_events(run, batch, batch->nevents, log, events);
-			batch_reading_works(run);
-		}
+			nevents = read_events(run, batch, batch->nevents, log, false, events);
 		table_close(log, NoLock);
 		batch_commit_transaction(0);
 	}

@@ -438,7 +438,7 @@ retry_first_attempt_open(const Handler *handler, const EventSnapshot *upto)
 /*
  * Lock the row of an attempt that is under way.  False if it is not any more.
  * never_failed tells whether no error is known of the event; only processes may
- * have ended while they tried it, perhaps before they had asked the filter.
+ * have ended while they tried it, perhaps before they had asked policies and filter.
  */
 static bool
 lock_attempt(const char *handler, EventIdentity event, int attempts, bool *never_failed)
@@ -527,6 +527,19 @@ discard_retry(const char *handler, EventIdentity event, const char *reason)
 	CStringGetTextDatum(reason), event_txid_datum(event.txid)};
 
 	own_execute(&update_row, values, NULL, 0);
+}
+
+/*
+ * The same of an event that the handler is not to be called with.  One that has
+ * never failed was never to be on the list.
+ */
+static void
+drop_retry(const char *handler, EventIdentity event, bool never_failed, const char *reason)
+{
+	if (never_failed)
+		delete_retry(handler, event);
+	else
+		discard_retry(handler, event, reason);
 }
 
 /*
@@ -650,15 +663,12 @@ call_for_retry(HandlerRun *run, Relation log, EventIdentity identity, Event *eve
 	batch_reading_works(run);
 	if (event->hidden)
 	{
-		discard_retry(name, identity, "row security hides the event");
+		drop_retry(name, identity, never_failed, "row security hides the event");
 		return false;
 	}
 	if (batch_filter_events(run, &event, 1, RelationGetDescr(log), &passes, &suspect) == 0)
 	{
-		if (never_failed)
-			delete_retry(name, identity);
-		else
-			discard_retry(name, identity, "the filter does not let the event pass any more");
+		drop_retry(name, identity, never_failed, "the filter does not let the event pass any more");
 		return false;
 	}
 
