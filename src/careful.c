@@ -129,9 +129,6 @@ static bool call_in_doubt = false;
 static Instant call_deadline = INSTANT_NEVER;
 static Instant overrun_since = 0;
 
-/* attempts that were counted and whose end was not recorded */
-static int	open_attempts = 0;
-
 /*
  * No code of the handler runs any more; but who was told to die while it did dies
  * of that, though it be later.  Nor does it count as its end that a process which
@@ -789,24 +786,6 @@ careful_release(List *healths)
 }
 
 /*
- * An attempt was counted; its end is recorded.  Who ends in between, or fails to
- * record it, leaves that to the successor, who looks for such attempts where it
- * finds a mark (retry_recover_attempts).
- */
-void
-careful_attempt_begins(void)
-{
-	open_attempts++;
-}
-
-void
-careful_attempt_ends(void)
-{
-	Assert(open_attempts > 0);
-	open_attempts--;
-}
-
-/*
  * Whether the process can end here without anybody's having to be careful: not
  * during a call, or an attempt, unless that is of a handler which is being dropped,
  * or the server stops.
@@ -814,11 +793,8 @@ careful_attempt_ends(void)
 static bool
 nothing_is_in_doubt(void)
 {
-	if (executor_call_is_unwanted())
-		return true;
-	if (executor_is_stopped_by_server())
-		return open_attempts == (retry_attempt_is_under_way() ? 1 : 0);
-	return !call_in_doubt && open_attempts == 0;
+	return executor_call_is_unwanted() || executor_is_stopped_by_server() ||
+		(!call_in_doubt && !retry_attempt_is_under_way());
 }
 
 /*

@@ -14,8 +14,6 @@ extern void careful_init(void);
 extern void careful_take_up(List *runs);
 extern void careful_release_gone(List **healths);
 extern void careful_release(List *healths);
-extern void careful_attempt_begins(void);
-extern void careful_attempt_ends(void);
 extern void careful_release_at_exit(List *healths);
 extern void careful_disown_marks(List *healths);
 extern bool careful_bound(HandlerRun *run, int nevents);

@@ -67,7 +67,7 @@
 /* and is tried again after this, in ms */
 #define DISCARD_RETRY_MS 1000
 
-/* what is done at leaving may take so long, in ms */
+/* what is done at leaving may take so long each, in ms */
 #define LEAVE_TIMEOUT_MS 1000
 
 /*
@@ -455,6 +455,50 @@ extension_is_there(bool *log_is_free)
 	return where != NULL;
 }
 
+static void
+store_all_positions(void)
+{
+	bool		log_is_free;
+
+	FAULT_POINT("before-store");
+	if (extension_is_there(&log_is_free) && log_is_free)
+		store_positions(true);
+}
+
+static void
+release_marks(void)
+{
+	bool		unused;
+
+	if (extension_is_there(&unused))
+		careful_release(*runs_healths());
+}
+
+/*
+ * A part of leaving, which has a time of its own: where it fails, or there is too
+ * much to do, the successor has a little more to do.
+ */
+static void
+try_to_leave(void (*part) (void))
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		careful_arm_timeout(LEAVE_TIMEOUT_MS);
+		batch_never_wait(LEAVE_TIMEOUT_MS);
+		part();
+		careful_disarm_timeout();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		careful_disarm_timeout();
+		worker_recover(&my_slot->worker);
+	}
+	PG_END_TRY();
+}
+
 /*
  * Leave in good order: nothing that was called is in doubt.  Whoever waits for
  * us to leave shall not wait for a lock or a standby.
@@ -462,29 +506,10 @@ extension_is_there(bool *log_is_free)
 static void
 executor_leave(void)
 {
-	bool		log_is_free;
-
 	leaves_soon = true;
 	loglimit_report(true);
-	PG_TRY();
-	{
-		careful_arm_timeout(LEAVE_TIMEOUT_MS);
-		batch_never_wait(LEAVE_TIMEOUT_MS);
-		if (extension_is_there(&log_is_free))
-		{
-			if (log_is_free)
-				store_positions(true);
-			careful_release(*runs_healths());
-		}
-		careful_disarm_timeout();
-	}
-	PG_CATCH();
-	{
-		careful_disarm_timeout();
-		/* then the successor has a little more to do; but leave we must */
-		worker_recover(&my_slot->worker);
-	}
-	PG_END_TRY();
+	try_to_leave(store_all_positions);
+	try_to_leave(release_marks);
 	careful_disown_marks(*runs_healths());
 	executor_exit();
 }

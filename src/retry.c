@@ -577,7 +577,9 @@ release_attempt(HandlerRun *run, EventIdentity event, int attempts)
 }
 
 /*
- * Whether this process is making an attempt.
+ * Whether this process is making an attempt: it is counted, and its end is not
+ * recorded.  Who ends in between leaves that to the successor, who looks for such
+ * attempts where it finds a mark (retry_recover_attempts).
  */
 bool
 retry_attempt_is_under_way(void)
@@ -586,7 +588,8 @@ retry_attempt_is_under_way(void)
 }
 
 /*
- * After an error that was not the attempt's: how it ended could not be recorded.
+ * The attempt has come to an end, which is recorded; or an error that was not its
+ * own kept that from being recorded, and it is made again (lock_due_retry).
  */
 void
 retry_forget_attempt(void)
@@ -739,10 +742,7 @@ try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, c
 	}
 	/* it is recorded: should the process end while it cleans its session, no event is the cause */
 	if (outcome == BATCH_DONE)
-	{
 		retry_forget_attempt();
-		careful_attempt_ends();
-	}
 	executor_discard_session();
 	*event_name = event.name;
 	*failure = error;
@@ -760,7 +760,6 @@ run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 	BatchOutcome outcome;
 	int			tries = 0;
 
-	careful_attempt_begins();
 	strlcpy(under_way.handler, run->definition->name, HANDLER_NAME_SIZE);
 	under_way.event = event;
 	under_way.attempts = attempts;
@@ -779,7 +778,6 @@ run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 	else
 		release_attempt(run, event, attempts);
 	retry_forget_attempt();
-	careful_attempt_ends();
 	return outcome;
 }
 
