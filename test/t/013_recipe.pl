@@ -144,7 +144,7 @@ like(
 	qr/ERROR:  \w+ public\.notification_events exists already.*HINT:  .*RENAME/s,
 	'and says what to do');
 
-# The move, as in README.md
+# The move, as in doc/migrating.md
 $node->safe_psql(
 	'old', q(
 	BEGIN;
