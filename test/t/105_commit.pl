@@ -25,7 +25,7 @@ system_or_bail('gcc', '-shared', '-fPIC', '-O1', '-D_GNU_SOURCE', '-o', $library
 $ENV{PGOPTIONS} = '-c synchronous_commit=off';
 my $node;
 {
-	local $ENV{LD_PRELOAD} = $library;
+	local $ENV{LD_PRELOAD} = preload($library);
 	local $ENV{HELD_FLUSH} = $held;
 
 	$node = new_server(

@@ -19,6 +19,7 @@ use Time::HiRes qw(usleep);
 our @EXPORT = qw(
   configure
   new_server
+  preload
   make_owner
   make_recorder
   wait_for_handlers
@@ -63,6 +64,18 @@ sub new_server
 			@settings) . "\n");
 	$node->start;
 	return $node;
+}
+
+# preload(LIBRARY): what LD_PRELOAD is for a server with that library.  The runtime
+# of AddressSanitizer refuses to start unless it comes first.
+sub preload
+{
+	my ($library) = @_;
+	my ($bindir) = run_command([ 'pg_config', '--bindir' ]);
+	my ($libraries) = run_command([ 'ldd', "$bindir/postgres" ]);
+	my ($sanitizer) = $libraries =~ m{=> (/\S*/libasan\.so\S*)};
+
+	return join(':', grep { ($_ // '') ne '' } $sanitizer, $ENV{LD_PRELOAD}, $library);
 }
 
 # configure(NODE, NAME => VALUE...): settings of the extension, in the running
