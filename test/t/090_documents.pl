@@ -323,7 +323,9 @@ sub has_exactly
 	my ($expected, $found, $name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-	return is(join(' ', sort keys %$found), join(' ', sort keys %$expected), $name);
+	my @missing = grep { !$found->{$_} } sort keys %$expected;
+	my @left_over = grep { !$expected->{$_} } sort keys %$found;
+	return is("missing: @missing, left over: @left_over", 'missing: , left over: ', $name);
 }
 
 # the names in the first column of those tables of a section whose header begins
