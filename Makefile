@@ -3,7 +3,7 @@
 #   make                 build against the pg_config in the PATH
 #   make PG_CONFIG=...   build against another one
 #   make WERROR=1        as above, every warning is an error
-#   make FAULTS=1        with fault points (src/fault.c): for tests only
+#   make FAULTS=1        with fault points (src/base/fault.c): for tests only
 #   make install         put module, control file and script where that server looks for them
 #   make installcheck    run the tests against a running server that preloads the module
 #   make demo            see it work, on a throwaway server (test/demo)
@@ -31,7 +31,7 @@ DATA = src/pg_notify_events--1.0.sql
 MODULE_big = pg_notify_events
 OBJS = \
 	$(WIN32RES) \
-	$(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
+	$(patsubst $(srcdir)/%.c,%.o,$(sort $(wildcard $(srcdir)/src/*.c $(srcdir)/src/*/*.c)))
 PGFILEDESC = "pg_notify_events - durable events, delivered by the server"
 
 # pg_regress, one topic per file, in this order
@@ -72,6 +72,9 @@ ISOLATION_OPTS = \
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
+# headers by folder and name: "base/catalog.h"
+PG_CPPFLAGS = -I$(srcdir)/src
+
 # The warnings that PostgreSQL's own headers survive.  Unused parameters are
 # the nature of hooks and callbacks; -Wpedantic trips over __int128 and
 # flexible array members in the server's headers.
@@ -96,7 +99,7 @@ GCC_WARNINGS = \
 	-Wshadow=compatible-local
 
 # of a build with --coverage
-EXTRA_CLEAN = src/*.gcda src/*.gcno
+EXTRA_CLEAN = src/*.gcda src/*.gcno src/*/*.gcda src/*/*.gcno
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
@@ -111,7 +114,12 @@ endif
 
 # PGXS tracks no dependencies on headers where PostgreSQL itself was built
 # without: rebuild all objects when a header or the flags change.
-$(OBJS) $(OBJS:.o=.bc): $(wildcard src/*.h) $(firstword $(MAKEFILE_LIST))
+$(OBJS) $(OBJS:.o=.bc): $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h) $(firstword $(MAKEFILE_LIST))
+
+# A build outside of the source tree has no folders for them yet.
+$(OBJS) $(OBJS:.o=.bc): | $(sort $(dir $(OBJS)))
+$(sort $(dir $(OBJS))):
+	mkdir -p $@
 
 # the picture in the README; needs graphviz
 doc/flow.svg: doc/flow.dot

@@ -54,7 +54,7 @@ SELECT * FROM take_events();
 DROP TABLE upserted;
 
 -- Rows are recorded as to_jsonb() writes them, whatever the types of their
--- columns: those that the extension writes itself (src/record.c) and others.
+-- columns: those that the extension writes itself (src/emit/change_record.c) and others.
 CREATE DOMAIN amount AS numeric(10, 3);
 CREATE DOMAIN small_amount AS amount CHECK (value < 1000);
 CREATE DOMAIN numbers AS integer[];

@@ -41,12 +41,12 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#include "fault.h"
-#include "handler_figures.h"
+#include "base/fault.h"
+#include "base/settings.h"
+#include "base/worker.h"
+#include "handler/event_counters.h"
+#include "handler/handler_counters.h"
 #include "launcher.h"
-#include "settings.h"
-#include "stats.h"
-#include "worker.h"
 
 #define LIBRARY "pg_notify_events"
 

@@ -22,14 +22,14 @@
 #include "miscadmin.h"
 #include "tcop/utility.h"
 
-#include "bound_sql.h"
-#include "compat.h"
-#include "doorbell.h"
+#include "base/bound_sql.h"
+#include "base/compat.h"
+#include "base/doorbell.h"
+#include "base/own_trigger.h"
+#include "base/settings.h"
+#include "base/shared.h"
+#include "delivery/owner.h"
 #include "launcher.h"
-#include "own_trigger.h"
-#include "owner.h"
-#include "settings.h"
-#include "shared.h"
 
 PNE_MODULE_MAGIC;
 

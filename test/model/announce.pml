@@ -2,9 +2,9 @@
  * announce.pml
  *		Every event is announced by one of two: who emits it, or the listener.
  *
- * mirrors: announce_emitted() in src/announce.c
- * mirrors: relay_take_up() relay_announce() relay_announced() relay_store() load_cursor() in src/relay.c
- * mirrors: look() follow_log() listener_leave() in src/listener.c
+ * mirrors: announce_emitted() in src/emit/announce.c
+ * mirrors: relay_take_up() relay_announce() relay_announced() relay_store() load_cursor() in src/listener/announcer.c
+ * mirrors: look() follow_log() listener_leave() in src/listener/listener.c
  *
  * A transaction emits an event.  At that moment it is decided who announces it:
  * the emitter, which then notifies in its own commit; or the relay, which is

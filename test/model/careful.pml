@@ -2,12 +2,12 @@
  * careful.pml
  *		An event that kills whoever calls its handler is called a few times only.
  *
- * mirrors: write_mark() careful_take_up() careful_bound() careful_enter_group() in src/careful.c
- * mirrors: careful_release() careful_release_at_exit() in src/careful.c
- * mirrors: retry_charge() retry_run_fresh() retry_run_due() try_attempt() in src/retry.c
- * mirrors: retry_recover_attempts() retry_give_back_attempts() in src/retry.c
- * mirrors: batch_turn() try_events() in src/batch.c
- * mirrors: progress_record_group() progress_store() in src/progress.c
+ * mirrors: write_mark() careful_take_up() careful_bound() careful_enter_group() in src/delivery/crash_guard.c
+ * mirrors: careful_release() careful_release_at_exit() in src/delivery/crash_guard.c
+ * mirrors: retry_charge() retry_run_fresh() retry_run_due() try_attempt() in src/delivery/retry.c
+ * mirrors: retry_recover_attempts() retry_give_back_attempts() in src/delivery/retry.c
+ * mirrors: batch_turn() try_events() in src/delivery/batch.c
+ * mirrors: progress_record_group() progress_store() in src/delivery/progress.c
  *
  * An executor works the events of a handler in batches, effects and position in
  * one commit that does not wait for its flush.  A crash of the server takes the

@@ -2,12 +2,12 @@
  * cursor.pml
  *		The snapshot cursor: nothing is skipped, nothing doubled.
  *
- * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() window_read() window_scan() in src/window.c
- * mirrors: progress_lock() progress_store() progress_stored() progress_flush() position_at() in src/progress.c
- * mirrors: batch_turn() try_events() batch_finish_window() in src/batch.c
- * mirrors: read_windows() in src/executor.c
- * mirrors: load_runs() runs_take_window() in src/runs.c
- * mirrors: pne_create_event_handler() in src/definition.c
+ * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() window_read() window_scan() in src/log/window.c
+ * mirrors: progress_lock() progress_store() progress_stored() progress_flush() position_at() in src/delivery/progress.c
+ * mirrors: batch_turn() try_events() batch_finish_window() in src/delivery/batch.c
+ * mirrors: read_windows() in src/delivery/executor.c
+ * mirrors: load_runs() runs_take_window() in src/delivery/runs.c
+ * mirrors: pne_create_event_handler() in src/handler/handler_definition.c
  *
  * Writers take an xid, draw ids and commit in any order; two of them change the
  * same row of a table, one after the other, as its lock has it.  An executor

@@ -2,10 +2,10 @@
  * doorbell.pml
  *		No wake-up is lost between a commit and a worker that goes to sleep.
  *
- * mirrors: doorbell_ring() doorbell_answer() doorbell_is_rung() doorbell_attach() doorbell_detach() in src/doorbell.c
- * mirrors: doorbell_xact_callback() doorbell_ring_database() in src/doorbell.c
- * mirrors: worker_sleep() in src/worker.c
- * mirrors: executor_cycle() executor_work() read_windows() executor_attach() executor_on_exit() in src/executor.c
+ * mirrors: doorbell_ring() doorbell_answer() doorbell_is_rung() doorbell_attach() doorbell_detach() in src/base/doorbell.c
+ * mirrors: doorbell_xact_callback() doorbell_ring_database() in src/base/doorbell.c
+ * mirrors: worker_sleep() in src/base/worker.c
+ * mirrors: executor_cycle() executor_work() read_windows() executor_attach() executor_on_exit() in src/delivery/executor.c
  *
  * Three transactions make one event each visible and ring the bell of a worker;
  * with TWO_WORKERS, two of them ring the bells of two.  A worker answers its

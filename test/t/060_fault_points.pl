@@ -1,7 +1,7 @@
 
 # Fault points: the server, or a process, is broken at chosen places of the
 # code, once each; afterwards every committed event has been handled exactly
-# once. The places are in builds made for this only (src/fault.c).
+# once. The places are in builds made for this only (src/base/fault.c).
 
 use strict;
 use warnings;

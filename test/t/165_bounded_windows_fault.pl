@@ -3,7 +3,7 @@
 # listener: memory stays within its bound, whatever waits; all is delivered once and
 # in the order of ids, inside a window, whatever commits late in between; and what
 # is read grows with what there is, not with its square.  The bound is lowered for
-# this test (src/fault.c).
+# this test (src/base/fault.c).
 
 use strict;
 use warnings;

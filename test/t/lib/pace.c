@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * pace.c
- *		src/pace.c with a clock and transactions that are made up, so that years
+ *		src/base/throttle.c with a clock and transactions that are made up, so that years
  *		of a worker pass in a moment.  Prints what was found, in TAP.
  *
  *-------------------------------------------------------------------------
@@ -10,8 +10,8 @@
 
 #include "utils/snapmgr.h"
 
-#include "instant.h"
-#include "pace.h"
+#include "base/instant.h"
+#include "base/throttle.h"
 
 #undef printf					/* the server has one of its own */
 

@@ -1,0 +1,30 @@
+/*-------------------------------------------------------------------------
+ *
+ * numbered_lock.h
+ *		Locks of handlers and of consumers.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_NUMBERED_LOCK_H
+#define PNE_NUMBERED_LOCK_H
+
+#include "storage/lock.h"
+#include "utils/timestamp.h"
+
+#include "base/catalog.h"
+
+/* who has a lock */
+typedef struct LockHolder
+{
+	int			pid;			/* 0: a prepared transaction */
+	TimestampTz since;			/* its transaction began, or was prepared; DT_NOBEGIN:
+								 * not known, as with track_activities = off */
+} LockHolder;
+
+extern void numbered_lock(OwnTable table, int64 number, LOCKMODE mode);
+extern bool numbered_lock_if_free(OwnTable table, int64 number, LOCKMODE mode);
+extern void numbered_unlock(OwnTable table, int64 number, LOCKMODE mode);
+extern bool numbered_lock_is_taken(OwnTable table, int64 number, LOCKMODE mode);
+extern bool numbered_lock_holder(OwnTable table, int64 number, LockHolder *holder);
+
+#endif							/* PNE_NUMBERED_LOCK_H */

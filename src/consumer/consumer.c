@@ -1,0 +1,435 @@
+/*-------------------------------------------------------------------------
+ *
+ * consumer.c
+ *		Consumers: where one stands, who has it, and whether something is there for it.
+ *
+ * A consumer is the pull side for clients outside of the server.  Its progress
+ * row holds a position in the log (window.c), and the open batch: the ids that
+ * were fetched and are not acknowledged yet.  The position is behind them as
+ * soon as they are fetched, so to acknowledge events means to take their ids
+ * off the batch, and nothing else.  What was handed back is in
+ * _event_consumer_retries until it is acknowledged.
+ *
+ * WHO HAS IT: whoever moves a consumer holds its lock, by its number
+ * (numbered_lock.c), until the end of the transaction.  It is taken before its
+ * row is read, with a new snapshot, and so nobody else's changes can come in
+ * between.  No row is locked.
+ *
+ * WHAT IS THERE: see consumer_search.c.
+ *
+ * A session that waits looks the same way as one that fetches, only that it
+ * takes no lock, writes nothing, and remembers how far it has come.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "base/catalog.h"
+#include "base/numbered_lock.h"
+#include "consumer/consumer.h"
+
+/*
+ * Who finds the lock taken, and so with every ring, looks again soon, then later
+ * and later, up to this time, in ms: who rings because he lets go of it may do
+ * so a moment afterwards.  After that there is no need to, until the next ring.
+ */
+#define LOOK_AT_LOCK_MS 100
+
+/* ----------
+ * Reading
+ * ----------
+ */
+
+#define SELECT_CONSUMERS \
+	"SELECT c.name, c.number, c.owner, c.event_name, c.filter, " \
+	"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation " \
+	" OR c.database OPERATOR(pg_catalog.<>) $1), " \
+	"c.altered_at, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, " \
+	"p.start::pg_catalog.text, p.batch, p.leased_until " \
+	"FROM @s._event_consumers AS c " \
+	"JOIN @s._event_consumer_progress AS p ON p.consumer OPERATOR(pg_catalog.=) c.name " \
+	"CROSS JOIN @s._event_incarnation AS i "
+
+/*
+ * Copy one row of those that the statements with this have selected.
+ */
+static Consumer *
+consumer_from_row(int row)
+{
+	Consumer   *consumer = palloc0(sizeof(Consumer));
+	int			column = 0;
+	bool		isnull;
+	Datum		value;
+	Datum		event_name;
+	char	   *text;
+
+	strlcpy(consumer->name, own_text(row, ++column), HANDLER_NAME_SIZE);
+	consumer->number = DatumGetInt64(own_value(row, ++column, &isnull));
+	consumer->owner = DatumGetObjectId(own_value(row, ++column, &isnull));
+	event_name = own_value(row, ++column, &isnull);
+	value = own_value(row, ++column, &isnull);
+	match_read_pattern(&consumer->pattern, event_name, isnull ? (Datum) 0 : value, true);
+	consumer->dormant = DatumGetBool(own_value(row, ++column, &isnull));
+	consumer->altered_at = DatumGetTimestampTz(own_value(row, ++column, &isnull));
+	consumer->position.cursor = event_snapshot_parse(own_text(row, ++column));
+	text = own_text(row, ++column);
+	if (text != NULL)
+		consumer->position.window = event_snapshot_parse(text);
+	value = own_value(row, ++column, &isnull);
+	consumer->position.last_id = isnull ? 0 : DatumGetInt64(value);
+	consumer->start = event_snapshot_parse(own_text(row, ++column));
+	value = own_value(row, ++column, &isnull);
+	consumer->batch = batch_from_datum(value, &consumer->nbatch);
+	value = own_value(row, ++column, &isnull);
+	consumer->leased_until = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+	return consumer;
+}
+
+/*
+ * All consumers, by name.  The caller, here and below, is connected to SPI and
+ * has an active snapshot; results are in the current memory context.
+ */
+List *
+consumer_load_all(void)
+{
+	static OwnStatement select_all = {
+		.sql = SELECT_CONSUMERS "ORDER BY c.name",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {OIDOID},
+	};
+	Datum		database = ObjectIdGetDatum(MyDatabaseId);
+	int			count = own_execute(&select_all, &database, NULL, 0);
+	List	   *result = NIL;
+
+	for (int row = 0; row < count; row++)
+		result = lappend(result, consumer_from_row(row));
+	return result;
+}
+
+/*
+ * One consumer, or NULL.
+ */
+Consumer *
+consumer_find(const char *name)
+{
+	static OwnStatement select_one = {
+		.sql = SELECT_CONSUMERS "WHERE c.name OPERATOR(pg_catalog.=) $2",
+		.target = OWN_NONE,
+		.nargs = 2,
+		.argtypes = {OIDOID, TEXTOID},
+	};
+	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), CStringGetTextDatum(name)};
+	Consumer   *result = NULL;
+
+	if (own_execute(&select_one, values, NULL, 1) == 1)
+		result = consumer_from_row(0);
+	/* who waits does this again and again */
+	SPI_freetuptable(SPI_tuptable);
+	return result;
+}
+
+/*
+ * One consumer, for a caller who may have its events.  Errors: there is none of
+ * that name; the caller is neither its owner nor a member of it.
+ */
+Consumer *
+consumer_find_own(const char *name)
+{
+	Consumer   *consumer = consumer_find(name);
+
+	if (consumer == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("event consumer \"%s\" does not exist", name),
+				 errhint("The view event_consumers shows those that you may see.")));
+	else if (!has_privs_of_role(GetUserId(), consumer->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be owner of event consumer \"%s\"", name),
+				 errhint("Members of the owner may do this, too.")));
+	return consumer;
+}
+
+/*
+ * Refuse an owner who may not read the log, or is gone.
+ */
+void
+consumer_check_owner(const char *name, Oid owner)
+{
+	char	   *role = GetUserNameFromId(owner, true);
+
+	if (role == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("the role that owned event consumer \"%s\", oid %u, was dropped", name, owner),
+				 errhint("Drop the consumer, or give it another owner with create_event_consumer(..., or_replace => true).")));
+	if (pg_class_aclcheck(catalog_lookup(false)->log, owner, ACL_SELECT) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the owner of event consumer \"%s\", role \"%s\", may not read notification_events", name, role),
+				 errhint("GRANT SELECT ON notification_events TO %s.", quote_identifier(role))));
+}
+
+/*
+ * Refuse a consumer whose position means nothing in this database, or whose
+ * batch or pattern is not known.
+ */
+void
+consumer_check_awake(const Consumer *consumer)
+{
+	const char *oversized = match_oversized(&consumer->pattern);
+
+	if (consumer->dormant)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("event consumer \"%s\" is dormant", consumer->name),
+				 errdetail("It was made in another database, or restored."),
+				 errhint("A superuser wakes it with activate_events().")));
+	if (consumer->batch == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("the stored batch of event consumer \"%s\" is damaged", consumer->name),
+				 errhint("Drop the consumer and create it again.")));
+	if (oversized != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("event consumer \"%s\" cannot be read: %s", consumer->name, oversized),
+				 errhint("Give it a shorter one with create_event_consumer(..., or_replace => true).")));
+}
+
+/*
+ * Whether the open batch is promised to the one who fetched it.
+ */
+bool
+consumer_is_leased(const Consumer *consumer)
+{
+	return consumer->nbatch > 0 && consumer->leased_until > GetCurrentTimestamp();
+}
+
+/*
+ * The index of an event in the open batch, or -1.
+ */
+int
+consumer_batch_index(const Consumer *consumer, int64 id)
+{
+	int			low = 0;
+	int			high = consumer->nbatch;
+
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+
+		if (consumer->batch[middle].id < id)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return (low < consumer->nbatch && consumer->batch[low].id == id) ? low : -1;
+}
+
+/* ----------
+ * The lock
+ * ----------
+ */
+
+/*
+ * The caller's consumer, which he has to himself until the end of the
+ * transaction, once those who have it now are through.  Errors: as for
+ * consumer_find_own().
+ */
+Consumer *
+consumer_lock_own(const char *name)
+{
+	/* first of all, or others would wait for who has no right to it */
+	Consumer   *consumer = consumer_find_own(name);
+	int64		locked;
+
+	/* again, should another one have got the name meanwhile */
+	do
+	{
+		locked = consumer->number;
+		numbered_lock(OWN_CONSUMERS, locked, ExclusiveLock);
+		consumer = consumer_find_own(name);
+	} while (consumer->number != locked);
+	return consumer;
+}
+
+/*
+ * Have a consumer to oneself, if nobody else does.  Read its row afterwards.
+ */
+bool
+consumer_try_lock(const Consumer *consumer)
+{
+	return numbered_lock_if_free(OWN_CONSUMERS, consumer->number, ExclusiveLock);
+}
+
+/*
+ * Let go of it again, for who has found nothing and changed nothing.
+ */
+void
+consumer_unlock(const Consumer *consumer)
+{
+	numbered_unlock(OWN_CONSUMERS, consumer->number, ExclusiveLock);
+}
+
+/*
+ * Whether somebody else has it, and who.
+ */
+bool
+consumer_is_held(const Consumer *consumer, LockHolder *holder)
+{
+	return numbered_lock_holder(OWN_CONSUMERS, consumer->number, holder);
+}
+
+/* ----------
+ * Waiting
+ * ----------
+ */
+
+static bool
+positions_equal(const EventPosition *a, const EventPosition *b)
+{
+	return event_snapshot_equal(a->cursor, b->cursor) && event_snapshot_equal(a->window, b->window) &&
+		a->last_id == b->last_id;
+}
+
+/*
+ * When the next of the events that were handed back is due, or DT_NOEND.
+ */
+static TimestampTz
+next_retry(const Consumer *consumer)
+{
+	static OwnStatement select_next = {
+		.sql = "SELECT t.next_attempt_at FROM @s._event_consumer_retries AS t "
+		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 AND t.next_attempt_at IS NOT NULL "
+		"ORDER BY t.next_attempt_at LIMIT 1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		value = CStringGetTextDatum(consumer->name);
+	TimestampTz result = DT_NOEND;
+	bool		isnull;
+
+	if (own_execute(&select_next, &value, NULL, 1) == 1)
+		result = DatumGetTimestampTz(own_value(0, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	return result;
+}
+
+/*
+ * Whether there is an event behind what was seen before.  If not, remember how
+ * far that is true.  finished is false where there is more to be looked at now.
+ */
+static bool
+find_news(const Consumer *consumer, ConsumerMemory *memory, Relation log, bool *finished)
+{
+	ConsumerMemory before = *memory;
+	EventSearch search;
+	MemoryContext old;
+
+	search_begin(&search, consumer, log, GetActiveSnapshot(), 1);
+	if (before.seen.cursor != NULL && before.altered_at == consumer->altered_at &&
+		positions_equal(&before.stored, &consumer->position))
+		search.position = event_position_copy(&before.seen);
+	search_log(&search);
+	search_end(&search);
+	*finished = search.finished;
+	if (search.nfound > 0)
+		return true;
+
+	memory->altered_at = consumer->altered_at;
+	old = MemoryContextSwitchTo(memory->context);
+	memory->stored = event_position_copy(&consumer->position);
+	memory->seen = event_position_copy(&search.position);
+	MemoryContextSwitchTo(old);
+	event_position_free(&before.stored);
+	event_position_free(&before.seen);
+	return false;
+}
+
+/*
+ * When to look at a lock again that was found taken.
+ */
+static Instant
+after_lock(ConsumerMemory *memory)
+{
+	if (memory->lock_wait > LOOK_AT_LOCK_MS)
+		return INSTANT_NEVER;
+	memory->lock_wait = Max(1, 2 * memory->lock_wait);
+	return instant_in(memory->lock_wait);
+}
+
+/*
+ * The caller's consumer, with a new active snapshot, and whether another session
+ * had it before.
+ */
+static Consumer *
+look_at_consumer(const char *name, ConsumerMemory *memory, bool *locked)
+{
+	for (;;)
+	{
+		int64		number = memory->number;
+		Consumer   *consumer;
+
+		*locked = number != 0 && numbered_lock_is_taken(OWN_CONSUMERS, number, ExclusiveLock);
+		PushActiveSnapshot(GetTransactionSnapshot());
+		consumer = consumer_find_own(name);
+		memory->number = consumer->number;
+		if (number == consumer->number)
+			return consumer;
+		PopActiveSnapshot();
+	}
+}
+
+/*
+ * Whether the caller's consumer has events that could be fetched now.  If not,
+ * look_again is when there may be some without anybody committing anything.
+ *
+ * memory begins as zeros, with a context that lives on.  Errors: as for
+ * consumer_find_own(); dormant; the owner may not read the log.
+ */
+bool
+consumer_is_ready(const char *name, ConsumerMemory *memory, Instant *look_again)
+{
+	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	bool		locked;
+	Consumer   *consumer;
+	bool		ready = false;
+	bool		finished = true;
+
+	consumer = look_at_consumer(name, memory, &locked);
+	consumer_check_awake(consumer);
+	consumer_check_owner(name, consumer->owner);
+
+	if (!locked)
+		memory->lock_wait = 0;
+	if (locked)
+		*look_again = after_lock(memory);
+	else if (consumer_is_leased(consumer))
+		*look_again = instant_of_time(consumer->leased_until);
+	else if (consumer->nbatch > 0)
+		ready = true;
+	else
+	{
+		*look_again = instant_of_time(next_retry(consumer));
+		ready = *look_again <= instant_now() || find_news(consumer, memory, log, &finished);
+		if (!finished)
+			*look_again = 0;
+	}
+
+	PopActiveSnapshot();
+	table_close(log, AccessShareLock);
+	return ready;
+}

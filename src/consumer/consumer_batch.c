@@ -1,0 +1,111 @@
+/*-------------------------------------------------------------------------
+ *
+ * consumer_batch.c
+ *		The open batch of a consumer as it is stored.
+ *
+ * Each fetch writes a batch down, each acknowledgement reads it and writes what
+ * is left.  As arrays, 10,000 events would take 160 kB, which would be compressed,
+ * cut up and stored away from the row each time.  But ids and transactions mostly
+ * follow each other closely.  So for each event there are two numbers: by how much
+ * its id, and by how much its transaction is larger than those of the event before.
+ * The second may be negative, and is folded so that small ones stay small:
+ * 0, -1, 1, -2, ...  A number is written seven bits to the byte, the lowest first;
+ * all of its bytes but the last have the highest bit set.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "consumer/consumer.h"
+
+#define BITS_PER_BYTE_USED 7
+#define MORE_FOLLOWS 0x80
+
+/* bytes that a number takes at most */
+#define MAX_NUMBER_BYTES 10
+
+/* two numbers for each event, of one byte at least */
+#define MIN_EVENT_BYTES 2
+
+static unsigned char *
+put_number(unsigned char *to, uint64 number)
+{
+	while (number >= MORE_FOLLOWS)
+	{
+		*to++ = (unsigned char) (number | MORE_FOLLOWS);
+		number >>= BITS_PER_BYTE_USED;
+	}
+	*to++ = (unsigned char) number;
+	return to;
+}
+
+/*
+ * A batch as a bytea, in the current memory context.
+ */
+Datum
+batch_datum(const EventIdentity *events, int nevents)
+{
+	bytea	   *result = palloc(VARHDRSZ + (Size) nevents * 2 * MAX_NUMBER_BYTES);
+	unsigned char *to = (unsigned char *) VARDATA(result);
+	EventIdentity before = {0, 0};
+
+	for (int i = 0; i < nevents; i++)
+	{
+		uint64		step = events[i].txid - before.txid;
+
+		to = put_number(to, (uint64) events[i].id - (uint64) before.id);
+		to = put_number(to, (step << 1) ^ (uint64) ((int64) step >> 63));
+		before = events[i];
+	}
+	SET_VARSIZE(result, (char *) to - (char *) result);
+	return PointerGetDatum(result);
+}
+
+/*
+ * Read a number.  NULL where what is there is none.
+ */
+static const unsigned char *
+get_number(const unsigned char *from, const unsigned char *end, uint64 *number)
+{
+	*number = 0;
+	for (int shift = 0; from < end && shift < 64; shift += BITS_PER_BYTE_USED)
+	{
+		*number |= (uint64) (*from & ~MORE_FOLLOWS) << shift;
+		if ((*from++ & MORE_FOLLOWS) == 0)
+			return from;
+	}
+	return NULL;
+}
+
+/*
+ * The events of a stored batch, in the current memory context.  NULL where it is
+ * none, or its ids do not ascend; a restore may have brought anything.
+ */
+EventIdentity *
+batch_from_datum(Datum value, int *nevents)
+{
+	bytea	   *stored = DatumGetByteaPP(value);
+	const unsigned char *from = (const unsigned char *) VARDATA_ANY(stored);
+	const unsigned char *end = from + VARSIZE_ANY_EXHDR(stored);
+	EventIdentity *events = palloc(sizeof(EventIdentity) * (VARSIZE_ANY_EXHDR(stored) / MIN_EVENT_BYTES + 1));
+	EventIdentity event = {0, 0};
+	int			count = 0;
+
+	*nevents = 0;
+	while (from < end)
+	{
+		int64		id_before = event.id;
+		uint64		number;
+
+		from = get_number(from, end, &number);
+		event.id = (int64) ((uint64) event.id + number);
+		if (from != NULL)
+			from = get_number(from, end, &number);
+		if (from == NULL || (count > 0 && event.id <= id_before))
+			return NULL;
+		event.txid += (number >> 1) ^ -(number & 1);
+		events[count++] = event;
+	}
+	*nevents = count;
+	return events;
+}

@@ -1,0 +1,216 @@
+/*-------------------------------------------------------------------------
+ *
+ * backoff.c
+ *		Failures that are not the events' fault: a full disk, a server that
+ *		shuts down, a hundred different events failing one after the other.
+ *
+ * During an outage the handler backs off: nothing is called but one probe per
+ * delay, each with the next event, so that an event which only looks like an
+ * outage is passed, too.  A probe that fails is parked in _event_retries with
+ * in_outage set: the position moves past the event, the attempt is not counted.
+ * When any event succeeds the outage is over, and in the transaction of that
+ * success the parked ones are charged their attempt, and wait for the next like
+ * all that failed.  Where there is no further event, the parked ones are the
+ * probes.
+ *
+ * An ordered handler has no next event; for it every probe after the first is
+ * charged to the event that holds it.
+ *
+ * What is parked is in the table.  That the handler backs off, and until when,
+ * is in shared memory, so that the next executor keeps to it and everybody can
+ * see it; a server that was restarted just tries.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "base/catalog.h"
+#include "base/loglimit.h"
+#include "delivery/backoff.h"
+#include "delivery/retry.h"
+#include "handler/handler_counters.h"
+
+/* so many different events fail in a row: it is not them */
+#define MAX_FAILED_IN_ROW 100
+
+/*
+ * Whether an error is of a kind that tells of the server's state, or of the
+ * company that the event was in, rather than of the event.  A cancel is the
+ * event's: its timeout, or somebody who wants just this call to end.
+ */
+static bool
+is_outage_error(const ErrorData *error)
+{
+	int			sqlstate = error->sqlerrcode;
+
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_SYSTEM_ERROR:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+			return true;
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return sqlstate != ERRCODE_QUERY_CANCELED;
+		default:
+			return sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
+	}
+}
+
+/*
+ * Take over what is known of an outage: this process has not run the handler
+ * before, or not with this definition.  The caller is connected to SPI and has an active snapshot.
+ */
+void
+outage_load(HandlerRun *run)
+{
+	static OwnStatement select_parked = {
+		.sql = "SELECT 1 FROM @s._event_retries AS t "
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.in_outage LIMIT 1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	HandlerHealth *health = run->health;
+	Datum		value = CStringGetTextDatum(run->definition->name);
+
+	health->parked = own_execute(&select_parked, &value, NULL, 1) == 1;
+	stats_read_outage(run->definition, &health->probes, &health->probe_at);
+}
+
+/*
+ * Whether a failure is not to be charged to its event.
+ */
+bool
+outage_is_to_blame(const HandlerRun *run, const ErrorData *error)
+{
+	if (run->health->probes > 0)
+		return !run->definition->ordered;
+	return is_outage_error(error);
+}
+
+/*
+ * When there is to be a probe after one that fails now.
+ */
+TimestampTz
+outage_next_probe(const HandlerRun *run)
+{
+	return retry_due_after(run->definition, run->health->probes + 1);
+}
+
+static void
+back_off(HandlerRun *run, TimestampTz until)
+{
+	HandlerHealth *health = run->health;
+
+	health->probes++;
+	health->probe_at = instant_of_time(until);
+	stats_note_outage(run->definition, health->probes, health->probe_at);
+}
+
+/*
+ * An event has failed, and was parked instead of charged.
+ */
+void
+outage_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, const ErrorData *error)
+{
+	run->health->parked = true;
+	back_off(run, next_probe);
+	if (!loglimit_allows(LOG_TOPIC_HANDLERS))
+		return;
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("event handler \"%s\" backs off after event %lld failed: %s", run->definition->name,
+					(long long) event_id, error->message ? error->message : ""),
+			 errdetail("Not charged to the event unless others succeed. The next event is tried at %s.",
+					   timestamptz_to_str(next_probe))));
+}
+
+/*
+ * An event has failed and was charged; first: its first attempt.  Too many of
+ * these in a row are an outage.  To an ordered handler in an outage it was one
+ * more probe.
+ */
+void
+outage_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorData *error)
+{
+	HandlerHealth *health = run->health;
+
+	if (health->probes > 0)
+	{
+		/* dead: nothing holds the handler any more */
+		if (due == DT_NOEND)
+			outage_over(run);
+		else
+			back_off(run, due);
+	}
+	else if (first && ++health->failed_in_row >= MAX_FAILED_IN_ROW)
+	{
+		TimestampTz next_probe = outage_next_probe(run);
+
+		back_off(run, next_probe);
+		if (loglimit_allows(LOG_TOPIC_HANDLERS))
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("event handler \"%s\" backs off: %d events in a row failed, the last with: %s",
+							run->definition->name, health->failed_in_row, error->message ? error->message : ""),
+					 errdetail("The next event is tried at %s.", timestamptz_to_str(next_probe))));
+	}
+}
+
+/*
+ * In the transaction of a success: charge what was parked before it.
+ */
+void
+outage_charge_parked(HandlerRun *run)
+{
+	static OwnStatement select_parked = {
+		.sql = "SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t "
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.in_outage ORDER BY t.event_id",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		name = CStringGetTextDatum(run->definition->name);
+	EventIdentity *events;
+	int		   *attempts;
+	int			count;
+	bool		isnull;
+
+	if (!run->health->parked)
+		return;
+	count = own_execute(&select_parked, &name, NULL, 0);
+	events = palloc(sizeof(EventIdentity) * (Size) (count + 1));
+	attempts = palloc(sizeof(int) * (Size) (count + 1));
+	for (int i = 0; i < count; i++)
+	{
+		events[i].id = DatumGetInt64(own_value(i, 1, &isnull));
+		events[i].txid = event_txid_from_datum(own_value(i, 2, &isnull));
+		attempts[i] = DatumGetInt32(own_value(i, 3, &isnull));
+	}
+	for (int i = 0; i < count; i++)
+		retry_charge_parked(run, events[i], attempts[i] + 1);
+}
+
+/*
+ * An event has succeeded, and that is committed.
+ */
+void
+outage_over(HandlerRun *run)
+{
+	HandlerHealth *health = run->health;
+
+	health->failed_in_row = 0;
+	health->parked = false;
+	if (health->probes == 0)
+		return;
+	health->probes = 0;
+	health->probe_at = 0;
+	stats_note_outage(run->definition, 0, 0);
+	if (loglimit_allows(LOG_TOPIC_HANDLERS))
+		ereport(LOG,
+				(errmsg("event handler \"%s\" goes on, its outage is over", run->definition->name)));
+}

@@ -1,0 +1,910 @@
+/*-------------------------------------------------------------------------
+ *
+ * executor.c
+ *		The process that runs the handlers of one owner.
+ *
+ * Its session user is the owner: what a handler does, it does in an ordinary
+ * session of that role, and nothing needs to be taken back from it.
+ *
+ * Work goes in rounds.  A round begins with one short transaction that locks
+ * the log, takes a snapshot and reads which events lie between it and the
+ * handlers' positions; handlers that stand at the same position share what is
+ * read.  Then each handler that has something in its window has a turn of one
+ * batch (batch.c), whose rows it reads.  A slow handler falls behind alone: it
+ * keeps its window, the others take new ones.
+ *
+ * An executor sleeps until its bell is rung or a retry of its handlers is due.
+ * It leaves when the launcher wants its place for another owner, when the
+ * listener wants the database empty, or with nothing left to do for long.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "commands/async.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/condition_variable.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/pmsignal.h"
+#include "storage/lock.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/catalog.h"
+#include "base/compat.h"
+#include "base/fault.h"
+#include "base/loglimit.h"
+#include "base/settings.h"
+#include "base/throttle.h"
+#include "base/worker.h"
+#include "delivery/backoff.h"
+#include "delivery/batch.h"
+#include "delivery/crash_guard.h"
+#include "delivery/executor.h"
+#include "delivery/owner.h"
+#include "delivery/progress.h"
+#include "delivery/retry.h"
+#include "delivery/runs.h"
+
+/* what is dropped with a session may have to wait for a lock, so long, in ms */
+#define DISCARD_TIMEOUT_MS 5000
+
+/* and is tried again after this, in ms */
+#define DISCARD_RETRY_MS 1000
+
+/* what is done at leaving may take so long each, in ms */
+#define LEAVE_TIMEOUT_MS 1000
+
+/*
+ * Handlers that are taken up in one transaction.  It has locks of each, and the
+ * server room for 64 locks of each of its sessions.
+ */
+#define TAKE_UP_AT_ONCE 50
+
+/* a position that passed only events of others is stored after this, in ms */
+#define LAZY_STORE_MS 5000
+
+static ExecutorSlot *my_slot = NULL;
+static DatabaseSlot *my_database = NULL;
+static Bell *my_bell = NULL;
+static bool leaving_cleanly = false;
+
+static uint32 persist_requests_seen = 0;
+
+/*
+ * Who is asked to leave does so soon, by itself: no handler's code runs, and
+ * none of ours that could wait for long.
+ */
+static volatile sig_atomic_t leaves_soon = false;
+
+/* the postmaster has told us to end, and nobody else had before: the server stops */
+static volatile sig_atomic_t stopped_by_server = false;
+
+/* when there was work last */
+static Instant worked_at = 0;
+
+bool
+executor_is_me(void)
+{
+	return my_slot != NULL;
+}
+
+/* ----------
+ * For batches
+ * ----------
+ */
+
+void
+executor_report_error(const char *message)
+{
+	worker_report_error(&my_slot->worker, message);
+}
+
+/*
+ * Whether we are to leave, after the batch.  In a transaction, also because the
+ * owner is not what it was: then a new session is needed, as it may have lost
+ * rights that this one still has, or got other settings.
+ */
+bool
+executor_asked_to_leave(void)
+{
+	if (IsTransactionState() && owner_has_changed())
+		pg_atomic_write_u32(&my_slot->leave, 1);
+	return pg_atomic_read_u32(&my_slot->leave) != 0;
+}
+
+/*
+ * Whether the handler whose batch is being run, or was last, is being dropped: its
+ * call is to end, and how it ends is charged to nobody.  For signal handlers, too.
+ */
+bool
+executor_call_is_unwanted(void)
+{
+	return pg_atomic_read_u32(&my_slot->unwanted) != 0;
+}
+
+/*
+ * Whether the process ends because the server stops: that is nobody's doing,
+ * though it may end a call.
+ */
+bool
+executor_is_stopped_by_server(void)
+{
+	return stopped_by_server;
+}
+
+/*
+ * Show which batch is being run.
+ */
+void
+executor_report_running(const char *handler, int64 first_event, int nevents)
+{
+	char		activity[256];
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	strlcpy(my_slot->handler, handler, HANDLER_NAME_SIZE);
+	pg_atomic_write_u32(&my_slot->unwanted, shared_calls_are_to_end(my_database, handler) ? 1 : 0);
+	worker_set_phase(&my_slot->worker, WORKER_RUNNING);
+	LWLockRelease(shared->lock);
+
+	snprintf(activity, sizeof(activity), "event handler %s: %d events from id " INT64_FORMAT,
+			 handler, nevents, first_event);
+	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
+/*
+ * From now on this is what tells our handlers from those of a lost executor.
+ */
+void
+executor_show_mark(int64 mark)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->mark = mark;
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * A handler's position moved, for good.
+ */
+void
+executor_progress_committed(int nevents)
+{
+	pg_atomic_fetch_add_u64(&my_slot->worker.events_handled, nevents);
+	ConditionVariableBroadcast(&my_database->progress);
+}
+
+static void
+discard_session(void)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	PortalHashTableDeleteAll();
+	if (GetSessionUserId() != my_slot->owner)
+		SetPGVariable("session_authorization", NIL, false);
+	if (GetUserId() != my_slot->owner)
+		SetPGVariable("role", NIL, false);
+	ResetAllOptions();
+	/* nobody waits for a standby to hear of temporary tables that are gone */
+	(void) set_config_option("synchronous_commit", "off",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	DropAllPreparedStatements();
+	Async_UnlistenAll();
+	LockReleaseAll(USER_LOCKMETHOD, true);
+	ResetTempTableNamespace();
+	ResetSequenceCaches();
+	if (GetSessionUserId() != my_slot->owner || GetUserId() != my_slot->owner)
+		elog(ERROR, "session of role %u is that of role %u", my_slot->owner, GetUserId());
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/*
+ * Try to; false with a log line where that fails.
+ */
+static bool
+try_discard_session(bool log_failure)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		careful_arm_timeout(DISCARD_TIMEOUT_MS);
+		FAULT_POINT("before-discard");
+		discard_session();
+		careful_disarm_timeout();
+		careful_stop_watch();
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error = batch_abort_transaction(context);
+
+		if (log_failure)
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("executor cannot clean its session after event handler \"%s\": %s",
+							my_slot->handler, error->message ? error->message : ""),
+					 errhint("It gives its place to others, and goes on when it can.")));
+		worker_report_error(&my_slot->worker, error->message ? error->message : "");
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	return done;
+}
+
+/*
+ * Leave nothing of a batch behind in the session: what DISCARD ALL does, but
+ * for the plans, which the next batch needs.
+ *
+ * That may have to wait for somebody's lock, as what is dropped with a temporary
+ * object need not be temporary.  Nothing else of the owner's is run before it is
+ * done, but the place is for others; and as ending the process would wait for
+ * the same lock, and another one could come to the same end, it stays until it
+ * is done, and then leaves after this turn.
+ */
+void
+executor_discard_session(void)
+{
+	if (try_discard_session(true))
+		return;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->stuck = true;
+	LWLockRelease(shared->lock);
+	worker_enter_phase(&my_slot->worker, WORKER_BACKING_OFF, "cannot clean its session");
+	doorbell_ring_launcher();
+	do
+	{
+		Instant		until = instant_in(DISCARD_RETRY_MS);
+
+		while (instant_now() < until)
+		{
+			(void) doorbell_answer(my_bell);
+			worker_sleep(my_bell, until);
+		}
+	} while (!try_discard_session(false));
+	/* not here: an attempt may have to be recorded still */
+	pg_atomic_write_u32(&my_slot->leave, 1);
+}
+
+/* ----------
+ * The process
+ * ----------
+ */
+
+/*
+ * Leave: unregister first, then ring, so that whoever looks finds no executor
+ * and whatever came meanwhile is looked at.
+ */
+static void
+executor_on_exit(int code, Datum arg)
+{
+	if (my_bell != NULL)
+		doorbell_detach(my_bell);
+
+	if (!leaving_cleanly && my_slot->handler[0] != '\0')
+	{
+		char		message[WORKER_ERROR_SIZE];
+
+		snprintf(message, sizeof(message),
+				 !careful_overran() ? "ended while it ran event handler \"%s\"" :
+				 executor_call_is_unwanted() ? "a call of event handler \"%s\", which is dropped, did not end" :
+				 "a call of event handler \"%s\" did not end at its timeout",
+				 my_slot->handler);
+		if (careful_overran())
+			ereport(LOG,
+					(errmsg_internal("%s", message),
+					 executor_call_is_unwanted() ?
+					 errhint("It may catch query_canceled. Its executor is ended.") :
+					 errhint("It may catch query_canceled. Its executor is ended, and the event is tried again carefully.")));
+		worker_report_error(&my_slot->worker, message);
+	}
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker_went_away(&my_slot->worker, leaving_cleanly);
+	my_slot->handler[0] = '\0';
+	my_slot->wanted = false;
+	if (leaving_cleanly)
+		my_slot->in_use = false;
+	LWLockRelease(shared->lock);
+
+	ConditionVariableBroadcast(&my_database->progress);
+	doorbell_ring(&my_database->bells[LISTENER_BELL]);
+	doorbell_ring_launcher();
+}
+
+/*
+ * Before that, as long as there can be transactions: what an executor that was
+ * terminated leaves behind.
+ */
+static void
+executor_release_on_exit(int code, Datum arg)
+{
+	if (!leaving_cleanly && PostmasterIsAlive())
+		careful_release_at_exit(*runs_healths());
+}
+
+/*
+ * Take the slot that the launcher has given us, unless it is somebody else's
+ * by now, and a bell.
+ */
+static void
+executor_attach(const WorkerStart *start)
+{
+	ExecutorSlot *slot = &shared->executors[start->slot];
+	DatabaseSlot *database = shared_find_database(start->dboid);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (database == NULL || pg_atomic_read_u32(&database->dboid) != start->dboid || !slot->in_use || slot->generation != start->generation ||
+		slot->worker.phase != WORKER_STARTING)
+	{
+		LWLockRelease(shared->lock);
+		proc_exit(0);
+	}
+	for (uint32 i = LISTENER_BELL + 1; i < DATABASE_BELLS && my_bell == NULL; i++)
+	{
+		if (pg_atomic_read_u32(&database->bells[i].procno) != BELL_UNUSED)
+			continue;
+		my_bell = &database->bells[i];
+		if (pg_atomic_read_u32(&database->bells_used) <= i)
+			pg_atomic_write_u32(&database->bells_used, i + 1);
+		doorbell_attach(my_bell);
+	}
+	my_slot = slot;
+	my_database = database;
+	slot->mark = 0;
+	worker_is_alive(&slot->worker);
+	LWLockRelease(shared->lock);
+
+	before_shmem_exit(executor_on_exit, (Datum) 0);
+	if (my_bell == NULL)
+		ereport(FATAL,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("no doorbell left for an executor"),
+				 errhint("Lower \"pg_notify_events.max_executors\".")));
+}
+
+/*
+ * SIGTERM; at a shutdown it may come twice.  Where nothing is being done there
+ * is nothing to interrupt, and the executor leaves in good order, as it does
+ * where it is about to leave anyway; else it dies at the next opportunity, and is
+ * taken for lost only if that was during a call, or an attempt that is counted,
+ * and not because the server stops (careful_release_at_exit).  Who sent it tells:
+ * a call that has its own process terminated is like one that crashes.
+ */
+static void
+executor_terminate(PNE_SIGNAL_INFO_ARGS)
+{
+	int			save_errno = errno;
+
+	/* a child of a call, which does not run its program yet */
+	if (MyProcPid != (int) getpid())
+	{
+		signal(SIGTERM, SIG_DFL);
+		raise(SIGTERM);
+		return;
+	}
+	if (!ProcDiePending && PNE_SIGNAL_SENDER == (int) PostmasterPid)
+		stopped_by_server = true;
+	if (leaves_soon)
+	{
+		pg_atomic_write_u32(&my_slot->leave, 1);
+		SetLatch(MyLatch);
+	}
+	else
+		die(PNE_PASS_SIGNAL_ARGS);
+	errno = save_errno;
+}
+
+/*
+ * Store positions that are ahead of what is stored: all of them, or those that
+ * have been for long.
+ */
+static void
+store_positions(bool all)
+{
+	ListCell   *lc;
+	Instant		now = instant_now();
+
+	foreach(lc, runs_all())
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (run->ahead_since != 0 && !run->stale && run->not_before <= now &&
+			(all || instant_passed(run->ahead_since, now, LAZY_STORE_MS)))
+			progress_flush(run, false);
+	}
+}
+
+static void
+executor_exit(void)
+{
+	leaving_cleanly = true;
+	proc_exit(0);
+}
+
+/*
+ * Whether the extension is there, and whether its log can be had at once.
+ */
+static bool
+extension_is_there(bool *log_is_free)
+{
+	const EventCatalog *where;
+
+	StartTransactionCommand();
+	where = catalog_lookup(true);
+	*log_is_free = where != NULL && ConditionalLockRelationOid(where->log, AccessShareLock);
+	CommitTransactionCommand();
+	return where != NULL;
+}
+
+static void
+store_all_positions(void)
+{
+	bool		log_is_free;
+
+	FAULT_POINT("before-store");
+	if (extension_is_there(&log_is_free) && log_is_free)
+		store_positions(true);
+}
+
+static void
+release_marks(void)
+{
+	bool		unused;
+
+	if (extension_is_there(&unused))
+		careful_release(*runs_healths());
+}
+
+/*
+ * A part of leaving, which has a time of its own: where it fails, or there is too
+ * much to do, the successor has a little more to do.
+ */
+static void
+try_to_leave(void (*part) (void))
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		careful_arm_timeout(LEAVE_TIMEOUT_MS);
+		batch_never_wait(LEAVE_TIMEOUT_MS);
+		part();
+		careful_disarm_timeout();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		careful_disarm_timeout();
+		worker_recover(&my_slot->worker);
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Leave in good order: nothing that was called is in doubt.  Whoever waits for
+ * us to leave shall not wait for a lock or a standby.
+ */
+static void
+executor_leave(void)
+{
+	leaves_soon = true;
+	loglimit_report(true);
+	try_to_leave(store_all_positions);
+	try_to_leave(release_marks);
+	careful_disown_marks(*runs_healths());
+	executor_exit();
+}
+
+/* ----------
+ * A round
+ * ----------
+ */
+
+/*
+ * Have the handler stand at an event that concerns it: in its window, or where
+ * nothing is left in that one, in the next.  False if there is none, or if a part
+ * of a large window has none: the next part is read in the next round, by all who
+ * have come so far.
+ */
+static bool
+find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto)
+{
+	do
+	{
+		if (run->window == NULL)
+			runs_take_window(run, log, snapshot, upto);
+		if (run->window != NULL && batch_seek(run))
+			return true;
+	} while (!batch_is_inside_window(run) && !event_snapshot_equal(run->position.cursor, upto));
+	return false;
+}
+
+/*
+ * First step of a round: read what there is to do.  True if there is.
+ */
+static bool
+read_windows(void)
+{
+	const EventCatalog *where;
+	Relation	log;
+	Snapshot	snapshot;
+	EventSnapshot *upto;
+	ListCell   *lc;
+	bool		work = false;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	where = catalog_lookup(true);
+	if (where != NULL)
+		worker_lock_table(where->log);
+	log = catalog_open_log();
+	if (log == NULL)
+	{
+		bool		exists = catalog_extension_exists();
+
+		/* it has all that we know, but for a table or index: an error tells, and we wait */
+		if (exists)
+			(void) catalog_lookup(false);
+		CommitTransactionCommand();
+		if (!exists)
+			executor_exit();
+		doorbell_ring(my_bell);
+		return false;
+	}
+	SPI_connect();
+	(void) executor_asked_to_leave();	/* one whose owner was changed looks here */
+
+	/*
+	 * Positions first: a snapshot that is older than a position would give the
+	 * handler an empty window, and by that take it back to before what another
+	 * executor has done.
+	 */
+	runs_release_windows();
+	runs_follow(my_database, my_slot->owner);
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	snapshot = GetActiveSnapshot();
+	upto = event_snapshot_build(snapshot);
+
+	foreach(lc, runs_all())
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (!batch_may_run(run))
+			continue;
+		if (run->next_retry_at <= GetCurrentTimestamp())
+			work = true;
+		if (batch_is_held(run))
+			continue;
+		if (find_work(run, log, snapshot, upto) || batch_is_inside_window(run))
+			work = true;
+		else if (run->health->probes > 0 && run->next_retry_at == DT_NOEND)
+			outage_over(run);	/* nothing is left to probe with */
+	}
+
+	runs_release_windows();
+	pace_look(log);
+	PopActiveSnapshot();
+	SPI_finish();
+	table_close(log, NoLock);
+	CommitTransactionCommand();
+	FAULT_POINT("after-window-read");
+	return work;
+}
+
+/*
+ * Whether the handler may have a batch: it stands in its window at an event that
+ * concerns it.
+ */
+static bool
+has_batch(const HandlerRun *run)
+{
+	return batch_may_run(run) && run->window != NULL && !batch_is_held(run);
+}
+
+/*
+ * Whether it has one, or may have one as soon as more of its window is read.
+ */
+static bool
+has_more(const HandlerRun *run)
+{
+	return has_batch(run) ||
+		(batch_is_inside_window(run) && batch_may_run(run) && !batch_is_held(run));
+}
+
+/*
+ * Second step of a round: take up the handlers that have work for the first
+ * time, as many at once as their locks allow.
+ */
+static void
+take_up_handlers(void)
+{
+	List	   *fresh = NIL;
+	ListCell   *lc;
+
+	foreach(lc, runs_all())
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (has_batch(run) && !run->health->taken_up)
+			fresh = lappend(fresh, run);
+		if (list_length(fresh) == TAKE_UP_AT_ONCE || (fresh != NIL && lnext(runs_all(), lc) == NULL))
+		{
+			careful_take_up(fresh);
+			fresh = NIL;
+		}
+	}
+}
+
+/*
+ * A handler's turn: what of its retries is due, and a batch of its window.  In
+ * an outage, the next event, or if there is none the next retry.
+ */
+static void
+take_turn(HandlerRun *run)
+{
+	bool		retries_due = run->next_retry_at <= GetCurrentTimestamp();
+
+	if (!batch_may_run(run))
+		return;
+	if (run->health->probes > 0)
+	{
+		if (has_batch(run))
+		{
+			if (run->health->taken_up)
+				batch_turn(run);
+		}
+		else if (retries_due)
+			retry_run_due(run);
+		return;
+	}
+
+	if (retries_due)
+		retry_run_due(run);
+	if (has_batch(run) && run->health->taken_up)
+		batch_turn(run);
+}
+
+/*
+ * Third step of a round: a turn for each handler.  Returns how long, in ms, to
+ * wait before the next one.
+ */
+static int
+take_turns(MemoryContext turn_context)
+{
+	ListCell   *lc;
+	int			nturns = 0;
+	bool		backlog = false;
+
+	foreach(lc, runs_all())
+	{
+		HandlerRun *run = lfirst(lc);
+
+		if (executor_asked_to_leave())
+			return 0;
+		MemoryContextReset(turn_context);
+		MemoryContextSwitchTo(turn_context);
+		if (has_batch(run))
+			nturns++;
+		take_turn(run);
+		if (has_more(run))
+			backlog = true;
+		CHECK_FOR_INTERRUPTS();
+		pgstat_report_stat(false);
+	}
+	return backlog ? 0 : pace_round(nturns);
+}
+
+/*
+ * When to wake up though nobody rings.
+ */
+static Instant
+next_deadline(void)
+{
+	Instant		deadline = loglimit_due();
+	Instant		now = instant_now();
+	ListCell   *lc;
+
+	if (pne_executor_idle_timeout > 0)
+		deadline = Min(deadline, instant_after(now, pne_executor_idle_timeout));
+	foreach(lc, runs_all())
+	{
+		HandlerRun *run = lfirst(lc);
+
+		Instant		due = instant_of_time(run->next_retry_at);
+
+		if (run->health->probe_at > now)
+			due = run->health->probe_at;
+		if (run->ahead_since != 0)
+			due = Min(due, instant_after(run->ahead_since, LAZY_STORE_MS));
+		if (run->not_before > now)
+			due = run->not_before;
+		deadline = Min(deadline, due);
+	}
+	return deadline;
+}
+
+static void
+executor_sleep(Instant until)
+{
+	leaves_soon = true;
+	worker_sleep(my_bell, until);
+	leaves_soon = false;
+}
+
+/*
+ * Let events come together for a while, whoever rings.
+ */
+static void
+executor_pause(int ms)
+{
+	leaves_soon = true;
+	worker_pause(ms);
+	leaves_soon = false;
+}
+
+/*
+ * Work until there is none.  Returns whether there was any.
+ */
+static bool
+executor_work(MemoryContext cycle_context, MemoryContext turn_context)
+{
+	bool		worked = false;
+	bool		asked = false;
+	uint32		requests;
+
+	for (;;)
+	{
+		bool		work;
+		int			interval;
+
+		(void) doorbell_answer(my_bell);
+		CHECK_FOR_INTERRUPTS();
+		pg_atomic_fetch_add_u64(&my_slot->worker.wakeups, 1);
+		(void) worker_reload_config();
+		loglimit_report(false);
+
+		MemoryContextReset(cycle_context);
+		MemoryContextSwitchTo(cycle_context);
+		requests = pg_atomic_read_u32(&my_database->persist_requests);
+		work = read_windows();
+		MemoryContextSwitchTo(cycle_context);
+		if (executor_asked_to_leave())
+			executor_leave();
+		careful_release_gone(runs_healths());
+		if (!work)
+			break;
+		worked = worked || work;
+		if (!executor_asked_to_leave())
+			take_up_handlers();
+		interval = take_turns(turn_context);
+		MemoryContextSwitchTo(cycle_context);
+		asked = (requests != persist_requests_seen) || asked;
+		store_positions(requests != persist_requests_seen);
+		persist_requests_seen = requests;
+		pg_atomic_write_u32(&my_slot->persisted, requests);
+		worker_recovered(&my_slot->worker);
+		executor_pause(interval);
+		if (executor_asked_to_leave())
+			executor_leave();
+	}
+
+	/* who asked during the rounds may have to wait for what came in the last */
+	store_positions(asked || requests != persist_requests_seen);
+	persist_requests_seen = requests;
+	return worked;
+}
+
+/*
+ * Work until there is none, and sleep.
+ */
+static void
+executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
+{
+	/* also after an error, such as a lock that was waited for in vain */
+	if (executor_asked_to_leave())
+		executor_leave();
+	if (my_slot->worker.not_before > instant_now())
+	{
+		/* backing off */
+		(void) doorbell_answer(my_bell);
+		if (executor_asked_to_leave())
+			executor_leave();
+		executor_sleep(my_slot->worker.not_before);
+		return;
+	}
+
+	if (executor_work(cycle_context, turn_context))
+		worked_at = instant_now();
+	worker_recovered(&my_slot->worker);
+
+	if (pne_executor_idle_timeout > 0 &&
+		instant_passed(worked_at, instant_now(), pne_executor_idle_timeout))
+		executor_leave();
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	my_slot->handler[0] = '\0';
+	LWLockRelease(shared->lock);
+	worker_enter_phase(&my_slot->worker, WORKER_IDLE, "waiting for events");
+
+	/* all is done, stored, counted and shown: that is what they wait for */
+	pg_atomic_write_u32(&my_slot->persisted, persist_requests_seen);
+	ConditionVariableBroadcast(&my_database->progress);
+	if (pg_atomic_read_u32(&shared->place_wanted) != 0)
+		doorbell_ring_launcher();
+
+	pgstat_report_stat(true);
+
+	/* a change of the owner's role is noticed at any lock, and rings no bell */
+	if (!executor_asked_to_leave())
+		executor_sleep(next_deadline());
+	if (executor_asked_to_leave())
+		executor_leave();
+}
+
+/*
+ * Entry point.
+ */
+void
+pne_executor_main(Datum main_arg)
+{
+	WorkerStart start;
+	MemoryContext cycle_context;
+	MemoryContext turn_context;
+
+	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	worker_signals();
+	executor_attach(&start);
+	pne_signal_with_info(SIGTERM, executor_terminate);
+	owner_watch();
+	worker_connect(start.dboid, start.owner);
+	before_shmem_exit(executor_release_on_exit, (Datum) 0);
+	careful_init();
+	StartTransactionCommand();
+	owner_connected(start.owner);
+	CommitTransactionCommand();
+
+	runs_init();
+	cycle_context = AllocSetContextCreate(TopMemoryContext, "executor cycle", ALLOCSET_DEFAULT_SIZES);
+	turn_context = AllocSetContextCreate(TopMemoryContext, "executor turn", ALLOCSET_DEFAULT_SIZES);
+	worked_at = instant_now();
+
+	for (;;)
+	{
+		PG_TRY();
+		{
+			executor_cycle(cycle_context, turn_context);
+		}
+		PG_CATCH();
+		{
+			leaves_soon = false;
+			retry_forget_attempt();
+			MemoryContextSwitchTo(cycle_context);
+			if (geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE)
+				worker_locked_out(&my_slot->worker);
+			else
+				worker_recover(&my_slot->worker);
+			runs_forget();
+		}
+		PG_END_TRY();
+	}
+}

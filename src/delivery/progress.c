@@ -1,0 +1,386 @@
+/*-------------------------------------------------------------------------
+ *
+ * progress.c
+ *		A handler's stored position: its row of _event_handler_progress.
+ *
+ * Before a transaction of an executor writes, it locks the row and compares it
+ * with what the window was read from (progress_lock).  So whatever happened in
+ * between - another executor, a changed definition, a replaced handler - only
+ * costs the window.
+ *
+ * The row is where it was when it was read or written last.  Its place saves a
+ * look-up of the name, which would have to pass all versions of the row that
+ * cannot be removed; where it is not there any more the name tells.  It is locked
+ * without a statement: an event waits for that before its handler is called, and
+ * running a plan made it wait a third longer from the executor's waking up on.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "storage/bufmgr.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "base/catalog.h"
+#include "base/throttle.h"
+#include "delivery/executor.h"
+#include "delivery/progress.h"
+#include "handler/handler.h"
+
+/* columns of _event_handler_progress; the install script has the same order */
+#define Anum_progress_handler	1
+#define Anum_progress_version	3
+#define Anum_progress_cursor	4
+#define Anum_progress_window	5
+#define Anum_progress_last_id	6
+
+/* ----------
+ * The row
+ * ----------
+ */
+
+/*
+ * Whether the row is the handler's.
+ */
+static bool
+is_of_handler(const Handler *handler, TupleTableSlot *slot)
+{
+	bool		isnull;
+
+	return strcmp(TextDatumGetCString(slot_getattr(slot, Anum_progress_handler, &isnull)), handler->name) == 0;
+}
+
+/*
+ * Lock the row at a place, if it is the handler's, without waiting for anybody.
+ * It is in the slot then, as our snapshot sees it; TM_Deleted where we see none.
+ */
+static TM_Result
+lock_place(Relation progress, ItemPointer place, const Handler *handler, TupleTableSlot *slot)
+{
+	Snapshot	snapshot = GetActiveSnapshot();
+	TM_FailureData failure;
+
+	/* behind the end of the table reading would be an error */
+	if (ItemPointerGetBlockNumber(place) >= RelationGetNumberOfBlocks(progress) ||
+		!table_tuple_fetch_row_version(progress, place, snapshot, slot) ||
+		!is_of_handler(handler, slot))
+		return TM_Deleted;
+	return table_tuple_lock(progress, place, snapshot, slot, GetCurrentCommandId(true),
+							LockTupleExclusive, LockWaitSkip, 0, &failure);
+}
+
+static EventSnapshot *
+slot_snapshot(TupleTableSlot *slot, AttrNumber column)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, column, &isnull);
+
+	return isnull ? NULL : event_snapshot_parse(DatumGetCString(DirectFunctionCall1(pg_snapshot_out, value)));
+}
+
+/*
+ * Whether the row says what is known of the handler.
+ */
+static bool
+is_known(const Handler *handler, TupleTableSlot *slot)
+{
+	const EventPosition *known = &handler->position;
+	bool		isnull;
+	int64		version = DatumGetInt64(slot_getattr(slot, Anum_progress_version, &isnull));
+	int64		last_id = DatumGetInt64(slot_getattr(slot, Anum_progress_last_id, &isnull));
+
+	return version == handler->version &&
+		event_snapshot_equal(slot_snapshot(slot, Anum_progress_cursor), known->cursor) &&
+		event_snapshot_equal(slot_snapshot(slot, Anum_progress_window), known->window) &&
+		(isnull ? 0 : last_id) == known->last_id;
+}
+
+/*
+ * Lock the row where it was last, as a statement of its own would, with a new
+ * snapshot.  If that succeeds, stale tells whether it is something else than
+ * what is known.
+ */
+static TM_Result
+lock_row(HandlerRun *run)
+{
+	Relation	progress;
+	TupleTableSlot *slot;
+	TM_Result	result;
+
+	if (!ItemPointerIsValid(&run->progress_tid))
+		return TM_Deleted;
+	progress = own_open(OWN_PROGRESS);
+	slot = table_slot_create(progress, NULL);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	result = lock_place(progress, &run->progress_tid, run->definition, slot);
+	if (result == TM_Ok)
+		run->stale = !is_known(run->definition, slot);
+	PopActiveSnapshot();
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(progress, NoLock);
+	return result;
+}
+
+/*
+ * Find where the row is now.
+ */
+static bool
+find_row(HandlerRun *run)
+{
+	static OwnStatement find_progress = {
+		.sql = "SELECT p.ctid FROM @s._event_handler_progress AS p "
+		"WHERE p.handler OPERATOR(pg_catalog.=) $1",
+		.target = OWN_NONE,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		name = CStringGetTextDatum(run->definition->name);
+	bool		isnull;
+
+	if (own_execute(&find_progress, &name, NULL, 0) != 1)
+		return false;
+	run->progress_tid = *(ItemPointer) DatumGetPointer(own_value(0, 1, &isnull));
+	return true;
+}
+
+/*
+ * Lock the handler's progress row.  False where it is not what was read
+ * before: then whatever was read is void (stale).  False, too, where somebody
+ * else has it or wants it, because other handlers shall not wait for that.
+ */
+bool
+progress_lock(HandlerRun *run)
+{
+	TM_Result	result = TM_WouldBlock;
+
+	if (handler_begin_batch(run->definition))
+	{
+		/* again, should it move between being found and being locked */
+		do
+			result = lock_row(run);
+		while ((result == TM_Deleted || result == TM_Updated) && find_row(run));
+	}
+	if (result != TM_Ok)
+	{
+		batch_leave_alone(run);
+		return false;
+	}
+	return !run->stale;
+}
+
+/* ----------
+ * The position
+ * ----------
+ */
+
+/*
+ * The position of a handler that has come to index next of its window.
+ */
+static EventPosition
+position_at(HandlerRun *run, int64 next)
+{
+	if (run->window != NULL && (next > 0 || run->window->nevents == 0))
+		return window_position(run->window, next);
+	return run->position;
+}
+
+/*
+ * Where the group ends that was being tried, for a handler that has come to a
+ * position: it may still be inside.
+ */
+static int64
+group_end_at(const HandlerRun *run, const EventPosition *position)
+{
+	const Handler *handler = run->definition;
+
+	if (handler->group_end == NO_GROUP || position->window == NULL ||
+		position->last_id >= handler->group_end ||
+		!event_snapshot_equal(position->window, handler->position.window))
+		return NO_GROUP;
+	return handler->group_end;
+}
+
+static void
+store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
+			   const ProgressFigures *figures)
+{
+#define UPDATE_PROGRESS(place) \
+	"UPDATE @s._event_handler_progress SET " \
+	"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, " \
+	"delivered = delivered OPERATOR(pg_catalog.+) $5, " \
+	"retried = retried OPERATOR(pg_catalog.+) $6, " \
+	"last_event_id = COALESCE($7, last_event_id), " \
+	"last_delivered_at = CASE WHEN $7 IS NULL THEN last_delivered_at " \
+	"ELSE pg_catalog.clock_timestamp() END, " \
+	"tried_upto = $9 " \
+	"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8" place " " \
+	"RETURNING ctid"
+	static OwnStatement update_progress = {
+		.sql = UPDATE_PROGRESS(""),
+		.target = OWN_PROGRESS,
+		.nargs = 9,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID},
+	};
+	static OwnStatement update_progress_at = {
+		.sql = UPDATE_PROGRESS(" AND ctid OPERATOR(pg_catalog.=) $10"),
+		.target = OWN_PROGRESS,
+		.nargs = 10,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIDOID},
+	};
+	Datum		values[10] = {0};
+	char		nulls[10] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	bool		isnull;
+
+	values[0] = CStringGetTextDatum(run->definition->name);
+	values[1] = CStringGetTextDatum(event_snapshot_text(position->cursor));
+	if (position->window != NULL)
+	{
+		values[2] = CStringGetTextDatum(event_snapshot_text(position->window));
+		values[3] = Int64GetDatum(position->last_id);
+	}
+	else
+		nulls[2] = nulls[3] = 'n';
+	values[4] = Int64GetDatum(figures->delivered);
+	values[5] = Int64GetDatum(figures->retried);
+	values[6] = Int64GetDatum(figures->last_event_id);
+	if (figures->delivered == 0)
+		nulls[6] = 'n';
+	values[7] = Int64GetDatum(run->definition->created);
+	values[8] = Int64GetDatum(group_end);
+	if (group_end == NO_GROUP)
+		nulls[8] = 'n';
+
+	/*
+	 * The row is locked.  It can be elsewhere if this transaction has changed it
+	 * already, and gone if the handler dropped itself; should it have created
+	 * itself again, that is another handler.
+	 */
+	values[9] = PointerGetDatum(&run->progress_tid);
+	if (own_execute(&update_progress_at, values, nulls, 0) == 1 ||
+		own_execute(&update_progress, values, nulls, 0) == 1)
+		run->progress_tid = *(ItemPointer) DatumGetPointer(own_value(0, 1, &isnull));
+	else
+		run->stale = true;
+	pace_progress_written(GetTopFullTransactionId());
+}
+
+/*
+ * Store that the handler has come to index next, within the transaction that
+ * locked its row.
+ */
+void
+progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
+{
+	EventPosition position = position_at(run, next);
+
+	store_position(run, &position, group_end_at(run, &position), figures);
+}
+
+/*
+ * What was stored is committed: remember it.
+ */
+static void
+remember_position(HandlerRun *run, const EventPosition *position, int64 group_end)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+	EventPosition *stored = &run->definition->position;
+	EventPosition previous = *stored;
+
+	*stored = event_position_copy(position);
+	run->definition->group_end = group_end;
+	MemoryContextSwitchTo(old);
+	event_position_free(&previous);
+}
+
+/*
+ * The same of what progress_store() wrote.
+ */
+void
+progress_stored(HandlerRun *run, int64 next)
+{
+	EventPosition position = position_at(run, next);
+
+	remember_position(run, &position, group_end_at(run, &position));
+	run->next = next;
+	if (run->window != NULL && next >= run->window->nevents)
+		batch_finish_window(run);
+	run->ahead_since = 0;
+	run->health->unstored = 0;
+}
+
+/*
+ * The handler is where its stored position is.
+ */
+static void
+enter_position(HandlerRun *run)
+{
+	EventPosition previous = run->position;
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	run->position = event_position_copy(&run->definition->position);
+	MemoryContextSwitchTo(old);
+	event_position_free(&previous);
+}
+
+/*
+ * Record that the events from where the handler stands in its window up to the
+ * event group_end are being tried, flushed.  The window is stored with it: what
+ * is still to be done of the group is what this window has up to that event,
+ * whatever becomes visible later.  False where the handler cannot go on for now.
+ */
+bool
+progress_record_group(HandlerRun *run, int64 group_end)
+{
+	static const ProgressFigures nothing = {0};
+	EventPosition position = position_at(run, run->next);
+
+	if (position.window == NULL)
+		position = (EventPosition) {.cursor = run->position.cursor, .window = run->window->upto, .last_id = PG_INT64_MIN};
+	batch_start_own_transaction();
+	if (!progress_lock(run))
+	{
+		batch_commit_transaction(0);
+		return false;
+	}
+	store_position(run, &position, group_end, &nothing);
+	ForceSyncCommit();
+	batch_commit_transaction(0);
+	remember_position(run, &position, group_end);
+	enter_position(run);
+	run->ahead_since = 0;
+	run->health->unstored = 0;
+	return true;
+}
+
+/*
+ * Store a position that is ahead of the stored one because nothing concerned
+ * the handler; durable: on disk, too.
+ */
+void
+progress_flush(HandlerRun *run, bool durable)
+{
+	static const ProgressFigures nothing = {0};
+
+	if (run->ahead_since == 0)
+		return;
+	batch_start_transaction();
+	if (progress_lock(run))
+	{
+		progress_store(run, run->next, &nothing);
+		if (durable)
+			ForceSyncCommit();
+		batch_commit_transaction(0);
+		progress_stored(run, run->next);
+		executor_progress_committed(0);
+	}
+	else
+		batch_commit_transaction(0);
+}

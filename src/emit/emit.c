@@ -1,0 +1,259 @@
+/*-------------------------------------------------------------------------
+ *
+ * emit.c
+ *		notify_event(): from a change, or a call, to a row of the log.
+ *
+ * What a trigger records is found in emit_trigger.c and made in change_record.c, the row
+ * is inserted in log_insert.c.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "executor/executor.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/tuplestore.h"
+
+#include "base/arguments.h"
+#include "base/catalog.h"
+#include "base/compat.h"
+#include "emit/emit_trigger.h"
+#include "emit/log_insert.h"
+#include "emit/record_type.h"
+
+PG_FUNCTION_INFO_V1(pne_notify_event_trigger);
+PG_FUNCTION_INFO_V1(pne_notify_event_jsonb);
+PG_FUNCTION_INFO_V1(pne_notify_event_json);
+PG_FUNCTION_INFO_V1(pne_notify_event_text);
+
+/* ----------
+ * notify_event() as a trigger
+ * ----------
+ */
+
+/*
+ * Start to read a transition table with a read position of our own; other
+ * triggers of the statement read it, too.
+ */
+static TupleTableSlot *
+transition_begin(Tuplestorestate *store, TupleDesc desc, int *pointer)
+{
+	if (store == NULL)
+		return NULL;
+	*pointer = tuplestore_alloc_read_pointer(store, EXEC_FLAG_REWIND);
+	tuplestore_select_read_pointer(store, *pointer);
+	tuplestore_rescan(store);
+	return MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
+}
+
+/*
+ * The next row of a transition table, copied into context, or NULL at its end
+ * or without one.  A row that comes from disk belongs to the slot and lives in
+ * the current context, which must outlive it.
+ */
+static HeapTuple
+transition_next(Tuplestorestate *store, int pointer, TupleTableSlot *slot, MemoryContext context)
+{
+	MemoryContext old;
+	HeapTuple	tuple;
+
+	if (store == NULL)
+		return NULL;
+	tuplestore_select_read_pointer(store, pointer);
+	if (!tuplestore_gettupleslot(store, true, false, slot))
+		return NULL;
+	old = MemoryContextSwitchTo(context);
+	tuple = ExecCopySlotHeapTuple(slot);
+	MemoryContextSwitchTo(old);
+	return tuple;
+}
+
+/*
+ * One event for each row of the transition tables; new and old rows of an
+ * UPDATE stand at the same positions.
+ */
+static void
+emit_transition_rows(LogAppend *append, EmitTrigger *emitter, TriggerData *trigdata, Datum name)
+{
+	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
+	Tuplestorestate *new_rows = trigdata->tg_newtable;
+	Tuplestorestate *old_rows = trigdata->tg_oldtable;
+	int			new_pointer = 0;
+	int			old_pointer = 0;
+	TupleTableSlot *new_slot = transition_begin(new_rows, desc, &new_pointer);
+	TupleTableSlot *old_slot = transition_begin(old_rows, desc, &old_pointer);
+	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "event row",
+													  ALLOCSET_DEFAULT_SIZES);
+
+	/* a row that was moved to another partition can be swallowed there */
+	if (new_rows != NULL && old_rows != NULL &&
+		tuplestore_tuple_count(new_rows) != tuplestore_tuple_count(old_rows))
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("trigger \"%s\" cannot tell which new row belongs to which old one",
+						trigdata->tg_trigger->tgname),
+				 errdetail("The statement has %lld new rows and %lld old ones.",
+						   (long long) tuplestore_tuple_count(new_rows),
+						   (long long) tuplestore_tuple_count(old_rows)),
+				 errhint("Declare one transition table only, or use a row trigger.")));
+
+	for (;;)
+	{
+		HeapTuple	new_row = transition_next(new_rows, new_pointer, new_slot, row_context);
+		HeapTuple	old_row = transition_next(old_rows, old_pointer, old_slot, row_context);
+		MemoryContext old;
+
+		if (new_row == NULL && old_row == NULL)
+			break;
+		old = MemoryContextSwitchTo(row_context);
+		append_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(row_context);
+	}
+
+	MemoryContextDelete(row_context);
+	if (new_slot != NULL)
+		ExecDropSingleTupleTableSlot(new_slot);
+	if (old_slot != NULL)
+		ExecDropSingleTupleTableSlot(old_slot);
+}
+
+/*
+ * notify_event() returns trigger
+ *
+ * Arguments of CREATE TRIGGER: event name; JSON text for event_data, or new or
+ * old for the record of the change; columns to record.  Records one event for
+ * a row; for a statement one event, or one for each row of its transition
+ * tables.  Errors: not an AFTER trigger, bad name, data that is no JSON,
+ * unknown column.
+ */
+Datum
+pne_notify_event_trigger(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigdata = (TriggerData *) fcinfo->context;
+	EmitTrigger *emitter;
+	LogAppend  *append;
+	Datum		name;
+	bool		by_row;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("notify_event() without arguments must be called as a trigger"),
+				 errhint("To record an event from SQL, give its name: notify_event('name', data).")));
+	if (!TRIGGER_FIRED_AFTER(trigdata->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("trigger \"%s\" must be an AFTER trigger to call notify_event()",
+						trigdata->tg_trigger->tgname),
+				 errdetail("Before the change it is not certain what will be stored."),
+				 errhint("Create it as an AFTER trigger.")));
+
+	emitter = emit_trigger_find(fcinfo);
+	name = emit_trigger_name(emitter, trigdata);
+
+	by_row = TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) &&
+		(trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL);
+	append = append_begin(fcinfo->flinfo->fn_oid, by_row);
+	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
+	{
+		HeapTuple	new_row = NULL;
+		HeapTuple	old_row = NULL;
+
+		if (TRIGGER_FIRED_BY_INSERT(trigdata->tg_event))
+			new_row = trigdata->tg_trigtuple;
+		else
+			old_row = trigdata->tg_trigtuple;
+		if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
+			new_row = trigdata->tg_newtuple;
+		append_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
+	}
+	else if (by_row)
+		emit_transition_rows(append, emitter, trigdata, name);
+	else
+		append_event(append, name, emit_trigger_data(emitter, trigdata, NULL, NULL), false, NULL);
+	append_end(append);
+
+	return PointerGetDatum(NULL);
+}
+
+/* ----------
+ * notify_event() as a function
+ * ----------
+ */
+
+/*
+ * Record one event whose data is jsonb, for all overloads.
+ */
+static Datum
+emit_call(FunctionCallInfo fcinfo, Datum data, bool data_is_null)
+{
+	LogAppend  *append;
+	int64		id = 0;
+	bool		inserted;
+	text	   *name;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("event name must not be null"),
+				 errhint("An event name has 1 to %d characters.", EVENT_NAME_MAX_CHARS)));
+	name = PG_GETARG_TEXT_PP(0);
+	check_event_name(VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
+
+	append = append_begin(fcinfo->flinfo->fn_oid, false);
+	inserted = append_event(append, PointerGetDatum(name), data, data_is_null, &id);
+	append_end(append);
+
+	if (!inserted)
+		PG_RETURN_NULL();
+	PG_RETURN_INT64(id);
+}
+
+/*
+ * notify_event(event_name varchar, event_data jsonb) returns bigint
+ *
+ * Records an event; returns its id, or null where a foreign BEFORE trigger of
+ * the log swallowed it.  Errors: bad name; read-only transaction, standby,
+ * parallel worker.
+ */
+Datum
+pne_notify_event_jsonb(PG_FUNCTION_ARGS)
+{
+	return emit_call(fcinfo, PG_ARGISNULL(1) ? (Datum) 0 : PG_GETARG_DATUM(1), PG_ARGISNULL(1));
+}
+
+/*
+ * notify_event(event_name varchar, event_data json) returns bigint
+ *
+ * The same with the data as json: as a string of its text if jsonb cannot hold
+ * it.  Errors: the same.
+ */
+Datum
+pne_notify_event_json(PG_FUNCTION_ARGS)
+{
+	Datum		data = (Datum) 0;
+
+	if (!PG_ARGISNULL(1))
+		data = json_recorded(PG_GETARG_DATUM(1));
+	return emit_call(fcinfo, data, PG_ARGISNULL(1));
+}
+
+/*
+ * notify_event(event_name varchar, event_data text) returns bigint
+ *
+ * The same with the data as JSON text.  Errors: the same, and data that is no
+ * JSON.
+ */
+Datum
+pne_notify_event_text(PG_FUNCTION_ARGS)
+{
+	Datum		data = (Datum) 0;
+
+	if (!PG_ARGISNULL(1))
+		data = parse_event_data(text_to_cstring(PG_GETARG_TEXT_PP(1)),
+								"Give the data as jsonb or as JSON text; a plain string is written as to_jsonb('...'::text).");
+	return emit_call(fcinfo, data, PG_ARGISNULL(1));
+}

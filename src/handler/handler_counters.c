@@ -1,0 +1,628 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler_counters.c
+ *		Figures of handlers, in shared memory that grows.
+ *
+ * One entry per handler that was called since the server started: times and
+ * latencies for event_handler_stats, and what is known of an outage, for the
+ * next executor.  Executors write it, once per batch.  Latencies go into a
+ * histogram whose buckets widen by an eighth of an octave, so a percentile is
+ * off by 5 % at most.
+ *
+ * The entries are in a dshash table.  Its area begins in the main segment, which
+ * is enough for some hundred handlers; for more it takes dynamic shared memory,
+ * up to a limit.  There may be none left, and the table then throws, at a moment
+ * when nothing may: the batch is committed.  So it is used through use_table()
+ * only, which lets no error out.  Who could not be counted has no figures, which
+ * are null then.  Such an error can leave a segment half made, which the end of a
+ * transaction would take care of; so the segments have a resource owner of their
+ * own, and after an error all of them are detached.
+ *
+ * An entry is that of a definition, not of a name: created_at is part of its
+ * key.  So nobody has to remove it when the handler is dropped, let alone to
+ * know what becomes of that transaction.  The listener does so later, by what
+ * is committed (handler_figures_forget_dropped).
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "lib/dshash.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/shmem.h"
+#include "utils/dsa.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+
+#include "base/catalog.h"
+#include "base/compat.h"
+#include "handler/event_counters.h"
+#include "handler/handler_counters.h"
+
+/* where latencies begin, and how buckets widen */
+#define BUCKETS_PER_OCTAVE 8
+#define FIRST_OCTAVE (-5)
+
+/* the part of the area that is in the main segment, and the limit of all */
+#define AREA_IN_PLACE ((Size) 1024 * 1024)
+#define AREA_LIMIT ((Size) 64 * 1024 * 1024)
+
+/* created_at tells a handler from an earlier one of the same name */
+typedef struct HandlerKey
+{
+	Oid			dboid;
+	char		name[HANDLER_NAME_SIZE];	/* zero-padded */
+	TimestampTz created_at;
+} HandlerKey;
+
+typedef struct HandlerEntry
+{
+	HandlerKey	key;
+	HandlerFigures figures;
+	/* not a figure, and kept when those are reset (backoff.c) */
+	int			probes;
+	Instant		probe_at;
+	int64		probed_version; /* of the definition */
+} HandlerEntry;
+
+/* what processes have to know of the table */
+typedef struct SharedTable
+{
+	dshash_table_handle handle;
+	pg_atomic_uint32 incomplete;	/* 1: some handler could not be counted */
+} SharedTable;
+
+#define AREA_OF(table) ((char *) (table) + MAXALIGN(sizeof(SharedTable)))
+
+static dshash_parameters table_parameters = {
+	sizeof(HandlerKey), sizeof(HandlerEntry), PNE_DSHASH_BINARY_KEY, 0
+};
+
+static SharedTable *shared_table = NULL;
+static dsa_area *area = NULL;
+static dshash_table *entries = NULL;
+static ResourceOwner segments_owner = NULL;
+
+/* ----------
+ * The table
+ * ----------
+ */
+
+Size
+handler_figures_shmem_size(void)
+{
+	return MAXALIGN(sizeof(SharedTable)) + AREA_IN_PLACE;
+}
+
+/*
+ * Called once per process, while the server starts.  tranche is that of the
+ * locks in the table.
+ */
+void
+handler_figures_shmem_startup(int tranche)
+{
+	bool		found;
+	dsa_area   *new_area;
+	dshash_table *new_entries;
+
+	table_parameters.tranche_id = tranche;
+	area = NULL;
+	entries = NULL;
+	shared_table = ShmemInitStruct("pg_notify_events handlers", handler_figures_shmem_size(), &found);
+	if (found)
+		return;
+
+	/* the postmaster can make no dynamic segment, and is never to have one mapped */
+	new_area = dsa_create_in_place(AREA_OF(shared_table), AREA_IN_PLACE, tranche, NULL);
+	dsa_pin(new_area);
+	dsa_set_size_limit(new_area, AREA_IN_PLACE);
+	new_entries = dshash_create(new_area, &table_parameters, NULL);
+	dsa_set_size_limit(new_area, AREA_LIMIT);
+	shared_table->handle = dshash_get_hash_table_handle(new_entries);
+	pg_atomic_init_u32(&shared_table->incomplete, 0);
+	dshash_detach(new_entries);
+	dsa_detach(new_area);
+}
+
+/*
+ * When the process ends; its segments are detached already.
+ */
+static void
+release_at_exit(int code, Datum arg)
+{
+	if (area != NULL)
+		dsa_release_in_place(AREA_OF(shared_table));
+}
+
+/*
+ * Open the table, unless this process has done so.  Segments that are made or
+ * attached from here on belong to our resource owner, which is the current one.
+ */
+static void
+attach(void)
+{
+	static bool exit_registered = false;
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	if (!exit_registered)
+		on_shmem_exit(release_at_exit, (Datum) 0);
+	exit_registered = true;
+	if (segments_owner == NULL)
+		segments_owner = ResourceOwnerCreate(NULL, "pg_notify_events figures");
+	CurrentResourceOwner = segments_owner;
+	if (area == NULL)
+		area = dsa_attach_in_place(AREA_OF(shared_table), NULL);
+	if (entries == NULL)
+		entries = dshash_attach(area, &table_parameters, shared_table->handle, NULL);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Close it, with what an error has left half done.  No lock of it is held.
+ */
+static void
+detach(void)
+{
+	if (entries != NULL)
+		dshash_detach(entries);
+	entries = NULL;
+	if (area != NULL)
+	{
+		dsa_detach(area);
+		dsa_release_in_place(AREA_OF(shared_table));
+	}
+	area = NULL;
+	if (segments_owner != NULL)
+	{
+		ResourceOwnerRelease(segments_owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, false);
+		ResourceOwnerRelease(segments_owner, RESOURCE_RELEASE_LOCKS, false, false);
+		ResourceOwnerRelease(segments_owner, RESOURCE_RELEASE_AFTER_LOCKS, false, false);
+		ResourceOwnerDelete(segments_owner);
+	}
+	segments_owner = NULL;
+}
+
+/*
+ * Do something with the table.  False if that failed, for want of memory; the
+ * log says so once per process.  No lock of the table is left, and nothing that
+ * an error resets is changed: whoever holds off cancels goes on to do so.
+ */
+static bool
+use_table(void (*use) (void *arg), void *arg)
+{
+	static bool complained = false;
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	uint32		interrupts_held = InterruptHoldoffCount;
+	uint32		cancels_held = QueryCancelHoldoffCount;
+	volatile bool done = false;
+
+	if (shared_table == NULL)
+		return false;
+	PG_TRY();
+	{
+		attach();
+		use(arg);
+		done = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		/* nobody comes here with a lock, so these are the table's */
+		LWLockReleaseAll();
+		CurrentResourceOwner = owner;
+		detach();
+		MemoryContextSwitchTo(context);
+		InterruptHoldoffCount = interrupts_held;
+		QueryCancelHoldoffCount = cancels_held;
+		error = CopyErrorData();
+		FlushErrorState();
+		if (!complained)
+			ereport(LOG,
+					(errcode(error->sqlerrcode),
+					 errmsg("figures of event handlers are incomplete: %s", error->message ? error->message : ""),
+					 errdetail("They are in dynamic shared memory.")));
+		complained = true;
+		FreeErrorData(error);
+	}
+	PG_END_TRY();
+	CurrentResourceOwner = owner;
+	return done;
+}
+
+static HandlerKey
+handler_key(const char *name, TimestampTz created_at)
+{
+	HandlerKey	key;
+
+	memset(&key, 0, sizeof(key));
+	key.dboid = MyDatabaseId;
+	strlcpy(key.name, name, HANDLER_NAME_SIZE);
+	key.created_at = created_at;
+	return key;
+}
+
+/*
+ * The entry of a handler, made if it has none, and locked.
+ */
+static HandlerEntry *
+lock_entry(const Handler *handler)
+{
+	HandlerKey	key = handler_key(handler->name, handler->created_at);
+	bool		found;
+	HandlerEntry *entry = dshash_find_or_insert(entries, &key, &found);
+
+	if (!found)
+		memset((char *) entry + sizeof(HandlerKey), 0, sizeof(HandlerEntry) - sizeof(HandlerKey));
+	return entry;
+}
+
+/* a handler, and what to add to its entry, or a copy of it */
+typedef struct EntryUse
+{
+	const Handler *handler;
+	const HandlerFigures *add;
+	HandlerEntry copy;
+	bool		found;
+} EntryUse;
+
+static void
+copy_entry(void *arg)
+{
+	EntryUse   *use = (EntryUse *) arg;
+	HandlerKey	key = handler_key(use->handler->name, use->handler->created_at);
+	HandlerEntry *entry = dshash_find(entries, &key, false);
+
+	use->found = (entry != NULL);
+	if (entry == NULL)
+		return;
+	use->copy = *entry;
+	dshash_release_lock(entries, entry);
+}
+
+/* ----------
+ * Counting
+ * ----------
+ */
+
+static int
+latency_bucket(double ms)
+{
+	double		bucket;
+
+	if (ms <= 0)
+		return 0;
+	bucket = floor((log2(ms) - FIRST_OCTAVE) * BUCKETS_PER_OCTAVE);
+	return (int) Max(0, Min(bucket, LATENCY_BUCKETS - 1));
+}
+
+/*
+ * Start to measure a batch of at most nevents.
+ */
+void
+stats_batch_begins(BatchFigures *figures, int nevents)
+{
+	memset(figures, 0, sizeof(BatchFigures));
+	figures->events = palloc(sizeof(Event *) * nevents);
+	figures->latencies = palloc(sizeof(double) * nevents);
+}
+
+/*
+ * The handler is about to be called with these events.  Where it was called
+ * before in the batch that is now: to read the clock is a good part of what a
+ * call costs.
+ */
+void
+stats_call_begins(BatchFigures *figures, Event **events, int nevents)
+{
+	if (figures->calls == 0)
+	{
+		figures->now = instant_now();
+		figures->time_ahead = GetCurrentTimestamp() - figures->now;
+	}
+	for (int i = 0; i < nevents; i++)
+	{
+		figures->events[figures->nevents] = events[i];
+		/* an event without a time has no latency */
+		figures->latencies[figures->nevents++] = TIMESTAMP_NOT_FINITE(events[i]->created_at) ? NAN :
+			((double) (figures->time_ahead + figures->now) - (double) events[i]->created_at) / 1000.0;
+	}
+}
+
+/*
+ * That call has returned.
+ */
+void
+stats_call_ends(BatchFigures *figures)
+{
+	Instant		now = instant_now();
+	double		ms = (double) (now - figures->now) / 1000.0;
+
+	figures->now = now;
+	figures->calls++;
+	figures->total_time += ms;
+	figures->max_time = Max(figures->max_time, ms);
+}
+
+static void
+add_to_entry(void *arg)
+{
+	EntryUse   *use = (EntryUse *) arg;
+	HandlerEntry *entry = lock_entry(use->handler);
+	HandlerFigures *figures = &entry->figures;
+
+	figures->calls += use->add->calls;
+	figures->batches += use->add->batches;
+	figures->total_time += use->add->total_time;
+	figures->max_time = Max(figures->max_time, use->add->max_time);
+	for (int i = 0; i < LATENCY_BUCKETS; i++)
+		figures->latencies[i] += use->add->latencies[i];
+	dshash_release_lock(entries, entry);
+}
+
+/*
+ * The batch is committed: count it.  Does not throw.
+ */
+void
+stats_batch_committed(const Handler *handler, const BatchFigures *batch)
+{
+	HandlerFigures figures = {
+		.calls = batch->calls,
+		.batches = 1,
+		.total_time = batch->total_time,
+		.max_time = batch->max_time,
+	};
+	EntryUse	use = {.handler = handler, .add = &figures};
+
+	for (int i = 0; i < batch->nevents; i++)
+	{
+		if (!isnan(batch->latencies[i]))
+			figures.latencies[latency_bucket(batch->latencies[i])]++;
+	}
+	if (!use_table(add_to_entry, &use))
+		pg_atomic_write_u32(&shared_table->incomplete, 1);
+	stats_events_delivered(batch->events, batch->nevents);
+}
+
+/* ----------
+ * Outages
+ * ----------
+ */
+
+static void
+set_outage(void *arg)
+{
+	EntryUse   *use = (EntryUse *) arg;
+	HandlerEntry *entry = lock_entry(use->handler);
+
+	entry->probes = use->copy.probes;
+	entry->probe_at = use->copy.probe_at;
+	entry->probed_version = use->handler->version;
+	dshash_release_lock(entries, entry);
+}
+
+/*
+ * A handler backs off, and its next probe is due at probe_at; or, with no
+ * probes, it does not any more.  Where there is no room, the successor of an
+ * executor that leaves will try too early.
+ */
+void
+stats_note_outage(const Handler *handler, int probes, Instant probe_at)
+{
+	EntryUse	use = {.handler = handler};
+
+	use.copy.probes = probes;
+	use.copy.probe_at = probe_at;
+	(void) use_table(set_outage, &use);
+}
+
+/*
+ * What was noted last.  Another definition need not wait for the probe.
+ */
+void
+stats_read_outage(const Handler *handler, int *probes, Instant *probe_at)
+{
+	EntryUse	use = {.handler = handler};
+
+	*probes = 0;
+	*probe_at = 0;
+	if (!use_table(copy_entry, &use) || !use.found)
+		return;
+	*probes = use.copy.probes;
+	if (use.copy.probed_version == handler->version)
+		*probe_at = use.copy.probe_at;
+}
+
+/* ----------
+ * Looking
+ * ----------
+ */
+
+/*
+ * What was counted of a handler: zeroes where it was not called yet.  False
+ * where that is not known.
+ */
+bool
+handler_figures_read(const Handler *handler, HandlerFigures *figures)
+{
+	EntryUse	use = {.handler = handler};
+
+	memset(figures, 0, sizeof(HandlerFigures));
+	if (shared_table == NULL)
+		return true;
+	if (!use_table(copy_entry, &use))
+		return false;
+	if (use.found)
+		*figures = use.copy.figures;
+	return use.found || pg_atomic_read_u32(&shared_table->incomplete) == 0;
+}
+
+/*
+ * The latency that a share of the events has not exceeded: the middle of its
+ * bucket.  False without any.
+ */
+bool
+handler_figures_percentile(const HandlerFigures *figures, double share, double *ms)
+{
+	uint64		total = 0;
+	uint64		seen = 0;
+
+	for (int i = 0; i < LATENCY_BUCKETS; i++)
+		total += figures->latencies[i];
+	for (int i = 0; i < LATENCY_BUCKETS && total > 0; i++)
+	{
+		seen += figures->latencies[i];
+		if ((double) seen >= share * (double) total)
+		{
+			*ms = pow(2.0, (i + 0.5) / BUCKETS_PER_OCTAVE + FIRST_OCTAVE);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* ----------
+ * Forgetting
+ * ----------
+ */
+
+static void
+list_keys(void *arg)
+{
+	List	  **keys = (List **) arg;
+	dshash_seq_status status;
+	HandlerEntry *entry;
+
+	dshash_seq_init(&status, entries, false);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		if (entry->key.dboid == MyDatabaseId)
+		{
+			HandlerKey *key = palloc(sizeof(HandlerKey));
+
+			*key = entry->key;
+			*keys = lappend(*keys, key);
+		}
+	}
+	dshash_seq_term(&status);
+}
+
+/*
+ * The handlers of this database that have entries, for
+ * handler_figures_forget_dropped().
+ */
+List *
+handler_figures_list(void)
+{
+	List	   *keys = NIL;
+
+	(void) use_table(list_keys, &keys);
+	return keys;
+}
+
+static void
+remove_keys(void *arg)
+{
+	ListCell   *lc;
+
+	foreach(lc, (List *) arg)
+		(void) dshash_delete_key(entries, lfirst(lc));
+}
+
+/*
+ * Of handlers that were listed, remove the entries of those that are not
+ * defined any more.  The caller is connected to SPI and has an active snapshot
+ * that is younger than the list: who made an entry saw the definition, so if
+ * that is not visible now it was dropped.
+ */
+void
+handler_figures_forget_dropped(List *keys)
+{
+	static OwnStatement select_handlers = {
+		.sql = "SELECT h.name, h.created_at FROM @s._event_handlers AS h",
+		.target = OWN_NONE,
+	};
+	HASHCTL		info = {.keysize = sizeof(HandlerKey), .entrysize = sizeof(HandlerKey)};
+	HTAB	   *defined;
+	List	   *dropped = NIL;
+	ListCell   *lc;
+	int			count = own_execute(&select_handlers, NULL, NULL, 0);
+
+	info.hcxt = CurrentMemoryContext;
+	defined = hash_create("defined handlers", count + 1, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	for (int row = 0; row < count; row++)
+	{
+		bool		isnull;
+		HandlerKey	key = handler_key(own_text(row, 1), DatumGetTimestampTz(own_value(row, 2, &isnull)));
+
+		(void) hash_search(defined, &key, HASH_ENTER, NULL);
+	}
+	foreach(lc, keys)
+	{
+		if (hash_search(defined, lfirst(lc), HASH_FIND, NULL) == NULL)
+			dropped = lappend(dropped, lfirst(lc));
+	}
+	hash_destroy(defined);
+	if (dropped != NIL && use_table(remove_keys, dropped))
+		elog(DEBUG1, "removed figures of %d dropped event handlers", list_length(dropped));
+}
+
+static void
+remove_database(void *arg)
+{
+	Oid			dboid = *(Oid *) arg;
+	dshash_seq_status status;
+	HandlerEntry *entry;
+	int			removed = 0;
+
+	dshash_seq_init(&status, entries, true);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		if (entry->key.dboid == dboid)
+		{
+			dshash_delete_current(&status);
+			removed++;
+		}
+	}
+	dshash_seq_term(&status);
+	elog(DEBUG1, "removed figures of %d event handlers of database %u", removed, dboid);
+}
+
+/*
+ * Remove all entries of a database.  Does not throw.
+ */
+void
+handler_figures_forget_database(Oid dboid)
+{
+	(void) use_table(remove_database, &dboid);
+}
+
+static void
+reset_figures(void *arg)
+{
+	dshash_seq_status status;
+	HandlerEntry *entry;
+
+	dshash_seq_init(&status, entries, true);
+	while ((entry = dshash_seq_next(&status)) != NULL)
+	{
+		if (entry->key.dboid == MyDatabaseId)
+			memset(&entry->figures, 0, sizeof(HandlerFigures));
+	}
+	dshash_seq_term(&status);
+}
+
+/*
+ * Set the figures of this database to zero, and keep what is known of outages.
+ */
+void
+handler_figures_reset(void)
+{
+	(void) use_table(reset_figures, NULL);
+}

@@ -1,0 +1,707 @@
+/*-------------------------------------------------------------------------
+ *
+ * listener.c
+ *		The process that listens in a database; one for each that has the
+ *		extension.
+ *
+ * All its transactions are short, because a process in a transaction cannot
+ * read the notification queue, and one listener that does not read lets the
+ * queue grow for the whole cluster.  Handlers run elsewhere, in executors.
+ *
+ * What it does, whenever it is woken:
+ *	- reads the notification queue, counts, and has the executors look; what
+ *	  came on event channels becomes events (ingest.c);
+ *	- follows the log with a snapshot cursor of its own, counts the events that
+ *	  have become visible, announces those that are left to it (announcer.c), and
+ *	  wakes who waits for some (consumers);
+ *	- asks for an executor for each owner that has work and none: events in the
+ *	  log behind the stored position of a handler, or a retry that is due.
+ * When nobody rings it looks at the log once per naptime, and once a second it
+ * asks whether somebody wants the database to himself (DROP, RENAME, a copy), or
+ * has changed its settings: then it leaves, and so do the executors.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_type.h"
+#include "commands/async.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "base/catalog.h"
+#include "base/compat.h"
+#include "base/fault.h"
+#include "base/loglimit.h"
+#include "base/notify_queue.h"
+#include "base/settings.h"
+#include "base/throttle.h"
+#include "base/worker.h"
+#include "delivery/retry.h"
+#include "handler/handler.h"
+#include "handler/handler_counters.h"
+#include "listener/announcer.h"
+#include "listener/ingest.h"
+#include "listener/listener.h"
+#include "listener/unserved.h"
+#include "log/window.h"
+
+/* the cursor is stored when it has been ahead for this long, in ms */
+#define LAZY_STORE_MS 10000
+
+/* an extension that is not complete for so long, in ms, is not being made */
+#define INCOMPLETE_MS 1000
+
+/* figures of dropped handlers are removed at most this often, in ms */
+#define FORGET_DROPPED_MS 10000
+
+/* wake-ups that are less than this apart, in ms, are made one */
+#define WAKEUP_SLACK_MS 100
+
+static DatabaseSlot *my_slot = NULL;
+static bool leaving_cleanly = false;
+
+/* survives the cycles */
+static MemoryContext listener_context = NULL;
+static char *channel = NULL;
+static char *database_settings = NULL;	/* as they were when we came */
+
+/* what can fail without the rest */
+static Duty following = {0};
+static Duty storing = {0};
+static Duty looking_after_owners = {0};
+static Duty forgetting_dropped = {0};
+static Duty *const duties[] = {
+	&following, &storing, &looking_after_owners, &forgetting_dropped
+};
+
+/* owners that have handlers which may run, as of definitions_seen */
+static MemoryContext owners_context = NULL;
+static List *owners = NIL;
+static bool owners_valid = false;
+static uint32 definitions_seen = 0;
+
+/* what to wake up for */
+static Instant next_look;
+static Instant next_yield_check;
+static Instant next_retry;
+
+/* ----------
+ * The process
+ * ----------
+ */
+
+static void
+listener_on_exit(int code, Datum arg)
+{
+	doorbell_detach(&my_slot->bells[LISTENER_BELL]);
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	worker_went_away(&my_slot->listener, leaving_cleanly);
+	if (leaving_cleanly)
+		my_slot->listener.not_before = instant_in(YIELD_CHECK_MS);
+	LWLockRelease(shared->lock);
+	doorbell_ring_launcher();
+}
+
+static void
+listener_attach(const WorkerStart *start)
+{
+	DatabaseSlot *slot = &shared->databases[start->slot];
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (pg_atomic_read_u32(&slot->dboid) != start->dboid || slot->generation != start->generation ||
+		slot->listener.phase != WORKER_STARTING)
+	{
+		LWLockRelease(shared->lock);
+		proc_exit(0);
+	}
+	worker_is_alive(&slot->listener);
+	if (pg_atomic_read_u32(&slot->bells_used) <= LISTENER_BELL)
+		pg_atomic_write_u32(&slot->bells_used, LISTENER_BELL + 1);
+	my_slot = slot;
+	doorbell_attach(&slot->bells[LISTENER_BELL]);
+	LWLockRelease(shared->lock);
+
+	before_shmem_exit(listener_on_exit, (Datum) 0);
+}
+
+/*
+ * How often CREATE EXTENSION has committed here.
+ */
+static uint32
+count_installs(void)
+{
+	uint32		installs;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	installs = my_slot->installs;
+	LWLockRelease(shared->lock);
+	return installs;
+}
+
+/*
+ * Note whether the database has the extension, as was found after installs
+ * were counted.  If one has committed since, somebody has to look again.
+ */
+static void
+set_presence(ExtensionPresence presence, uint32 installs)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	if (presence == EXTENSION_PRESENT || my_slot->installs == installs)
+		my_slot->extension = presence;
+	else
+		my_slot->extension = EXTENSION_UNKNOWN;
+	LWLockRelease(shared->lock);
+}
+
+/*
+ * Whether there is a reason to leave the database for a moment.
+ *
+ * Somebody waits for it to be empty: DDL on a database holds a lock on it while
+ * it waits for its sessions to end, so a lock that we cannot have tells.  Or
+ * its settings were changed, which only a new session takes up.
+ */
+static bool
+should_leave(void)
+{
+	LOCKTAG		tag;
+	bool		result;
+	char	   *settings;
+
+	worker_start_short_transaction();
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	result = (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL);
+	if (!result)
+	{
+		settings = settings_of_database();
+		if (database_settings == NULL)
+			database_settings = MemoryContextStrdup(listener_context, settings);
+		result = strcmp(settings, database_settings) != 0;
+	}
+	worker_commit_short_transaction();
+	return result;
+}
+
+/*
+ * Leave, and have the executors leave: the database is wanted, or not to be
+ * served, or has no extension.
+ */
+static void
+listener_leave(void)
+{
+	bridge_leave(my_slot);
+	loglimit_report(true);
+
+	/* or our successor would announce and count the same events again */
+	if (relay_is_ahead(0))
+		(void) worker_perform(&my_slot->listener, &storing, relay_store);
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	shared_dismiss_executors(MyDatabaseId);
+	LWLockRelease(shared->lock);
+	doorbell_ring_database(MyDatabaseId);
+	leaving_cleanly = true;
+	proc_exit(0);
+}
+
+/* ----------
+ * Owners
+ * ----------
+ */
+
+/*
+ * Definitions changed: find out again who has handlers.
+ */
+static void
+forget_owners(uint32 definitions)
+{
+	owners = NIL;
+	MemoryContextReset(owners_context);
+	owners_valid = false;
+	definitions_seen = definitions;
+}
+
+/*
+ * Whether an owner has an executor, or waits for one.
+ */
+static bool
+owner_is_served(Oid owner)
+{
+	ExecutorSlot *slot;
+	bool		served;
+
+	LWLockAcquire(shared->lock, LW_SHARED);
+	slot = shared_find_executor(MyDatabaseId, owner);
+	served = slot != NULL && slot->worker.phase != WORKER_BACKING_OFF;
+	/* it backs off by itself: its process is there */
+	served = served || (slot != NULL && slot->worker.pid != 0);
+	LWLockRelease(shared->lock);
+	return served;
+}
+
+/*
+ * Whether a handler that nobody serves has work, and what to wake up for if
+ * not yet.
+ */
+static bool
+handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const EventSnapshot *upto)
+{
+	HandlerProblem problem;
+	Instant		due;
+	Instant		probe_at;
+	int			probes;
+
+	if (handler->paused)
+		return false;
+	if (handler->dormant)
+	{
+		if (unserved_complaint_is_news(handler, "dormant") && loglimit_allows(LOG_TOPIC_HANDLERS))
+			ereport(WARNING,
+					(errcode(ERRCODE_WARNING),
+					 errmsg("event handler \"%s\" is dormant", handler->name),
+					 errdetail("It was made in another database, or restored."),
+					 errhint("A superuser wakes it with activate_events().")));
+		return false;
+	}
+	if (!handler_check(handler, &problem))
+	{
+		if (unserved_complaint_is_news(handler, problem.message) && loglimit_allows(LOG_TOPIC_HANDLERS))
+			ereport(LOG,
+					(errcode(problem.sqlstate),
+					 errmsg("event handler \"%s\" is suspended: %s", handler->name, problem.message),
+					 errhint("%s", problem.hint)));
+		return false;
+	}
+	unserved_can_run(handler);
+
+	stats_read_outage(handler, &probes, &probe_at);
+	if (probe_at > instant_now())
+	{
+		next_retry = Min(next_retry, probe_at);
+		return false;
+	}
+
+	due = instant_of_time(retry_earliest(handler));
+	if (due <= instant_now())
+		return true;
+	next_retry = Min(next_retry, due);
+	if (handler->ordered && due != INSTANT_NEVER)
+		return false;
+	return !unserved_is_quiet(handler, log, snapshot, upto);
+}
+
+/*
+ * Ask for executors for owners that have work and none.
+ */
+static void
+consider_owners(Relation log, Snapshot snapshot, const EventSnapshot *upto)
+{
+	List	   *handlers;
+	List	   *wanted = NIL;
+	ListCell   *lc;
+	bool		news = false;
+
+	handlers = handler_load_without_filters(InvalidOid, CurrentMemoryContext);
+	unserved_begin();
+	foreach(lc, handlers)
+	{
+		Handler    *handler = lfirst(lc);
+
+		unserved_see(handler);
+		if (!owners_valid && !handler->paused && !handler->dormant)
+		{
+			MemoryContext old = MemoryContextSwitchTo(owners_context);
+
+			owners = list_append_unique_oid(owners, handler->owner);
+			MemoryContextSwitchTo(old);
+		}
+		if (list_member_oid(wanted, handler->owner))
+			continue;
+		if (owner_is_served(handler->owner))
+		{
+			unserved_can_run(handler);
+			continue;
+		}
+		if (handler_has_work(handler, log, snapshot, upto))
+			wanted = lappend_oid(wanted, handler->owner);
+	}
+	owners_valid = true;
+	unserved_end();
+
+	foreach(lc, wanted)
+		news = shared_want_executor(MyDatabaseId, lfirst_oid(lc)) || news;
+	if (news)
+		doorbell_ring_launcher();
+}
+
+/*
+ * Whether every owner that may have work has an executor.
+ */
+static bool
+all_owners_are_served(void)
+{
+	ListCell   *lc;
+
+	if (!owners_valid)
+		return false;
+	foreach(lc, owners)
+	{
+		if (!owner_is_served(lfirst_oid(lc)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * See to it that owners who have work have executors.
+ */
+static void
+look_after_owners(void)
+{
+	Relation	log;
+	Snapshot	snapshot;
+
+	/* executors keep their own deadlines */
+	next_retry = INSTANT_NEVER;
+	if (all_owners_are_served())
+		return;
+
+	worker_start_short_transaction();
+	log = catalog_open_log();
+	if (log != NULL)
+	{
+		SPI_connect();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		snapshot = GetActiveSnapshot();
+		consider_owners(log, snapshot, event_snapshot_build(snapshot));
+		PopActiveSnapshot();
+		SPI_finish();
+		table_close(log, NoLock);
+	}
+	worker_commit_short_transaction();
+}
+
+/*
+ * Remove the figures of handlers that are not defined any more, if any
+ * definition has changed.  Nobody sees them, so that can wait.
+ */
+static void
+forget_dropped_handlers(void)
+{
+	static uint32 definitions_looked_at = 0;
+	static Instant looked_at = 0;
+	uint32		definitions = pg_atomic_read_u32(&my_slot->definitions);
+	Instant		now = instant_now();
+	List	   *listed;
+
+	if (looked_at != 0 && (definitions == definitions_looked_at ||
+						   !instant_passed(looked_at, now, FORGET_DROPPED_MS)))
+		return;
+
+	/* before the snapshot */
+	listed = handler_figures_list();
+	if (listed != NIL)
+	{
+		Relation	log;
+
+		worker_start_short_transaction();
+		log = catalog_open_log();
+		if (log != NULL)
+		{
+			SPI_connect();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			handler_figures_forget_dropped(listed);
+			PopActiveSnapshot();
+			SPI_finish();
+			table_close(log, NoLock);
+		}
+		worker_commit_short_transaction();
+	}
+	definitions_looked_at = definitions;
+	looked_at = now;
+}
+
+/* ----------
+ * The loop
+ * ----------
+ */
+
+/*
+ * Look at the log: count and announce what has become visible.
+ */
+static void
+follow_log(void)
+{
+	static Instant incomplete_since = 0;
+	bool		found;
+	int			announced;
+	uint32		installs = count_installs();
+	Relation	log;
+
+	worker_start_short_transaction();
+	log = catalog_open_log();
+	if (log == NULL)
+	{
+		bool		exists = catalog_extension_exists();
+
+		/* it may be being made: look again; then an error tells what is missing */
+		if (exists && incomplete_since == 0)
+			incomplete_since = instant_now();
+		else if (exists && instant_passed(incomplete_since, instant_now(), INCOMPLETE_MS))
+			(void) catalog_lookup(false);
+		worker_commit_short_transaction();
+		if (exists)
+			return;
+		set_presence(EXTENSION_ABSENT, installs);
+		listener_leave();
+		return;					/* not reached */
+	}
+	incomplete_since = 0;
+	SPI_connect();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	found = relay_take_up(log, GetActiveSnapshot());
+	relay_announce(log, GetActiveSnapshot(), channel);
+	PopActiveSnapshot();
+	SPI_finish();
+	table_close(log, NoLock);
+	FAULT_POINT("before-announce");
+	worker_commit_short_transaction();
+	FAULT_POINT("after-announce");
+	announced = relay_announced();
+	pg_atomic_fetch_add_u64(&my_slot->listener.events_announced, announced);
+
+	/*
+	 * Who committed has rung, and we may be the second.  But should there ever
+	 * be an event that nobody rang for, nobody else would.
+	 */
+	if (found)
+	{
+		doorbell_ring_executors(my_slot);
+		doorbell_ring_waiters(my_slot);
+	}
+}
+
+/*
+ * Look at the log and the handlers.
+ */
+static void
+look(void)
+{
+	uint32		definitions = pg_atomic_read_u32(&my_slot->definitions);
+
+	if (definitions != definitions_seen)
+		forget_owners(definitions);
+	next_look = instant_in(pne_naptime);
+
+	(void) worker_perform(&my_slot->listener, &following, follow_log);
+	if (!worker_perform(&my_slot->listener, &looking_after_owners, look_after_owners))
+	{
+		forget_owners(definitions);
+		next_retry = INSTANT_NEVER;	/* the duty wakes us itself */
+	}
+	if (relay_is_ahead(LAZY_STORE_MS))
+		(void) worker_perform(&my_slot->listener, &storing, relay_store);
+	(void) worker_perform(&my_slot->listener, &forgetting_dropped, forget_dropped_handlers);
+	FAULT_POINT("after-look");
+}
+
+/*
+ * Read the queue.  Any notification on the channel has the executors look.
+ */
+static void
+read_queue(void)
+{
+	int			received = notify_queue_read();
+
+	if (received > 0)
+	{
+		pg_atomic_fetch_add_u64(&my_slot->listener.notifications_received, received);
+		doorbell_ring_executors(my_slot);
+	}
+}
+
+/*
+ * Take what the configuration says about the channel.
+ */
+static void
+follow_channel(void)
+{
+	char	   *previous;
+
+	if (channel != NULL && strcmp(channel, pne_channel) == 0)
+		return;
+	notify_queue_listen(pne_channel);
+	previous = channel;
+	channel = MemoryContextStrdup(listener_context, pne_channel);
+	if (previous != NULL)
+		pfree(previous);
+}
+
+/*
+ * Whether the next chunk can be announced at once.
+ */
+static bool
+has_more_to_announce(void)
+{
+	return relay_has_more() && following.backoff == 0;
+}
+
+/*
+ * When to look if nobody rings.
+ */
+static Instant
+next_thing_due(void)
+{
+	Instant		due = Min(next_look, next_retry);
+
+	for (int i = 0; i < (int) lengthof(duties); i++)
+	{
+		if (duties[i]->backoff != 0)
+			due = Min(due, duties[i]->not_before);
+	}
+	return due;
+}
+
+/*
+ * Show whether we do all of our work.
+ */
+static void
+show_phase(void)
+{
+	WorkerPhase phase = WORKER_LISTENING;
+
+	for (int i = 0; i < (int) lengthof(duties); i++)
+	{
+		if (duties[i]->backoff != 0)
+			phase = WORKER_BACKING_OFF;
+	}
+	if (my_slot->listener.phase != phase)
+		worker_enter_phase(&my_slot->listener, phase,
+						   phase == WORKER_LISTENING ? "listening" : "listening, backing off in part after an error");
+}
+
+static void
+listener_cycle(MemoryContext cycle_context)
+{
+	Bell	   *bell = &my_slot->bells[LISTENER_BELL];
+	bool		rung;
+	bool		looked = false;
+	Instant		now;
+	Instant		until;
+
+	MemoryContextReset(cycle_context);
+	MemoryContextSwitchTo(cycle_context);
+
+	rung = doorbell_answer(bell);
+	CHECK_FOR_INTERRUPTS();
+	pg_atomic_fetch_add_u64(&my_slot->listener.wakeups, 1);
+	if (worker_reload_config())
+		follow_channel();
+	if (pg_atomic_read_u32(&my_slot->leave) != 0)
+		listener_leave();
+
+	read_queue();
+	bridge_work(my_slot);
+	loglimit_report(false);
+
+	/* what is due in a moment is done now, to wake up once for both */
+	now = instant_in(WAKEUP_SLACK_MS);
+	if (now >= next_yield_check)
+	{
+		if (should_leave())
+			listener_leave();
+		next_yield_check = instant_after(now, YIELD_CHECK_MS);
+	}
+	if (channel == NULL || my_slot->listener.not_before > now)
+		next_look = Max(my_slot->listener.not_before, now); /* backing off */
+	else if (rung || has_more_to_announce() || now >= next_thing_due())
+	{
+		look();
+		looked = true;
+		worker_recovered(&my_slot->listener);
+		show_phase();
+	}
+
+	until = Min(next_yield_check, bridge_due());
+	if (my_slot->listener.not_before <= now)
+		until = Min(until, next_thing_due());
+	if (looked && !has_more_to_announce())
+		worker_pause(pace_round(0));
+	if (!notifyInterruptPending && !doorbell_is_rung(bell) && !has_more_to_announce())
+	{
+		pgstat_report_stat(true);
+		worker_sleep(bell, until);
+	}
+	else
+		pgstat_report_stat(false);
+}
+
+/*
+ * Entry point.
+ */
+void
+pne_listener_main(Datum main_arg)
+{
+	WorkerStart start;
+	MemoryContext cycle_context;
+	uint32		installs;
+	bool		installed;
+
+	memcpy(&start, MyBgworkerEntry->bgw_extra, sizeof(start));
+	worker_signals();
+	listener_attach(&start);
+	worker_connect(start.dboid, InvalidOid);
+
+	/* who waits for a standby reads no queue, and that fills for the whole cluster */
+	SetConfigOption("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE);
+
+	installs = count_installs();
+	StartTransactionCommand();
+	installed = catalog_extension_exists();
+	CommitTransactionCommand();
+	set_presence(installed ? EXTENSION_PRESENT : EXTENSION_ABSENT, installs);
+	if (!installed)
+		listener_leave();
+	doorbell_ring_launcher();	/* it may wait to look into further databases */
+
+	relay_init();
+	listener_context = AllocSetContextCreate(TopMemoryContext, "listener", ALLOCSET_DEFAULT_SIZES);
+	owners_context = AllocSetContextCreate(TopMemoryContext, "handler owners", ALLOCSET_DEFAULT_SIZES);
+	cycle_context = AllocSetContextCreate(TopMemoryContext, "listener cycle", ALLOCSET_DEFAULT_SIZES);
+
+	next_look = next_yield_check = instant_now();
+	next_retry = INSTANT_NEVER;
+
+	for (;;)
+	{
+		PG_TRY();
+		{
+			/* LISTEN first, then look: what comes in between is seen twice, not never */
+			if ((channel == NULL || my_slot->listener.phase != WORKER_LISTENING) &&
+				my_slot->listener.not_before <= instant_now())
+			{
+				follow_channel();
+				show_phase();
+			}
+			listener_cycle(cycle_context);
+		}
+		PG_CATCH();
+		{
+			MemoryContextSwitchTo(cycle_context);
+			worker_recover(&my_slot->listener);
+			forget_owners(definitions_seen);
+		}
+		PG_END_TRY();
+	}
+}

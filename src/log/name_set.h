@@ -1,0 +1,41 @@
+/*-------------------------------------------------------------------------
+ *
+ * name_set.h
+ *		The names of a window's events, each once.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef PNE_NAME_SET_H
+#define PNE_NAME_SET_H
+
+#include "utils/hsearch.h"
+#include "utils/palloc.h"
+
+/* the number of all names beyond those that are kept */
+#define NAME_UNKNOWN	0
+
+typedef uint16 NameNumber;
+
+typedef struct EventNames
+{
+	MemoryContext context;
+	NameNumber	count;			/* of numbers, NAME_UNKNOWN among them */
+	char	  **names;			/* by number; NULL for NAME_UNKNOWN */
+	int			room;
+	NameNumber	last;			/* that was asked for */
+	bool		has_unknown;	/* NAME_UNKNOWN was given to some */
+	HTAB	   *table;			/* or NULL as long as there are few */
+} EventNames;
+
+/* names that somebody wants */
+typedef struct WantedNames
+{
+	int			count;			/* how many; NAME_UNKNOWN is one if there are such */
+	NameNumber	some;			/* one of them */
+	bool		names[FLEXIBLE_ARRAY_MEMBER];	/* by number */
+} WantedNames;
+
+extern EventNames *names_create(void);
+extern NameNumber names_number(EventNames *names, const char *text, int length);
+
+#endif							/* PNE_NAME_SET_H */

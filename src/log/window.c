@@ -1,0 +1,833 @@
+/*-------------------------------------------------------------------------
+ *
+ * window.c
+ *		The snapshot cursor over the log.
+ *
+ * An event's id is drawn before its transaction commits, so events become
+ * visible out of the order of their ids, and a reader that remembers the last
+ * id it has seen loses those that come late.  Positions in the log therefore
+ * are snapshots: "every event whose transaction is visible in it is done".
+ * The next window is what is visible now and was not visible then; a late
+ * commit is in a later window, and delays nobody else's events.
+ *
+ * Rules that everything depends on, each in one place:
+ *
+ *	- The snapshot that becomes the next cursor is the very one that the window
+ *	  was read under (callers build it from the same Snapshot).
+ *	- event_snapshot_build() makes every cursor.  A server snapshot never lists
+ *	  its own transaction as running, which would make a cursor taken by a
+ *	  transaction that emits call its own, later events done; so it is added.
+ *	- The log is locked before the snapshot is taken: one that is older than a
+ *	  rewrite of the table would see it empty (callers open the relation first;
+ *	  window_scan() asserts the lock).
+ *	- Inside a window events go by id.  An id is drawn while its row is locked,
+ *	  so between transactions that is the order of changes of each row.  Order
+ *	  by transaction id would not be.
+ *
+ * The log is read by direct index scans: an index range from the cursor's xmax,
+ * and a look-up for each transaction that was running then and is not any
+ * more.  So a transaction that stays open for an hour costs its own look-up
+ * once, and no planner, with whatever statistics, can choose another way.
+ *
+ * Of a large window only the lowest ids are held in memory (collect.c).  What is
+ * behind them is read when they are done with, from the id where they end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "executor/tuptable.h"
+#include "storage/lmgr.h"
+#include "storage/lwlock.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/xid8.h"
+
+#include "base/catalog.h"
+#include "base/compat.h"
+#include "base/fault.h"
+#include "base/index_lookup.h"
+#include "base/settings.h"
+#include "log/collect.h"
+#include "log/window.h"
+
+/* rows that are looked at by id in vain, at most */
+#define READ_ON_ROWS 10000
+
+/*
+ * Events of a window that are held in memory at most: what is more costs nothing
+ * but reading.
+ */
+#define WINDOW_BOUND (INT64CONST(1) << 20)
+
+/* to read by id pays as long as one of so many rows belongs to the window */
+#define BY_ID_ROWS 4
+
+/* rows after which who reads a window with a deadline looks at the clock */
+#define LOOK_AT_CLOCK 1024
+
+static int
+compare_uint64(const void *a, const void *b)
+{
+	uint64		left = *(const uint64 *) a;
+	uint64		right = *(const uint64 *) b;
+
+	return (left > right) - (left < right);
+}
+
+/*
+ * A transaction id of a snapshot with its epoch.  It is at most half of the
+ * id space away from the next one.
+ */
+static uint64
+widen_xid(TransactionId xid, FullTransactionId next)
+{
+	uint64		epoch = EpochFromFullTransactionId(next);
+
+	if (xid > XidFromFullTransactionId(next))
+		epoch--;
+	return (epoch << 32) | xid;
+}
+
+static EventSnapshot *
+allocate_snapshot(int nxip)
+{
+	EventSnapshot *result;
+
+	result = palloc(offsetof(EventSnapshot, xip) + sizeof(uint64) * nxip);
+	result->nxip = nxip;
+	return result;
+}
+
+/*
+ * The cursor for a server snapshot: what it sees, less the own transaction.
+ *
+ * xmax is never raised to take the own xid in: xids between would count as
+ * done.  An own xid from xmax on is not seen anyway.
+ */
+EventSnapshot *
+event_snapshot_build(Snapshot snapshot)
+{
+	FullTransactionId next = ReadNextFullTransactionId();
+	FullTransactionId own = GetTopFullTransactionIdIfAny();
+	EventSnapshot *result;
+	int			n = 0;
+
+	/* it has no list of what runs; who asks is on a standby, or was just now */
+	if (snapshot->takenDuringRecovery)
+		ereport(ERROR,
+				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
+				 errmsg("cannot tell which events are done by a snapshot that was taken during recovery"),
+				 errhint("Ask the primary; or, after a promotion, in a new transaction.")));
+	Assert(snapshot->snapshot_type == SNAPSHOT_MVCC);
+	result = allocate_snapshot((int) snapshot->xcnt + 1);
+	result->xmin = widen_xid(snapshot->xmin, next);
+	result->xmax = widen_xid(snapshot->xmax, next);
+	for (uint32 i = 0; i < snapshot->xcnt; i++)
+		result->xip[n++] = widen_xid(snapshot->xip[i], next);
+	if (FullTransactionIdIsValid(own) &&
+		U64FromFullTransactionId(own) >= result->xmin &&
+		U64FromFullTransactionId(own) < result->xmax)
+		result->xip[n++] = U64FromFullTransactionId(own);
+	Assert(!FullTransactionIdIsValid(own) || U64FromFullTransactionId(own) >= result->xmin);
+	result->nxip = n;
+	qsort(result->xip, n, sizeof(uint64), compare_uint64);
+	return result;
+}
+
+/*
+ * What sees each transaction before this one, and no other.
+ */
+EventSnapshot *
+event_snapshot_before(uint64 xid)
+{
+	EventSnapshot *result = allocate_snapshot(0);
+
+	result->xmin = result->xmax = xid;
+	return result;
+}
+
+/*
+ * The cursor of somebody who has done nothing yet.
+ */
+EventSnapshot *
+event_snapshot_nothing(void)
+{
+	return event_snapshot_before(FirstNormalTransactionId);
+}
+
+EventSnapshot *
+event_snapshot_copy(const EventSnapshot *snapshot)
+{
+	EventSnapshot *result = allocate_snapshot(snapshot->nxip);
+
+	memcpy(result, snapshot, offsetof(EventSnapshot, xip) + sizeof(uint64) * snapshot->nxip);
+	return result;
+}
+
+/*
+ * From the text form of pg_snapshot, "xmin:xmax:xip,xip,...", which the type's
+ * output function wrote.
+ */
+EventSnapshot *
+event_snapshot_parse(const char *text)
+{
+	EventSnapshot *result;
+	const char *p;
+	char	   *end;
+	int			count = 0;
+
+	for (p = text; *p != '\0'; p++)
+		count += (*p == ',' || *p == ':');
+
+	result = allocate_snapshot(count);
+	result->nxip = 0;
+	result->xmin = strtou64(text, &end, 10);
+	if (*end != ':')
+		elog(ERROR, "malformed snapshot \"%s\"", text);
+	result->xmax = strtou64(end + 1, &end, 10);
+	if (*end != ':')
+		elog(ERROR, "malformed snapshot \"%s\"", text);
+	for (p = end + 1; *p != '\0'; p = (*end == ',') ? end + 1 : end)
+	{
+		result->xip[result->nxip++] = strtou64(p, &end, 10);
+		if (end == p || (*end != ',' && *end != '\0'))
+			elog(ERROR, "malformed snapshot \"%s\"", text);
+	}
+	return result;
+}
+
+/*
+ * To the text form of pg_snapshot.
+ */
+char *
+event_snapshot_text(const EventSnapshot *snapshot)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, UINT64_FORMAT ":" UINT64_FORMAT ":", snapshot->xmin, snapshot->xmax);
+	for (int i = 0; i < snapshot->nxip; i++)
+		appendStringInfo(&buf, "%s" UINT64_FORMAT, i > 0 ? "," : "", snapshot->xip[i]);
+	return buf.data;
+}
+
+/*
+ * Whether a transaction was done when the snapshot was taken.
+ */
+bool
+event_snapshot_sees(const EventSnapshot *snapshot, uint64 xid)
+{
+	if (xid < snapshot->xmin)
+		return true;
+	if (xid >= snapshot->xmax)
+		return false;
+	return bsearch(&xid, snapshot->xip, snapshot->nxip, sizeof(uint64), compare_uint64) == NULL;
+}
+
+bool
+event_snapshot_equal(const EventSnapshot *a, const EventSnapshot *b)
+{
+	if (a == NULL || b == NULL)
+		return a == b;
+	return a->xmin == b->xmin && a->xmax == b->xmax && a->nxip == b->nxip &&
+		memcmp(a->xip, b->xip, sizeof(uint64) * a->nxip) == 0;
+}
+
+/*
+ * Whether the first snapshot sees everything that the other one sees.
+ */
+bool
+event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other)
+{
+	for (int i = 0; i < snapshot->nxip; i++)
+	{
+		if (event_snapshot_sees(other, snapshot->xip[i]))
+			return false;
+	}
+	for (uint64 xid = snapshot->xmax; xid < other->xmax; xid++)
+	{
+		if (event_snapshot_sees(other, xid))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * What sees the transactions that both see, and no other.
+ */
+EventSnapshot *
+event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b)
+{
+	EventSnapshot *result = allocate_snapshot(a->nxip + b->nxip);
+	int			n = 0;
+
+	result->xmax = Min(a->xmax, b->xmax);
+	for (int i = 0; i < a->nxip; i++)
+	{
+		if (a->xip[i] < result->xmax)
+			result->xip[n++] = a->xip[i];
+	}
+	for (int i = 0; i < b->nxip; i++)
+	{
+		if (b->xip[i] < result->xmax && event_snapshot_sees(a, b->xip[i]))
+			result->xip[n++] = b->xip[i];
+	}
+	qsort(result->xip, n, sizeof(uint64), compare_uint64);
+	result->nxip = n;
+	result->xmin = (n > 0) ? result->xip[0] : result->xmax;
+	return result;
+}
+
+/*
+ * Whether it is that of somebody who has done nothing yet.
+ */
+bool
+event_snapshot_sees_nothing(const EventSnapshot *snapshot)
+{
+	return snapshot->xmax <= FirstNormalTransactionId;
+}
+
+/*
+ * A copy of a position, in the current memory context.
+ */
+EventPosition
+event_position_copy(const EventPosition *position)
+{
+	EventPosition result = *position;
+
+	result.cursor = event_snapshot_copy(position->cursor);
+	if (position->window != NULL)
+		result.window = event_snapshot_copy(position->window);
+	return result;
+}
+
+void
+event_position_free(EventPosition *position)
+{
+	if (position->cursor != NULL)
+		pfree(position->cursor);
+	if (position->window != NULL)
+		pfree(position->window);
+}
+
+/*
+ * Whether a position has passed an event of transaction xid.
+ */
+bool
+event_position_passed(const EventPosition *position, uint64 xid, int64 id)
+{
+	return event_snapshot_sees(position->cursor, xid) ||
+		(position->window != NULL && id <= position->last_id &&
+		 event_snapshot_sees(position->window, xid));
+}
+
+/*
+ * One scan of the index on txid, for the keys given.  False if the callback, or
+ * the deadline, has ended it.  rows is raised by how many were looked at.
+ */
+static bool
+scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey keys,
+		   const EventPosition *position, const EventSnapshot *upto, ScanDirection direction,
+		   EventCallback callback, void *arg, Instant deadline, int64 *rows)
+{
+	IndexScanDesc scan;
+	TupleTableSlot *slot = table_slot_create(log, NULL);
+	BlockNumber block = InvalidBlockNumber;
+	bool		go_on = true;
+
+	scan = pne_index_beginscan(log, index, snapshot, nkeys);
+	index_rescan(scan, keys, nkeys, NULL, 0);
+	while (go_on && index_getnext_slot(scan, direction, slot))
+	{
+		uint64		xid;
+		int64		id;
+
+		CHECK_FOR_INTERRUPTS();
+		event_prefetch_page(slot, &block);
+		xid = event_slot_txid(slot);
+		id = event_slot_id(slot);
+		if (event_snapshot_sees(upto, xid) && !event_position_passed(position, xid, id))
+			go_on = callback(slot, id, arg);
+		if (++*rows % LOOK_AT_CLOCK == 0 && deadline != INSTANT_NEVER && instant_now() >= deadline)
+			go_on = false;
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	return go_on;
+}
+
+/*
+ * What window_scan() does, with a deadline.  False if that has come, or the
+ * callback has ended it.  rows is how many were looked at.
+ */
+static bool
+scan_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
+			ScanDirection direction, EventCallback callback, void *arg, Instant deadline, int64 *rows)
+{
+	static const WantedIndex by_txid = {.nkeys = 1, .keys = {Anum_event_txid}};
+	const EventSnapshot *cursor = position->cursor;
+	Relation	index;
+	ScanKeyData keys[2];
+	bool		go_on;
+
+	Assert(CheckRelationLockedByMe(log, AccessShareLock, true));
+	*rows = 0;
+
+	index = index_open_wanted(log, &by_txid);
+
+	ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, F_XID8GE,
+				FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xmax)));
+	ScanKeyInit(&keys[1], 1, BTLessStrategyNumber, F_XID8LT,
+				FullTransactionIdGetDatum(FullTransactionIdFromU64(upto->xmax)));
+	go_on = scan_txids(log, index, snapshot, 2, keys, position, upto, direction, callback, arg, deadline, rows);
+
+	for (int i = 0; go_on && i < cursor->nxip; i++)
+	{
+		if (!event_snapshot_sees(upto, cursor->xip[i]))
+			continue;
+		ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_XID8EQ,
+					FullTransactionIdGetDatum(FullTransactionIdFromU64(cursor->xip[i])));
+		go_on = scan_txids(log, index, snapshot, 1, keys, position, upto, direction, callback, arg, deadline, rows);
+	}
+
+	index_close(index, AccessShareLock);
+	return go_on;
+}
+
+/*
+ * Every event between a position and a snapshot, in no particular order.
+ *
+ * The caller has locked the log before it took the snapshot; upto was built
+ * from that snapshot, or is a window that is older.
+ */
+void
+window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
+			const EventSnapshot *upto, EventCallback callback, void *arg)
+{
+	int64		rows;
+
+	(void) scan_window(log, position, snapshot, upto, ForwardScanDirection, callback, arg, INSTANT_NEVER, &rows);
+}
+
+/*
+ * The same from the newest transactions on.
+ */
+void
+window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
+				 const EventSnapshot *upto, EventCallback callback, void *arg)
+{
+	int64		rows;
+
+	(void) scan_window(log, position, snapshot, upto, BackwardScanDirection, callback, arg, INSTANT_NEVER, &rows);
+}
+
+/*
+ * An empty window, with one reference, in a context of its own.
+ */
+static Window *
+window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapshot *upto)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "event window", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Window	   *window = palloc0(sizeof(Window));
+
+	window->context = context;
+	window->references = 1;
+	window->from = event_snapshot_copy(from);
+	window->upto = event_snapshot_copy(upto);
+	window->whole = true;
+	window->through = PG_INT64_MAX;
+	MemoryContextSwitchTo(old);
+	return window;
+}
+
+/*
+ * Bring the indexes of the events of each name together, if there are several.
+ */
+static void
+index_names(Window *window)
+{
+	int			count = window->names->count;
+	int64	   *next;
+
+	if (count <= NAME_UNKNOWN + 2)
+		return;
+	next = palloc0(sizeof(int64) * count);
+	window->by_name = MemoryContextAllocHuge(window->context, sizeof(int64) * window->nevents);
+	window->name_ends = MemoryContextAlloc(window->context, sizeof(int64) * count);
+	for (int64 i = 0; i < window->nevents; i++)
+		next[window->events[i].name]++;
+	for (int64 number = 0, end = 0; number < count; number++)
+	{
+		int64		length = next[number];
+
+		next[number] = end;
+		window->name_ends[number] = end += length;
+	}
+	for (int64 i = 0; i < window->nevents; i++)
+		window->by_name[next[window->events[i].name]++] = i;
+	pfree(next);
+}
+
+/*
+ * Where among the events of one name those from index i on begin.
+ */
+static int64
+first_of_name(const Window *window, NameNumber name, int64 i)
+{
+	int64		low = (name > 0) ? window->name_ends[name - 1] : 0;
+	int64		high = window->name_ends[name];
+
+	while (low < high)
+	{
+		int64		middle = low + (high - low) / 2;
+
+		if (window->by_name[middle] < i)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/*
+ * The events from index i on whose names are wanted, limit at most: their indexes,
+ * and behind these that of the next one, or nevents.  Returns how many.
+ */
+int
+window_find(const Window *window, int64 i, const WantedNames *wanted, int limit, int64 *indexes)
+{
+	int			count = 0;
+
+	/* where there are few of one name among many, to look at all takes long */
+	if (wanted->count == 0)
+		i = window->nevents;
+	else if (wanted->count == 1 && window->by_name != NULL)
+	{
+		int64		at = first_of_name(window, wanted->some, i);
+		int64		end = window->name_ends[wanted->some];
+
+		for (; count < limit && at < end; at++)
+			indexes[count++] = window->by_name[at];
+		i = (at < end) ? window->by_name[at] : window->nevents;
+	}
+	else
+	{
+		for (; i < window->nevents; i++)
+		{
+			if (!wanted->names[window->events[i].name])
+				continue;
+			if (count == limit)
+				break;
+			indexes[count++] = i;
+		}
+	}
+	indexes[count] = i;
+	return count;
+}
+
+/*
+ * How many events of a window are read at once, and held in memory, at most.
+ */
+int64
+window_bound(void)
+{
+	return FAULT_NUMBER("window-bound", WINDOW_BOUND);
+}
+
+typedef struct ReadByIdState
+{
+	const EventPosition *position;
+	EventCollection *collection;
+	int64		looked_at;
+	bool		ended;			/* before all was looked at: there was enough, */
+	bool		gave_up;		/* or too little */
+} ReadByIdState;
+
+static bool
+read_by_id(TupleTableSlot *slot, int64 id, void *arg)
+{
+	ReadByIdState *state = (ReadByIdState *) arg;
+	EventCollection *collection = state->collection;
+	uint64		xid = event_slot_txid(slot);
+
+	if (event_snapshot_sees(state->position->window, xid) && !event_snapshot_sees(state->position->cursor, xid))
+	{
+		(void) collect_event(slot, id, collection);
+		state->ended = (collection->nevents == collection->limit);
+	}
+	state->looked_at++;
+	state->gave_up = state->looked_at - collection->nevents * BY_ID_ROWS >= Max(state->position->rows, READ_ON_ROWS);
+	return !state->ended && !state->gave_up;
+}
+
+/*
+ * Read on from a position inside a window, by id.  False where little of what is
+ * there belongs to the window: then nothing was read.
+ */
+static bool
+collect_by_id(Relation log, const EventPosition *position, Snapshot snapshot, Window *window,
+			  EventCollection *collection)
+{
+	ReadByIdState state = {.position = position, .collection = collection};
+	int64		end = (position->rows > 0) ? position->end : PG_INT64_MAX;
+
+	if (position->last_id < end)
+		event_scan_ids(log, snapshot, position->last_id + 1, end, read_by_id, &state);
+	if (state.gave_up && !state.ended)
+	{
+		collect_again(collection);
+		return false;
+	}
+	if (state.ended && collection->largest < end)
+	{
+		window->through = collection->largest;
+		window->rows = position->rows;
+		window->end = position->end;
+	}
+	return true;
+}
+
+/*
+ * Read all that is behind a position, by transaction, and keep what comes first.
+ * False where that was not done by the deadline.
+ */
+static bool
+collect_by_txid(Relation log, const EventPosition *position, Snapshot snapshot, Window *window,
+				EventCollection *collection, Instant deadline)
+{
+	int64		rows;
+
+	if (!scan_window(log, position, snapshot, window->upto, ForwardScanDirection, collect_event, collection,
+					 deadline, &rows))
+		return false;
+	if (collection->overflowed)
+	{
+		window->through = collection->events[0].id;
+		window->rows = rows;
+		window->end = collection->largest;
+	}
+	return true;
+}
+
+/*
+ * Read a window, limit events at most; NULL where that was not done by the deadline.
+ *
+ * A window that is larger is read a part at a time, each behind the one before.
+ * To find the part with the lowest ids the first time, all of the window has to be
+ * looked at, by the index on txid; and if that were done for each part, the time
+ * would grow with the square of the backlog.  So what comes behind the first part
+ * is read by id from there on.  That takes no longer than the window is large, in
+ * all, where a backlog is worked off: then most of what is there belongs to it.
+ * Where others lie between (a window of one long transaction, that others have
+ * overtaken) it gives up after as many rows as a scan by txid looks at, and that
+ * is made; so no part takes more than twice what the better way would.
+ */
+static Window *
+read_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
+			MemoryContext parent, int64 limit, bool with_names, bool by_id,
+			EventCallback wanted, void *arg, Instant deadline)
+{
+	Window	   *window;
+	EventCollection collection;
+	MemoryContext old;
+
+	if (position->window != NULL)
+		upto = position->window;
+	window = window_create(parent, position->cursor, upto);
+	if (position->window != NULL)
+	{
+		window->whole = false;
+		window->after = position->last_id;
+	}
+	old = MemoryContextSwitchTo(window->context);
+	collect_begin(&collection, limit, with_names);
+	MemoryContextSwitchTo(old);
+	collection.wanted = wanted;
+	collection.arg = arg;
+
+	if (!(by_id && position->window != NULL &&
+		  collect_by_id(log, position, snapshot, window, &collection)) &&
+		!collect_by_txid(log, position, snapshot, window, &collection, deadline))
+	{
+		window_release(window);
+		return NULL;
+	}
+	collect_end(&collection);
+	window->nevents = collection.nevents;
+	window->events = collection.events;
+	window->names = collection.names;
+	if (with_names)
+		index_names(window);
+	return window;
+}
+
+/*
+ * Read the window between a position and a snapshot: its first events, sorted, or
+ * mostly all.  NULL where that takes longer than until the deadline (INSTANT_NEVER: none).
+ *
+ * A position inside a window is continued in that same window.  The result has
+ * one reference; it lives in a context of its own below parent.
+ */
+Window *
+window_read(Relation log, const EventPosition *position, Snapshot snapshot,
+			const EventSnapshot *upto, MemoryContext parent, Instant deadline)
+{
+	return read_window(log, position, snapshot, upto, parent, window_bound(), false, false, NULL, NULL, deadline);
+}
+
+/*
+ * The same with the events' names, limit events at most.
+ */
+Window *
+window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
+				  const EventSnapshot *upto, MemoryContext parent, int64 limit)
+{
+	return read_window(log, position, snapshot, upto, parent, limit, true, true, NULL, NULL, INSTANT_NEVER);
+}
+
+/*
+ * The same of those events only for which a callback returns true; it is called
+ * for each event, in no particular order, and only once for each if the position is
+ * not inside a window.
+ */
+Window *
+window_read_wanted(Relation log, const EventPosition *position, Snapshot snapshot,
+				   const EventSnapshot *upto, MemoryContext parent,
+				   EventCallback wanted, void *arg)
+{
+	return read_window(log, position, snapshot, upto, parent, window_bound(), false, true, wanted, arg, INSTANT_NEVER);
+}
+
+/*
+ * The index of the first event behind an id.
+ */
+int64
+window_behind(const Window *window, int64 id)
+{
+	int64		low = 0;
+	int64		high = window->nevents;
+
+	while (low < high)
+	{
+		int64		middle = low + (high - low) / 2;
+
+		if (window->events[middle].id <= id)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/*
+ * The position of who has come to index next, which is not the first one unless
+ * the window is empty.  It points into the window.
+ */
+EventPosition
+window_position(const Window *window, int64 next)
+{
+	EventPosition position = {.cursor = window->upto};
+
+	Assert(next > 0 || window->nevents == 0);
+	if (next < window->nevents || window->through != PG_INT64_MAX)
+	{
+		position.cursor = window->from;
+		position.window = window->upto;
+		position.last_id = (next < window->nevents) ? window->events[next - 1].id : window->through;
+		position.rows = window->rows;
+		position.end = window->end;
+	}
+	return position;
+}
+
+void
+window_release(Window *window)
+{
+	Assert(window->references > 0);
+	if (--window->references == 0)
+		MemoryContextDelete(window->context);
+}
+
+/*
+ * Where the WAL ends that was written up to now.
+ */
+static XLogRecPtr
+wal_end(void)
+{
+	XLogRecPtr	upto = GetXLogInsertRecPtr();
+	uint32		offset = upto % XLOG_BLCKSZ;
+
+	/*
+	 * At the beginning of a page the position is behind the page's header,
+	 * which nobody has written yet: all there is ends before that page.
+	 */
+	if (offset == (XLogSegmentOffset(upto, wal_segment_size) < XLOG_BLCKSZ ?
+				   SizeOfXLogLongPHD : SizeOfXLogShortPHD))
+		upto -= offset;
+	return upto;
+}
+
+/*
+ * Have on disk whatever the snapshots that were taken so far see, before some
+ * of it leaves the server.
+ *
+ * A commit need not wait for its flush (synchronous_commit = off), and a crash
+ * then takes the transaction back.  An id that a client was shown would be
+ * given to another event.
+ */
+void
+window_flush_wal(void)
+{
+	XLogFlush(wal_end());
+}
+
+/*
+ * The same before these events leave the server, and nothing else does.
+ *
+ * Others are writing at the same time, so there is nearly always WAL that is not on
+ * disk.  But the commits of these events may be, and the server knows: to tell when
+ * it may mark rows as committed, it remembers of a commit that was not waited for how
+ * far the WAL has to be flushed, for some transactions of about the same time
+ * together.  What it has forgotten of an old transaction was flushed long ago.
+ */
+void
+window_flush_events(const EventIdentity *events, int nevents)
+{
+	uint64		next = U64FromFullTransactionId(ReadNextFullTransactionId());
+	uint64		before = 0;
+	XLogRecPtr	upto = InvalidXLogRecPtr;
+
+	if (nevents == 0 || !XLogNeedsFlush(wal_end()))
+		return;
+
+	/* none of it is forgotten meanwhile */
+	LWLockAcquire(XactTruncationLock, LW_SHARED);
+	for (int i = 0; i < nevents; i++)
+	{
+		uint64		txid = events[i].txid;
+
+		if (txid == before)
+			continue;
+		before = txid;
+		if (next - txid <= MaxTransactionId / 2 &&
+			!TransactionIdPrecedes((TransactionId) txid, TransamVariables->oldestClogXid))
+			upto = Max(upto, TransactionIdGetCommitLSN((TransactionId) txid));
+	}
+	LWLockRelease(XactTruncationLock);
+	if (upto != InvalidXLogRecPtr)
+		XLogFlush(upto);
+}
