@@ -47,6 +47,7 @@
 #include "handler/event_counters.h"
 #include "handler/handler_counters.h"
 #include "launcher.h"
+#include "listener/channel.h"
 
 #define LIBRARY "pg_notify_events"
 
@@ -429,7 +430,8 @@ review_listeners(List *served)
 
 	foreach(lc, released)
 	{
-		stats_forget_database(lfirst_oid(lc), false);
+		stats_forget_database(lfirst_oid(lc));
+		channel_forget_database(lfirst_oid(lc), false);
 		handler_figures_forget_database(lfirst_oid(lc));
 	}
 	return probes;

@@ -20,6 +20,8 @@
 #include "commands/extension.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/shmem.h"
 #include "tcop/utility.h"
 
 #include "base/bound_sql.h"
@@ -29,12 +31,61 @@
 #include "base/settings.h"
 #include "base/shared.h"
 #include "delivery/owner.h"
+#include "handler/event_counters.h"
+#include "handler/handler_counters.h"
 #include "launcher.h"
+#include "listener/channel.h"
 
 PNE_MODULE_MAGIC;
 
+/* the locks of slots, of event names and of channels */
+#define TRANCHE_NAME "pg_notify_events"
+#define LOCKS 3
+
+static shmem_request_hook_type prev_shmem_request_hook = NULL;
+static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 static object_access_hook_type prev_object_access_hook = NULL;
 static ProcessUtility_hook_type prev_process_utility_hook = NULL;
+
+static void
+shmem_request(void)
+{
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+
+	RequestAddinShmemSpace(shared_shmem_size());
+	RequestAddinShmemSpace(handler_figures_shmem_size());
+	RequestAddinShmemSpace(stats_shmem_size());
+	RequestAddinShmemSpace(channel_shmem_size());
+	RequestNamedLWLockTranche(TRANCHE_NAME, LOCKS);
+}
+
+static void
+shmem_startup(void)
+{
+	LWLockPadded *locks;
+
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	locks = GetNamedLWLockTranche(TRANCHE_NAME);
+	shared_shmem_startup(&locks[0].lock);
+	handler_figures_shmem_startup(locks[0].lock.tranche);
+	stats_shmem_startup(&locks[1].lock);
+	channel_shmem_startup(&locks[2].lock);
+	LWLockRelease(AddinShmemInitLock);
+}
+
+/*
+ * The extension was dropped in a database, and that is committed.
+ */
+static void
+extension_dropped(Oid dboid)
+{
+	stats_forget_database(dboid);
+	channel_forget_database(dboid, false);
+}
 
 /*
  * A database that is made may be the copy of one with the extension, and when
@@ -96,7 +147,11 @@ _PG_init(void)
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 
-	shared_init();
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = shmem_request;
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = shmem_startup;
+	extension_dropped_hook = extension_dropped;
 	prev_object_access_hook = object_access_hook;
 	object_access_hook = object_access;
 	prev_process_utility_hook = ProcessUtility_hook;

@@ -11,6 +11,7 @@
 
 #include <limits.h>
 
+#include "access/detoast.h"
 #include "access/xact.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -24,7 +25,6 @@
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/shared.h"
-#include "log/match.h"
 
 #define MAX_GLOB_CHARS (2 * EVENT_NAME_MAX_CHARS)
 
@@ -265,7 +265,7 @@ Datum
 filter_argument(FunctionCallInfo fcinfo, int argument)
 {
 	Datum		filter = PG_GETARG_DATUM(argument);
-	Size		size = match_datum_size(filter);
+	Size		size = stored_size(filter);
 	char	   *text;
 	bool		quoted = false;
 
@@ -288,27 +288,6 @@ filter_argument(FunctionCallInfo fcinfo, int argument)
 					 errhint("Write the value itself.")));
 	}
 	return filter;
-}
-
-/*
- * Where a new handler or consumer starts.
- */
-EventSnapshot *
-start_argument(FunctionCallInfo fcinfo, int argument)
-{
-	char	   *start;
-
-	require_argument(fcinfo, argument, "start_from");
-	start = text_to_cstring(PG_GETARG_TEXT_PP(argument));
-	if (strcmp(start, "now") == 0)
-		return event_snapshot_build(GetActiveSnapshot());
-	if (strcmp(start, "beginning") == 0)
-		return event_snapshot_nothing();
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("start_from \"%s\" is neither \"now\" nor \"beginning\"", start),
-			 errhint("\"now\" leaves out what is visible already, \"beginning\" delivers the whole log.")));
-	return NULL;				/* keep compiler quiet */
 }
 
 /*
@@ -335,4 +314,13 @@ require_writable(const char *function)
 	PreventCommandDuringRecovery(function);
 	PreventCommandIfReadOnly(function);
 	PreventCommandIfParallelMode(function);
+}
+
+/*
+ * The size of a value, without fetching it from where it is stored.
+ */
+Size
+stored_size(Datum value)
+{
+	return toast_raw_datum_size(value) - VARHDRSZ;
 }

@@ -11,8 +11,6 @@
 
 #include "fmgr.h"
 
-#include "log/window.h"
-
 extern void require_argument(FunctionCallInfo fcinfo, int argument, const char *name);
 extern char *name_argument(FunctionCallInfo fcinfo, int argument, const char *argument_name, const char *what);
 extern int	integer_argument(FunctionCallInfo fcinfo, int argument, const char *name, int max);
@@ -24,8 +22,8 @@ extern void check_event_name(const char *name, int length);
 extern Datum parse_event_data(const char *json, const char *hint);
 extern char *event_name_argument(FunctionCallInfo fcinfo, int argument);
 extern Datum filter_argument(FunctionCallInfo fcinfo, int argument);
-extern EventSnapshot *start_argument(FunctionCallInfo fcinfo, int argument);
 extern int64 interval_to_ms(Datum interval);
+extern Size stored_size(Datum value);
 extern void require_read_committed(const char *function, const char *what);
 extern void require_writable(const char *function);
 

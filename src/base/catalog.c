@@ -41,6 +41,7 @@
 #include "catalog/objectaccess.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_depend.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_namespace.h"
@@ -71,10 +72,8 @@
 #include "base/compat.h"
 #include "base/doorbell.h"
 #include "base/fault.h"
-#include "log/window.h"
 
 #define EXTENSION_NAME "pg_notify_events"
-#define LOG_NAME "notification_events"
 
 /* what is special about each of the own tables */
 typedef struct OwnTableProperties
@@ -117,9 +116,6 @@ static uint64 log_changes = 0;
 static int	own_depth = 0;
 
 PG_FUNCTION_INFO_V1(pne_guard);
-PG_FUNCTION_INFO_V1(pne_extension_installing);
-PG_FUNCTION_INFO_V1(pne_extension_installed);
-PG_FUNCTION_INFO_V1(pne_activate_events);
 
 static void
 catalog_relcache_callback(Datum arg, Oid relid)
@@ -655,125 +651,6 @@ pne_guard(PG_FUNCTION_ARGS)
 }
 
 /*
- * Who but superusers may create objects in a schema, or NULL.  Its owner may,
- * as it can grant that to itself.  The owner of the database counts as the
- * role that it is.
- */
-static char *
-schema_creators(Oid schema)
-{
-	static const char sql[] =
-		"SELECT pg_catalog.string_agg(DISTINCT COALESCE(pg_catalog.quote_ident(r.rolname), 'PUBLIC') COLLATE pg_catalog.\"C\", ', ') "
-		"FROM pg_catalog.pg_namespace AS n "
-		"CROSS JOIN pg_catalog.pg_database AS d "
-		"JOIN pg_catalog.pg_authid AS o ON o.oid OPERATOR(pg_catalog.=) d.datdba "
-		"CROSS JOIN LATERAL (SELECT n.nspowner UNION ALL SELECT a.grantee "
-		"FROM pg_catalog.aclexplode(COALESCE(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) AS a "
-		"WHERE a.privilege_type OPERATOR(pg_catalog.=) 'CREATE') AS c (role) "
-		"LEFT JOIN pg_catalog.pg_authid AS r ON r.oid OPERATOR(pg_catalog.=) c.role "
-		"WHERE n.oid OPERATOR(pg_catalog.=) $1 "
-		"AND d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() "
-		"AND (r.oid IS NULL OR NOT (r.rolsuper OR "
-		"(r.rolname OPERATOR(pg_catalog.=) 'pg_database_owner' AND o.rolsuper)))";
-	Oid			argtype = OIDOID;
-	Datum		value = ObjectIdGetDatum(schema);
-	MemoryContext context = CurrentMemoryContext;
-	char	   *creators;
-
-	SPI_connect();
-	if (SPI_execute_with_args(sql, 1, &argtype, &value, NULL, true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the privileges on a schema");
-	creators = own_text(0, 1);
-	if (creators != NULL)
-		creators = MemoryContextStrdup(context, creators);
-	SPI_finish();
-	return creators;
-}
-
-/*
- * First step of the install script: is this a schema to install into?
- */
-Datum
-pne_extension_installing(PG_FUNCTION_ARGS)
-{
-	static const char *const names[] = {
-		LOG_NAME, LOG_NAME "_pkey", LOG_NAME "_id_seq", LOG_NAME "_txid_idx"
-	};
-	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
-	const char *schema_name = quote_identifier(get_namespace_name(schema));
-	char	   *creators;
-
-	if (!creating_extension)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("_extension_installing() is part of CREATE EXTENSION")));
-
-	for (int i = 0; i < (int) lengthof(names); i++)
-	{
-		if (OidIsValid(get_relname_relid(names[i], schema)))
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_TABLE),
-					 errmsg("relation %s.%s exists already", schema_name, names[i]),
-					 errhint("Move it out of the way with ALTER TABLE %s.%s RENAME TO ..., its index and sequence too, "
-							 "create the extension, and copy the rows: INSERT INTO %s.%s (event_name, event_data, created_at) SELECT ... .",
-							 schema_name, LOG_NAME, schema_name, LOG_NAME)));
-	}
-
-	creators = schema_creators(schema);
-	if (creators != NULL)
-		ereport(WARNING,
-				(errcode(ERRCODE_WARNING),
-				 errmsg("others may create objects in schema %s: %s", schema_name, creators),
-				 errhint("REVOKE CREATE ON SCHEMA %s from them, or install the extension in a schema that belongs to a superuser.",
-						 schema_name)));
-
-	if (shared == NULL)
-		ereport(WARNING,
-				(errcode(ERRCODE_WARNING),
-				 errmsg("pg_notify_events is not preloaded: events are recorded and announced, but no handler will run"),
-				 errhint("Add pg_notify_events to \"shared_preload_libraries\" and restart the server.")));
-	PG_RETURN_VOID();
-}
-
-/*
- * Last step of the install script: draw the incarnation, start the listener's
- * cursor, and have the workers start when all this commits.
- */
-Datum
-pne_extension_installed(PG_FUNCTION_ARGS)
-{
-	static OwnStatement insert_incarnation = {
-		.sql = "INSERT INTO @s._event_incarnation (incarnation, database) "
-		"VALUES (pg_catalog.gen_random_uuid(), $1)",
-		.target = OWN_INCARNATION,
-		.nargs = 1,
-		.argtypes = {OIDOID},
-	};
-	static OwnStatement insert_relay = {
-		.sql = "INSERT INTO @s._event_relay (cursor) VALUES ($1::pg_catalog.pg_snapshot)",
-		.target = OWN_RELAY,
-		.nargs = 1,
-		.argtypes = {TEXTOID},
-	};
-	Datum		value;
-
-	if (!creating_extension)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("_extension_installed() is part of CREATE EXTENSION")));
-
-	SPI_connect();
-	value = ObjectIdGetDatum(MyDatabaseId);
-	own_execute(&insert_incarnation, &value, NULL, 0);
-	value = CStringGetTextDatum(event_snapshot_text(event_snapshot_build(GetActiveSnapshot())));
-	own_execute(&insert_relay, &value, NULL, 0);
-	SPI_finish();
-
-	doorbell_at_commit(RING_EXTENSION);
-	PG_RETURN_VOID();
-}
-
-/*
  * The incarnation of this installation.  The caller is connected to SPI and
  * has an active snapshot.
  */
@@ -794,91 +671,22 @@ catalog_incarnation(pg_uuid_t *incarnation)
 	*incarnation = *DatumGetUUIDP(own_value(0, 1, &isnull));
 }
 
-/* definitions of this installation that were made in another database */
-#define ADOPT_DEFINITIONS(table) \
-	"UPDATE @s." table " AS d SET database = $1 " \
-	"FROM @s._event_incarnation AS i " \
-	"WHERE d.incarnation OPERATOR(pg_catalog.=) i.incarnation " \
-	"AND d.database OPERATOR(pg_catalog.=) i.database " \
-	"AND d.database OPERATOR(pg_catalog.<>) $1"
-
-#define COUNT_DORMANT(table) \
-	"SELECT pg_catalog.count(*) FROM @s." table " AS d " \
-	"WHERE d.database OPERATOR(pg_catalog.<>) $1"
-
 /*
- * Adopt the definitions of one table.  Returns how many, and complains about
- * those that stay as they are.
+ * Whether the current role may look at what belongs to an owner of handlers or
+ * consumers.
  */
-static int64
-adopt_definitions(OwnStatement *adopt, OwnStatement *count_dormant, const char *what)
+bool
+catalog_owner_is_visible(Oid owner)
 {
-	Datum		database = ObjectIdGetDatum(MyDatabaseId);
-	int64		adopted = own_execute(adopt, &database, NULL, 0);
-	int64		dormant;
-	bool		isnull;
-
-	own_execute(count_dormant, &database, NULL, 0);
-	dormant = DatumGetInt64(own_value(0, 1, &isnull));
-	if (dormant > 0)
-		ereport(WARNING,
-				(errcode(ERRCODE_WARNING),
-				 errmsg_plural("%lld restored %s stays dormant",
-							   "%lld restored %ss stay dormant",
-							   (unsigned long) dormant, (long long) dormant, what),
-				 errhint("End them and make them again with %s.",
-						 own_table_properties[adopt->target].functions)));
-	return adopted;
+	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) ||
+		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner));
 }
 
 /*
- * activate_events(): take the definitions of a copied database for its own.
- *
- * A database made with TEMPLATE has the same incarnation and a database oid of
- * its own; transaction ids belong to the whole cluster, so the cursors stay
- * true.  Leases end: whoever holds one works with the original.  Returns how
- * many handlers, consumers and channels woke up.  Errors: not a superuser.
+ * Names the SQL functions that change what is in an own table, for hints.
  */
-Datum
-pne_activate_events(PG_FUNCTION_ARGS)
+const char *
+own_table_functions(OwnTable table)
 {
-#define OF_DATABASE(text, table) {.sql = (text), .target = (table), .nargs = 1, .argtypes = {OIDOID}}
-	static OwnStatement adopt_handlers = OF_DATABASE(ADOPT_DEFINITIONS("_event_handlers"), OWN_HANDLERS);
-	static OwnStatement adopt_consumers = OF_DATABASE(ADOPT_DEFINITIONS("_event_consumers"), OWN_CONSUMERS);
-	static OwnStatement adopt_channels = OF_DATABASE(ADOPT_DEFINITIONS("_event_channels"), OWN_CHANNELS);
-	static OwnStatement dormant_handlers = OF_DATABASE(COUNT_DORMANT("_event_handlers"), OWN_NONE);
-	static OwnStatement dormant_consumers = OF_DATABASE(COUNT_DORMANT("_event_consumers"), OWN_NONE);
-	static OwnStatement dormant_channels = OF_DATABASE(COUNT_DORMANT("_event_channels"), OWN_NONE);
-	static OwnStatement end_leases =
-		OF_DATABASE("UPDATE @s._event_consumer_progress AS p SET leased_until = NULL "
-					"FROM @s._event_consumers AS d "
-					"WHERE d.name OPERATOR(pg_catalog.=) p.consumer "
-					"AND d.database OPERATOR(pg_catalog.<>) $1", OWN_CONSUMER_PROGRESS);
-	static OwnStatement adopt_incarnation =
-		OF_DATABASE("UPDATE @s._event_incarnation SET database = $1 "
-					"WHERE database OPERATOR(pg_catalog.<>) $1", OWN_INCARNATION);
-	Datum		database = ObjectIdGetDatum(MyDatabaseId);
-	int64		activated;
-
-	if (!superuser())
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to activate events"),
-				 errhint("Only superusers may call activate_events().")));
-	require_writable("activate_events()");
-
-	LockRelationOid(catalog_lookup(false)->log, ExclusiveLock);
-
-	SPI_connect();
-	own_execute(&end_leases, &database, NULL, 0);
-	activated = adopt_definitions(&adopt_handlers, &dormant_handlers, "event handler");
-	activated += adopt_definitions(&adopt_consumers, &dormant_consumers, "event consumer");
-	activated += adopt_definitions(&adopt_channels, &dormant_channels, "event channel");
-	own_execute(&adopt_incarnation, &database, NULL, 0);
-	SPI_finish();
-
-	doorbell_handlers_at_commit(InvalidOid);
-	doorbell_at_commit(RING_CHANNELS | RING_CONSUMERS);
-	FAULT_POINT("activated");
-	PG_RETURN_INT64(activated);
+	return own_table_properties[table].functions;
 }

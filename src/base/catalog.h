@@ -12,6 +12,8 @@
 #include "utils/relcache.h"
 #include "utils/uuid.h"
 
+#define LOG_NAME "notification_events"
+
 /* columns of notification_events; the install script has the same order */
 #define Anum_event_id			1
 #define Anum_event_name			2
@@ -23,6 +25,13 @@
 #define Natts_event				7
 
 #define EVENT_NAME_MAX_CHARS	100
+
+/*
+ * What of a definition may be kept in memory, in bytes.  What is longer than that
+ * nobody could have defined; a restore may have brought it.
+ */
+#define MAX_PATTERN_BYTES ((Size) 1024)
+#define MAX_FILTER_BYTES ((Size) 64 * 1024)
 
 typedef enum OwnTable
 {
@@ -85,5 +94,7 @@ extern Datum own_value(int row, int column, bool *isnull);
 extern char *own_text(int row, int column);
 extern Datum own_ids(const int64 *ids, int nids);
 extern void catalog_incarnation(pg_uuid_t *incarnation);
+extern const char *own_table_functions(OwnTable table);
+extern bool catalog_owner_is_visible(Oid owner);
 
 #endif							/* PNE_CATALOG_H */

@@ -45,7 +45,6 @@
 #include "base/compat.h"
 #include "base/doorbell.h"
 #include "base/fault.h"
-#include "handler/event_counters.h"
 
 /*
  * What a subtransaction has asked for so far, and before it those around it that
@@ -64,14 +63,11 @@ static Wishes *wishes = NULL;
 static uint64 changed_owners = 0;
 #define ALL_OWNERS PG_UINT64_MAX
 
-StaticAssertDecl(OWNER_GROUPS <= 64, "groups of owners must fit into a set of bits");
+/* called when a transaction has committed in which the extension was dropped; must
+ * not throw */
+void		(*extension_dropped_hook) (Oid dboid) = NULL;
 
-void
-doorbell_init(Bell *bell)
-{
-	pg_atomic_init_u32(&bell->procno, BELL_UNUSED);
-	pg_atomic_init_u32(&bell->rung, 0);
-}
+StaticAssertDecl(OWNER_GROUPS <= 64, "groups of owners must fit into a set of bits");
 
 /*
  * Wake one worker.
@@ -186,8 +182,8 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			FAULT_POINT("before-ring");
 			if (what & RING_EXTENSION)
 				shared_note_install(MyDatabaseId);
-			if (what & RING_DROPPED)
-				stats_forget_database(MyDatabaseId, false);
+			if ((what & RING_DROPPED) && extension_dropped_hook)
+				extension_dropped_hook(MyDatabaseId);
 			if (what & (RING_DEFINITIONS | RING_CHANNELS | RING_DROPPED))
 				count_changes(shared_find_database(MyDatabaseId), what, owners);
 			if (what & (RING_EVENTS | RING_DEFINITIONS | RING_DROPPED))

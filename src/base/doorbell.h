@@ -23,7 +23,8 @@
 #define RING_CHANNELS		0x40	/* the listener, to read definitions of channels
 									 * anew */
 
-extern void doorbell_init(Bell *bell);
+extern void (*extension_dropped_hook) (Oid dboid);
+
 extern void doorbell_at_commit(int what);
 extern void doorbell_handlers_at_commit(Oid owner);
 extern void doorbell_ring(Bell *bell);

@@ -29,31 +29,25 @@
 #include "storage/shmem.h"
 #include "utils/timestamp.h"
 
-#include "base/doorbell.h"
 #include "base/foreign_text.h"
 #include "base/shared.h"
-#include "handler/event_counters.h"
-#include "handler/handler_counters.h"
-#include "listener/channel.h"
-
-#define TRANCHE_NAME "pg_notify_events"
 
 SharedState *shared = NULL;
 
-static shmem_request_hook_type prev_shmem_request_hook = NULL;
-static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+/*
+ * How much of the main segment is asked for.
+ */
+Size
+shared_shmem_size(void)
+{
+	return MAXALIGN(sizeof(SharedState));
+}
 
 static void
-shared_request(void)
+bell_init(Bell *bell)
 {
-	if (prev_shmem_request_hook)
-		prev_shmem_request_hook();
-
-	RequestAddinShmemSpace(MAXALIGN(sizeof(SharedState)));
-	RequestAddinShmemSpace(handler_figures_shmem_size());
-	RequestAddinShmemSpace(stats_shmem_size());
-	RequestAddinShmemSpace(channel_shmem_size());
-	RequestNamedLWLockTranche(TRANCHE_NAME, 3);
+	pg_atomic_init_u32(&bell->procno, BELL_UNUSED);
+	pg_atomic_init_u32(&bell->rung, 0);
 }
 
 static void
@@ -66,32 +60,28 @@ worker_init(Worker *worker)
 	pg_atomic_init_u64(&worker->events_handled, 0);
 }
 
-static void
-shared_startup(void)
+/*
+ * Find the slots, or make them: called once per process while the server starts,
+ * with AddinShmemInitLock held.
+ */
+void
+shared_shmem_startup(LWLock *lock)
 {
 	bool		found;
-	LWLockPadded *locks;
-
-	if (prev_shmem_startup_hook)
-		prev_shmem_startup_hook();
 
 	/* a crash restart maps a new segment: forget the old one */
 	shared = NULL;
-
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-
-	locks = GetNamedLWLockTranche(TRANCHE_NAME);
 	shared = ShmemInitStruct("pg_notify_events", sizeof(SharedState), &found);
 	if (!found)
 	{
 		memset(shared, 0, sizeof(SharedState));
-		shared->lock = &locks[0].lock;
+		shared->lock = lock;
 		pg_atomic_init_u32(&shared->lost_installs, 0);
 		pg_atomic_init_u64(&shared->start_xid, 0);
 		pg_atomic_init_u32(&shared->place_wanted, 0);
 		pg_atomic_init_u32(&shared->databases_used, 0);
 		worker_init(&shared->launcher);
-		doorbell_init(&shared->launcher_bell);
+		bell_init(&shared->launcher_bell);
 
 		for (int i = 0; i < MAX_DATABASES; i++)
 		{
@@ -109,7 +99,7 @@ shared_startup(void)
 			ConditionVariableInit(&slot->news);
 			pg_atomic_init_u32(&slot->bells_used, 0);
 			for (int j = 0; j < DATABASE_BELLS; j++)
-				doorbell_init(&slot->bells[j]);
+				bell_init(&slot->bells[j]);
 		}
 		for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
 		{
@@ -119,23 +109,6 @@ shared_startup(void)
 			pg_atomic_init_u32(&shared->executors[i].persisted, 0);
 		}
 	}
-	handler_figures_shmem_startup(locks[0].lock.tranche);
-	stats_shmem_startup(&locks[1].lock);
-	channel_shmem_startup(&locks[2].lock);
-
-	LWLockRelease(AddinShmemInitLock);
-}
-
-/*
- * Ask for shared memory.  Called while the library is preloaded.
- */
-void
-shared_init(void)
-{
-	prev_shmem_request_hook = shmem_request_hook;
-	shmem_request_hook = shared_request;
-	prev_shmem_startup_hook = shmem_startup_hook;
-	shmem_startup_hook = shared_startup;
 }
 
 /*

@@ -179,7 +179,8 @@ typedef struct SharedState
 /* NULL where the library was not preloaded */
 extern SharedState *shared;
 
-extern void shared_init(void);
+extern Size shared_shmem_size(void);
+extern void shared_shmem_startup(LWLock *lock);
 extern void shared_require_preload(const char *what);
 
 extern DatabaseSlot *shared_find_database(Oid dboid);

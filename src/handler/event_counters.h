@@ -1,8 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * event_counters.h
- *		Figures per event name in shared memory, and the SQL functions that show
- *		all figures.
+ *		What is counted per event name, in shared memory.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,10 +9,30 @@
 #define PNE_EVENT_COUNTERS_H
 
 #include "datatype/timestamp.h"
+#include "mb/pg_wchar.h"
 #include "storage/lwlock.h"
 
-#include "handler/handler.h"
+#include "base/catalog.h"
 #include "log/event.h"
+
+/* with its terminator */
+#define EVENT_NAME_SIZE (EVENT_NAME_MAX_CHARS * MAX_MULTIBYTE_CHAR_LEN + 1)
+
+typedef struct EventKey
+{
+	Oid			dboid;
+	char		name[EVENT_NAME_SIZE];	/* zero-padded */
+} EventKey;
+
+typedef struct EventEntry
+{
+	EventKey	key;
+	int64		emitted;
+	int64		announced;		/* by the listener */
+	int64		delivered;
+	int64		failed;
+	TimestampTz last_emitted_at;
+} EventEntry;
 
 extern Size stats_shmem_size(void);
 extern void stats_shmem_startup(LWLock *lock);
@@ -24,8 +43,7 @@ extern void stats_event_emitted(const char *event_name, TimestampTz when);
 extern void stats_event_announced(const char *event_name);
 extern void stats_flush_noted(void);
 extern void stats_discard_noted(void);
-extern void stats_forget_database(Oid dboid, bool keep_states);
-
-extern const char *stats_handler_state(const Handler *handler, char **reason);
+extern void stats_forget_database(Oid dboid);
+extern EventEntry *event_counters_copy(int *count);
 
 #endif							/* PNE_EVENT_COUNTERS_H */

@@ -242,17 +242,6 @@ handler_timeout(const Handler *handler)
 	return Min(handler->timeout, pne_max_handler_timeout);
 }
 
-/*
- * Whether the current role may look at what belongs to an owner of handlers or
- * consumers.
- */
-bool
-handler_owner_is_visible(Oid owner)
-{
-	return has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) ||
-		(OidIsValid(owner) && has_privs_of_role(GetUserId(), owner));
-}
-
 /* ----------
  * Whether it can run
  * ----------

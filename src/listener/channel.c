@@ -88,7 +88,7 @@ channel_from_row(int row)
 
 	strlcpy(channel->queue.name, own_text(row, 1), NAMEDATALEN);
 	event_name = own_value(row, 2, &isnull);
-	channel->unfit = match_datum_size(event_name) > MAX_PATTERN_BYTES;
+	channel->unfit = stored_size(event_name) > MAX_PATTERN_BYTES;
 	channel->event_name = channel->unfit ? pstrdup("") : TextDatumGetCString(event_name);
 	channel->unfit = channel->unfit || channel->event_name[0] == '\0' ||
 		pg_mbstrlen(channel->event_name) > EVENT_NAME_MAX_CHARS;
@@ -551,7 +551,7 @@ pne_channel_figures(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	channel = find_channel(name);
-	if (channel != NULL && handler_owner_is_visible(channel->owner) && read_entry(channel, &entry))
+	if (channel != NULL && catalog_owner_is_visible(channel->owner) && read_entry(channel, &entry))
 	{
 		memset(nulls, false, sizeof(nulls));
 		values[0] = Int64GetDatum(entry.figures.notifications);

@@ -63,15 +63,6 @@ filter_is_predicate(Datum filter)
 }
 
 /*
- * The size of a value, without fetching it from where it is stored.
- */
-Size
-match_datum_size(Datum value)
-{
-	return toast_raw_datum_size(value) - VARHDRSZ;
-}
-
-/*
  * Which part of a stored pattern is too long to be read, in words; or NULL.
  */
 const char *
@@ -94,7 +85,7 @@ void
 match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool with_filter)
 {
 	memset(pattern, 0, sizeof(EventPattern));
-	pattern->event_name_size = match_datum_size(event_name);
+	pattern->event_name_size = stored_size(event_name);
 	if (pattern->event_name_size <= MAX_PATTERN_BYTES)
 		pattern->event_name = TextDatumGetCString(event_name);
 	else
@@ -102,7 +93,7 @@ match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool w
 
 	if (filter == (Datum) 0)
 		return;
-	pattern->filter_size = match_datum_size(filter);
+	pattern->filter_size = stored_size(filter);
 	if (with_filter && pattern->filter_size <= MAX_FILTER_BYTES)
 	{
 		pattern->filter = PointerGetDatum(PG_DETOAST_DATUM_COPY(filter));

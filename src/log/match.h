@@ -12,13 +12,6 @@
 #include "log/window.h"
 
 /*
- * What of a definition may be kept in memory, in bytes.  What is longer than that
- * nobody could have defined; a restore may have brought it.
- */
-#define MAX_PATTERN_BYTES ((Size) 1024)
-#define MAX_FILTER_BYTES ((Size) 64 * 1024)
-
-/*
  * What handlers and consumers say of the events they want.  If a part of it is too
  * long to be read, it stands for all events, and its owner must get none.
  */
@@ -31,7 +24,7 @@ typedef struct EventPattern
 	Size		filter_size;
 } EventPattern;
 
-extern Size match_datum_size(Datum value);
+extern Size stored_size(Datum value);
 extern const char *match_oversized(const EventPattern *pattern);
 extern void match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool with_filter);
 extern bool match_name(const EventPattern *pattern, const char *event_name);

@@ -44,8 +44,8 @@
 #include "consumer/consumer.h"
 #include "delivery/executor.h"
 #include "delivery/retry.h"
-#include "handler/event_counters.h"
 #include "handler/handler.h"
+#include "sql/stats_views.h"
 
 PG_FUNCTION_INFO_V1(pne_wait_for_event_handlers);
 PG_FUNCTION_INFO_V1(pne_wait_for_events);

@@ -2,7 +2,8 @@
  * cursor.pml
  *		The snapshot cursor: nothing is skipped, nothing doubled.
  *
- * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() window_read() window_scan() in src/log/window.c
+ * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() in src/log/position.c
+ * mirrors: window_read() window_scan() in src/log/window.c
  * mirrors: progress_lock() progress_store() progress_stored() progress_flush() position_at() in src/delivery/progress.c
  * mirrors: batch_turn() try_events() batch_finish_window() in src/delivery/batch.c
  * mirrors: read_windows() in src/delivery/executor.c
