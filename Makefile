@@ -116,9 +116,11 @@ endif
 # without: rebuild all objects when a header or the flags change.
 $(OBJS) $(OBJS:.o=.bc): $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h) $(firstword $(MAKEFILE_LIST))
 
-# A build outside of the source tree has no folders for them yet.
-$(OBJS) $(OBJS:.o=.bc): | $(sort $(dir $(OBJS)))
-$(sort $(dir $(OBJS))):
+# A build outside of the source tree has no folders for them yet.  Their whole
+# names keep make from finding those of the sources instead.
+OBJECT_FOLDERS = $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS))))
+$(OBJS) $(OBJS:.o=.bc): | $(OBJECT_FOLDERS)
+$(OBJECT_FOLDERS):
 	mkdir -p $@
 
 # the picture in the README; needs graphviz

@@ -22,7 +22,6 @@
 #include "utils/timestamp.h"
 
 #include "base/arguments.h"
-#include "base/catalog.h"
 #include "base/compat.h"
 #include "base/shared.h"
 

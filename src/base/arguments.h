@@ -11,6 +11,16 @@
 
 #include "fmgr.h"
 
+/* characters that an event's name may have */
+#define EVENT_NAME_MAX_CHARS	100
+
+/*
+ * What of a definition may be kept in memory, in bytes.  What is longer than that
+ * nobody could have defined; a restore may have brought it.
+ */
+#define MAX_PATTERN_BYTES ((Size) 1024)
+#define MAX_FILTER_BYTES ((Size) 64 * 1024)
+
 extern void require_argument(FunctionCallInfo fcinfo, int argument, const char *name);
 extern char *name_argument(FunctionCallInfo fcinfo, int argument, const char *argument_name, const char *what);
 extern int	integer_argument(FunctionCallInfo fcinfo, int argument, const char *name, int max);

@@ -24,15 +24,6 @@
 #define Anum_event_announce		7
 #define Natts_event				7
 
-#define EVENT_NAME_MAX_CHARS	100
-
-/*
- * What of a definition may be kept in memory, in bytes.  What is longer than that
- * nobody could have defined; a restore may have brought it.
- */
-#define MAX_PATTERN_BYTES ((Size) 1024)
-#define MAX_FILTER_BYTES ((Size) 64 * 1024)
-
 typedef enum OwnTable
 {
 	OWN_LOG,					/* notification_events, only to insert into */

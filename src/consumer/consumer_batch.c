@@ -16,7 +16,7 @@
  */
 #include "postgres.h"
 
-#include "consumer/consumer.h"
+#include "consumer/consumer_batch.h"
 
 #define BITS_PER_BYTE_USED 7
 #define MORE_FOLLOWS 0x80

@@ -35,6 +35,8 @@
 #include "base/catalog.h"
 #include "base/doorbell.h"
 #include "consumer/consumer.h"
+#include "consumer/consumer_batch.h"
+#include "consumer/consumer_search.h"
 #include "log/window.h"
 
 #define MAX_EVENTS 10000

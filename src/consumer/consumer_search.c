@@ -25,7 +25,7 @@
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/settings.h"
-#include "consumer/consumer.h"
+#include "consumer/consumer_search.h"
 
 /* a search ends after this time, in ms; or so long after the last event found */
 #define SEARCH_MS 1000

@@ -31,8 +31,8 @@
 #include "base/catalog.h"
 #include "base/loglimit.h"
 #include "delivery/backoff.h"
-#include "delivery/retry.h"
 #include "handler/handler_counters.h"
+#include "handler/retry_table.h"
 
 /* so many different events fail in a row: it is not them */
 #define MAX_FAILED_IN_ROW 100
@@ -65,7 +65,7 @@ is_outage_error(const ErrorData *error)
  * before, or not with this definition.  The caller is connected to SPI and has an active snapshot.
  */
 void
-outage_load(HandlerRun *run)
+backoff_load(HandlerRun *run)
 {
 	static OwnStatement select_parked = {
 		.sql = "SELECT 1 FROM @s._event_retries AS t "
@@ -85,7 +85,7 @@ outage_load(HandlerRun *run)
  * Whether a failure is not to be charged to its event.
  */
 bool
-outage_is_to_blame(const HandlerRun *run, const ErrorData *error)
+backoff_is_to_blame(const HandlerRun *run, const ErrorData *error)
 {
 	if (run->health->probes > 0)
 		return !run->definition->ordered;
@@ -96,7 +96,7 @@ outage_is_to_blame(const HandlerRun *run, const ErrorData *error)
  * When there is to be a probe after one that fails now.
  */
 TimestampTz
-outage_next_probe(const HandlerRun *run)
+backoff_next_probe(const HandlerRun *run)
 {
 	return retry_due_after(run->definition, run->health->probes + 1);
 }
@@ -115,7 +115,7 @@ back_off(HandlerRun *run, TimestampTz until)
  * An event has failed, and was parked instead of charged.
  */
 void
-outage_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, const ErrorData *error)
+backoff_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, const ErrorData *error)
 {
 	run->health->parked = true;
 	back_off(run, next_probe);
@@ -135,7 +135,7 @@ outage_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, con
  * more probe.
  */
 void
-outage_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorData *error)
+backoff_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorData *error)
 {
 	HandlerHealth *health = run->health;
 
@@ -143,13 +143,13 @@ outage_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorDa
 	{
 		/* dead: nothing holds the handler any more */
 		if (due == DT_NOEND)
-			outage_over(run);
+			backoff_over(run);
 		else
 			back_off(run, due);
 	}
 	else if (first && ++health->failed_in_row >= MAX_FAILED_IN_ROW)
 	{
-		TimestampTz next_probe = outage_next_probe(run);
+		TimestampTz next_probe = backoff_next_probe(run);
 
 		back_off(run, next_probe);
 		if (loglimit_allows(LOG_TOPIC_HANDLERS))
@@ -165,7 +165,7 @@ outage_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorDa
  * In the transaction of a success: charge what was parked before it.
  */
 void
-outage_charge_parked(HandlerRun *run)
+backoff_charge_parked(HandlerRun *run)
 {
 	static OwnStatement select_parked = {
 		.sql = "SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t "
@@ -192,14 +192,18 @@ outage_charge_parked(HandlerRun *run)
 		attempts[i] = DatumGetInt32(own_value(i, 3, &isnull));
 	}
 	for (int i = 0; i < count; i++)
-		retry_charge_parked(run, events[i], attempts[i] + 1);
+	{
+		TimestampTz due = retry_charge_parked(run->definition, events[i], attempts[i] + 1);
+
+		run->next_retry_at = Min(run->next_retry_at, due);
+	}
 }
 
 /*
  * An event has succeeded, and that is committed.
  */
 void
-outage_over(HandlerRun *run)
+backoff_over(HandlerRun *run)
 {
 	HandlerHealth *health = run->health;
 

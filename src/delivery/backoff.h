@@ -8,14 +8,14 @@
 #ifndef PNE_BACKOFF_H
 #define PNE_BACKOFF_H
 
-#include "delivery/batch.h"
+#include "delivery/handler_run.h"
 
-extern void outage_load(HandlerRun *run);
-extern bool outage_is_to_blame(const HandlerRun *run, const ErrorData *error);
-extern TimestampTz outage_next_probe(const HandlerRun *run);
-extern void outage_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, const ErrorData *error);
-extern void outage_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorData *error);
-extern void outage_charge_parked(HandlerRun *run);
-extern void outage_over(HandlerRun *run);
+extern void backoff_load(HandlerRun *run);
+extern bool backoff_is_to_blame(const HandlerRun *run, const ErrorData *error);
+extern TimestampTz backoff_next_probe(const HandlerRun *run);
+extern void backoff_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, const ErrorData *error);
+extern void backoff_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorData *error);
+extern void backoff_charge_parked(HandlerRun *run);
+extern void backoff_over(HandlerRun *run);
 
 #endif							/* PNE_BACKOFF_H */

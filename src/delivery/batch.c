@@ -24,33 +24,26 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/table.h"
-#include "access/xact.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "storage/lmgr.h"
-#include "tcop/tcopprot.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/timeout.h"
 
 #include "base/catalog.h"
 #include "base/fault.h"
-#include "base/loglimit.h"
 #include "base/settings.h"
-#include "base/worker.h"
 #include "delivery/backoff.h"
 #include "delivery/batch.h"
+#include "delivery/call.h"
+#include "delivery/call_timeout.h"
 #include "delivery/crash_guard.h"
-#include "delivery/executor.h"
+#include "delivery/executor_slot.h"
 #include "delivery/progress.h"
 #include "delivery/retry.h"
-
-/* how often a serialization failure or deadlock is tried again at once */
-#define IMMEDIATE_TRIES 3
+#include "delivery/session.h"
+#include "delivery/transaction.h"
+#include "handler/handler_counters.h"
 
 /* after so many batches that were made smaller they are doubled */
 #define GOOD_BATCHES 10
@@ -67,7 +60,7 @@ typedef struct Batch
 	int64	   *indexes;		/* of each in the window, and of what is behind */
 	EventChunk *chunk;			/* the rows that were read last */
 	uint64	   *txids;			/* of the events that thin_out() has left */
-	int64		group_end;		/* careful_group_end() */
+	int64		group_end;		/* crash_guard_group_end() */
 } Batch;
 
 /* what an attempt to run some of them told */
@@ -78,361 +71,6 @@ typedef struct Attempt
 	int			suspect;		/* the one in whose call it failed, or -1 */
 	ErrorData  *error;
 } Attempt;
-
-/* ----------
- * Transactions
- * ----------
- */
-
-/* current when the transaction was started, and again when it has ended */
-static MemoryContext outer_context = NULL;
-
-static bool never_wait = false;
-static Instant leave_until = INSTANT_NEVER;
-
-/*
- * From now on commits wait for neither disk nor standby, and what else there is
- * to do has to be done in so many ms (0: nobody watches).
- */
-void
-batch_never_wait(int timeout)
-{
-	never_wait = true;
-	if (timeout > 0)
-		leave_until = instant_in(timeout);
-}
-
-/*
- * What our commits wait for.  It is the session's default, not set for each
- * transaction: where a transaction has set nothing, the end of a call has no
- * settings to look through (handler_undo_settings).
- */
-static void
-set_synchronous_commit(void)
-{
-	static const char *current = NULL;
-	const char *wanted = never_wait ? "off" : settings_synchronous_commit_name();
-
-	if (current != NULL && strcmp(current, wanted) == 0)
-		return;
-	SetConfigOption("synchronous_commit", wanted, PGC_USERSET, PGC_S_OVERRIDE);
-	current = wanted;
-}
-
-static void
-begin(void)
-{
-	outer_context = CurrentMemoryContext;
-	set_synchronous_commit();
-	SetCurrentStatementStartTimestamp();
-	/* each commit ends that of its transaction */
-	if (leave_until != INSTANT_NEVER)
-		careful_arm_timeout((int) Max(instant_ms_left(instant_now(), leave_until), 1));
-	StartTransactionCommand();
-}
-
-/*
- * Start a transaction of an executor, with SPI and a snapshot.  The log is
- * locked first: a snapshot from before a rewrite of it would see no events.
- * Where somebody keeps it locked that is an error soon, as the place may be wanted.
- */
-void
-batch_start_transaction(void)
-{
-	begin();
-	worker_lock_table(catalog_lookup(false)->log);
-	SPI_connect();
-	PushActiveSnapshot(GetTransactionSnapshot());
-}
-
-/*
- * The same for what concerns own tables only, whoever has the log locked.
- */
-void
-batch_start_own_transaction(void)
-{
-	begin();
-	SPI_connect();
-	PushActiveSnapshot(GetTransactionSnapshot());
-}
-
-/*
- * The same, to write progress.  False, and no transaction, where that would have
- * to wait for a lock, or the extension is not there any more.
- */
-bool
-batch_start_transaction_if_free(void)
-{
-	const EventCatalog *catalog;
-
-	begin();
-	catalog = catalog_lookup(true);
-	if (catalog == NULL ||
-		!ConditionalLockRelationOid(catalog->own_tables[OWN_PROGRESS], RowExclusiveLock))
-	{
-		CommitTransactionCommand();
-		return false;
-	}
-	SPI_connect();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	return true;
-}
-
-/*
- * Commit it.  Deferred triggers are the handler's doing, so its timeout (in
- * ms, 0 for none) is on until they are through; the commit itself has none
- * (crash_guard.c).
- */
-void
-batch_commit_transaction(int timeout)
-{
-	PopActiveSnapshot();
-	SPI_finish();
-	if (timeout > 0)
-		careful_begin_call(timeout);
-	CommitTransactionCommand();
-	if (timeout > 0)
-		careful_disarm_timeout();
-	careful_stop_watch();
-	MemoryContextSwitchTo(outer_context);
-}
-
-/*
- * In a PG_CATCH block: take the error, abort the transaction.
- */
-ErrorData *
-batch_abort_transaction(MemoryContext context)
-{
-	ErrorData  *error;
-
-	HOLD_INTERRUPTS();
-	careful_disarm_timeout();
-	careful_stop_watch();
-	MemoryContextSwitchTo(context);
-	error = CopyErrorData();
-	FlushErrorState();
-	AbortOutOfAnyTransaction();
-	MemoryContextSwitchTo(context);
-	RESUME_INTERRUPTS();
-	return error;
-}
-
-/*
- * Nothing can be done for the handler now, and nobody may ring when that
- * changes: look again later.
- */
-void
-batch_leave_alone(HandlerRun *run)
-{
-	run->not_before = instant_in(pne_naptime);
-}
-
-/*
- * Whether the handler can run now.  If not it is left alone for a while, and
- * the reason is logged once.
- */
-bool
-batch_check_handler(HandlerRun *run)
-{
-	Handler    *handler = run->definition;
-	HandlerHealth *health = run->health;
-	HandlerProblem problem;
-
-	run->approved = handler_approve(handler, &problem);
-	if (OidIsValid(run->approved))
-	{
-		if (health->problem != NULL)
-		{
-			if (loglimit_allows(LOG_TOPIC_HANDLERS))
-				ereport(LOG,
-						(errmsg("event handler \"%s\" goes on", handler->name)));
-			pfree(health->problem);
-			health->problem = NULL;
-		}
-		return true;
-	}
-
-	batch_leave_alone(run);
-	if (health->problem == NULL || strcmp(health->problem, problem.message) != 0)
-	{
-		if (health->problem != NULL)
-			pfree(health->problem);
-		health->problem = MemoryContextStrdup(TopMemoryContext, problem.message);
-		if (loglimit_allows(LOG_TOPIC_HANDLERS))
-			ereport(LOG,
-					(errcode(problem.sqlstate),
-					 errmsg("event handler \"%s\" is suspended: %s", handler->name, problem.message),
-					 errhint("%s", problem.hint)));
-	}
-	return false;
-}
-
-/*
- * Call the handler's function under its timeout.  After the last call of a batch
- * careful_disarm_timeout() is to follow.
- */
-void
-batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchFigures *figures)
-{
-	FAULT_POINT("before-call");
-	stats_call_begins(figures, events, nevents);
-	careful_begin_call(handler_timeout(run->definition));
-	handler_call(&run->call, events, nevents, desc);
-	careful_call_returned();
-	stats_call_ends(figures);
-}
-
-/*
- * Whether it was a serialization failure, a deadlock or the like: not the event's
- * doing alone.
- */
-static bool
-is_rollback(const ErrorData *error)
-{
-	return ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_TRANSACTION_ROLLBACK;
-}
-
-/*
- * Whether to try an event again at once: what was in the way may be gone by then.
- */
-bool
-batch_try_again(const ErrorData *error, int tries)
-{
-	return tries < IMMEDIATE_TRIES && is_rollback(error);
-}
-
-/*
- * Whether an error came while the handler was being dropped: then it is nobody's,
- * and gone.  Should the drop not be committed, the handler goes on later.
- */
-bool
-batch_was_unwanted(HandlerRun *run, ErrorData *error)
-{
-	if (!executor_call_is_unwanted())
-		return false;
-	FreeErrorData(error);
-	batch_leave_alone(run);
-	return true;
-}
-
-/*
- * The handler is through with its window, or with what was read of it.
- */
-void
-batch_finish_window(HandlerRun *run)
-{
-	EventPosition come_to = window_position(run->window, run->window->nevents);
-	EventPosition previous = run->position;
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-
-	run->position = event_position_copy(&come_to);
-	event_position_free(&previous);
-	MemoryContextSwitchTo(old);
-	window_release(run->window);
-	run->window = NULL;
-	if (run->names != NULL)
-		pfree(run->names);
-	run->names = NULL;
-	run->next = 0;
-	if (run->ahead_since == 0)
-		run->ahead_since = instant_now();
-	careful_note_window_end(run);
-}
-
-/*
- * Whether the next part of the handler's window is to be read.
- */
-bool
-batch_is_inside_window(const HandlerRun *run)
-{
-	return run->window == NULL && run->position.window != NULL;
-}
-
-/*
- * The handler moves to index next of its window, past events that do not concern
- * it: nevents of them were looked at.
- */
-static void
-pass_over(HandlerRun *run, int64 next, int nevents)
-{
-	if (next == run->next)
-		return;
-	run->next = next;
-	run->health->unstored += nevents;
-	if (run->ahead_since == 0)
-		run->ahead_since = instant_now();
-}
-
-/* ----------
- * A batch
- * ----------
- */
-
-/*
- * Whether the handler has to wait for a retry before it may go on.
- */
-bool
-batch_is_held(const HandlerRun *run)
-{
-	return run->definition->ordered && run->next_retry_at != DT_NOEND;
-}
-
-/*
- * Whether the handler may be run now.
- */
-bool
-batch_may_run(const HandlerRun *run)
-{
-	Instant		now = instant_now();
-
-	return !run->stale && run->not_before <= now && run->health->probe_at <= now;
-}
-
-/*
- * Find out which events the handler's owner is not to see.  The policies are as
- * foreign as the handler's code, and have as long; what they set ends with them,
- * too.
- */
-void
-batch_apply_row_security(HandlerRun *run, Relation log, Event *events, int nevents)
-{
-	Oid			role = GetUserId();
-	int			nest_level;
-
-	if (!match_is_restricted(log))
-		return;
-	careful_begin_call(handler_timeout(run->definition));
-	nest_level = NewGUCNestLevel();
-	match_row_security(log, events, nevents);
-	handler_undo_settings(nest_level, role);
-	careful_disarm_timeout();
-}
-
-/*
- * Which events of the batch pass the handler's filter, and how many.  Those that
- * are NULL do not.  The one that is being looked at is the suspect.
- */
-int
-batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect)
-{
-	bool		has_filter = (run->definition->pattern.filter != (Datum) 0);
-	int			count = 0;
-
-	if (has_filter)
-		careful_begin_call(handler_timeout(run->definition));
-	for (int i = 0; i < nevents; i++)
-	{
-		*suspect = i;
-		CHECK_FOR_INTERRUPTS();
-		passes[i] = events[i] != NULL &&
-			match_filter(&run->definition->pattern, events[i]->tuple, desc);
-		count += passes[i];
-	}
-	*suspect = -1;
-	if (has_filter)
-		careful_disarm_timeout();
-	return count;
-}
 
 /*
  * Call the handler for the events that pass, one by one or all at once, until
@@ -457,27 +95,16 @@ call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, co
 			continue;
 
 		*suspect = (nchosen == 1 && !at_once) || nevents == 1 ? through - 1 : -1;
-		batch_call_handler(run, chosen, nchosen, desc, figures);
+		call_handler(run, chosen, nchosen, desc, figures);
 		progress->delivered += nchosen;
 		progress->last_event_id = chosen[nchosen - 1]->id;
 		nchosen = 0;
 		if (figures->now >= deadline)
 			break;
 	}
-	careful_disarm_timeout();
+	call_timeout_disarm();
 	*suspect = -1;
 	return through;
-}
-
-/*
- * The events of the handler can be read (again).
- */
-void
-batch_reading_works(HandlerRun *run)
-{
-	if (run->health->unreadable != NULL)
-		pfree(run->health->unreadable);
-	run->health->unreadable = NULL;
 }
 
 /*
@@ -501,7 +128,7 @@ read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, bool ask_p
 			*event = (Event) {.id = event->id};
 	}
 	if (ask_policies)
-		batch_apply_row_security(run, log, chunk->events, chunk->length);
+		call_apply_row_security(run, log, chunk->events, chunk->length);
 	for (int i = 0; i < chunk->length; i++)
 	{
 		Event	   *event = &chunk->events[i];
@@ -510,36 +137,6 @@ read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, bool ask_p
 					 match_name(&run->definition->pattern, event->name)) ? event : NULL;
 	}
 	return chunk->length;
-}
-
-/*
- * In a PG_CATCH block: before the events of a batch were read, or while they were,
- * there was an error; of a policy, for example.  Nothing of that was the doing
- * of the handler or of an event, so nothing is charged; and it is this handler's
- * alone, as others may have other events.
- */
-void
-batch_reading_failed(HandlerRun *run, MemoryContext context)
-{
-	HandlerHealth *health = run->health;
-	ErrorData  *error = batch_abort_transaction(context);
-	const char *message = error->message ? error->message : "";
-
-	if (batch_was_unwanted(run, error))
-		return;
-	executor_report_error(message);
-	if (health->unreadable == NULL || strcmp(health->unreadable, message) != 0)
-	{
-		batch_reading_works(run);
-		health->unreadable = MemoryContextStrdup(TopMemoryContext, message);
-		if (loglimit_allows(LOG_TOPIC_HANDLERS))
-			ereport(LOG,
-					(errcode(error->sqlerrcode),
-					 errmsg("the events of event handler \"%s\" cannot be read: %s", run->definition->name, message),
-					 errhint("They wait, and are tried again. Look at the policies on notification_events, and at who has it locked.")));
-	}
-	batch_leave_alone(run);
-	FreeErrorData(error);
 }
 
 /*
@@ -570,20 +167,20 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 		Relation	log;
 		TupleDesc	desc;
 
-		batch_start_transaction();
+		transaction_start();
 		log = table_open(catalog_lookup(false)->log, AccessShareLock);
 		desc = RelationGetDescr(log);
 
-		if (executor_asked_to_leave() || !batch_check_handler(run))
+		if (executor_asked_to_leave() || !call_check_handler(run))
 			outcome = BATCH_SUSPENDED;
 		else
 		{
 			nevents = read_events(run, batch, nevents, log, true, events);
 			attempt->tried = nevents;
 			ready = true;
-			batch_reading_works(run);
+			call_reading_works(run);
 
-			if (batch_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
+			if (call_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
 				attempt->done = nevents;
 			else if (!progress_lock(run))
 				outcome = BATCH_STALE;
@@ -594,13 +191,13 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 												&attempt->suspect);
 				attempt->tried = attempt->done;
 				progress_store(run, batch->indexes[attempt->done], &progress);
-				outage_charge_parked(run);
+				backoff_charge_parked(run);
 				wrote = true;
 				FAULT_POINT("after-call");
 			}
 		}
 		table_close(log, NoLock);
-		batch_commit_transaction(wrote ? handler_timeout(run->definition) : 0);
+		transaction_commit(wrote ? handler_timeout(run->definition) : 0);
 	}
 	PG_CATCH();
 	{
@@ -609,11 +206,11 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 			attempt->tried = attempt->suspect + 1;
 		outcome = ready ? BATCH_FAILED : BATCH_SUSPENDED;
 		if (!ready)
-			batch_reading_failed(run, context);
+			call_reading_failed(run, context);
 		else
 		{
-			attempt->error = batch_abort_transaction(context);
-			if (batch_was_unwanted(run, attempt->error))
+			attempt->error = transaction_abort(context);
+			if (call_was_unwanted(run, attempt->error))
 				outcome = BATCH_SUSPENDED;
 		}
 	}
@@ -629,17 +226,17 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 			FAULT_POINT("after-commit");
 			stats_batch_committed(run->definition, &figures);
 			progress_stored(run, next);
-			careful_note_commit(run, attempt->done);
-			outage_over(run);
+			crash_guard_note_commit(run, attempt->done);
+			backoff_over(run);
 			executor_progress_committed((int) progress.delivered);
 		}
 		else
 		{
-			pass_over(run, next, attempt->done);
-			careful_note_passed(run, attempt->done);
+			handler_run_pass_over(run, next, attempt->done);
+			handler_run_note_passed(run, attempt->done);
 		}
 	}
-	executor_discard_session();
+	session_discard();
 	return outcome;
 }
 
@@ -656,7 +253,7 @@ split_batch(HandlerRun *run, const Batch *batch, const Attempt *attempt)
 
 	health->good_batches = 0;
 	health->suspect = 0;
-	if (attempt->suspect < 0 || is_rollback(attempt->error))
+	if (attempt->suspect < 0 || call_error_is_rollback(attempt->error))
 		health->batch_limit = Max(attempt->tried / 2, 1);
 	else
 	{
@@ -698,7 +295,7 @@ run_batch(HandlerRun *run, Batch *batch)
 	{
 		CHECK_FOR_INTERRUPTS();
 		outcome = try_events(run, batch, &attempt);
-		if (outcome != BATCH_FAILED || batch->nevents > 1 || !batch_try_again(attempt.error, tries++))
+		if (outcome != BATCH_FAILED || batch->nevents > 1 || !call_try_again(attempt.error, tries++))
 			break;
 		FreeErrorData(attempt.error);
 	}
@@ -739,17 +336,17 @@ look_at_events(HandlerRun *run, Batch *batch, Event **events)
 	{
 		Relation	log;
 
-		batch_start_transaction();
+		transaction_start();
 		log = table_open(catalog_lookup(false)->log, AccessShareLock);
-		if (!executor_asked_to_leave() && batch_check_handler(run))
+		if (!executor_asked_to_leave() && call_check_handler(run))
 			nevents = read_events(run, batch, batch->nevents, log, false, events);
 		table_close(log, NoLock);
-		batch_commit_transaction(0);
+		transaction_commit(0);
 	}
 	PG_CATCH();
 	{
 		nevents = 0;
-		batch_reading_failed(run, context);
+		call_reading_failed(run, context);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
@@ -781,7 +378,7 @@ thin_out(HandlerRun *run, Batch *batch)
 	}
 	batch->nevents = count;
 	if (count == 0 && nevents > 0)
-		pass_over(run, batch->indexes[1], nevents);
+		handler_run_pass_over(run, batch->indexes[1], nevents);
 }
 
 /*
@@ -801,35 +398,9 @@ run_one_by_one(HandlerRun *run, Batch *batch)
 
 		CHECK_FOR_INTERRUPTS();
 		if (retry_run_fresh(run, event, batch->indexes[i + 1]) != BATCH_DONE ||
-			batch_is_held(run) || instant_now() >= deadline)
+			handler_run_is_held(run) || instant_now() >= deadline)
 			break;
 	}
-}
-
-/*
- * Move on to the next event of the window that concerns the handler by its name.
- * False if there is none: then the window is finished.
- */
-bool
-batch_seek(HandlerRun *run)
-{
-	Window	   *window = run->window;
-
-	/* after each turn it stands at such an event */
-	if (run->names == NULL)
-	{
-		MemoryContext old = MemoryContextSwitchTo(run->context);
-		int64		next;
-
-		run->names = match_names(&run->definition->pattern, window->names);
-		MemoryContextSwitchTo(old);
-		(void) window_find(window, run->next, run->names, 0, &next);
-		pass_over(run, next, 0);
-	}
-	if (run->next < window->nevents)
-		return true;
-	batch_finish_window(run);
-	return false;
 }
 
 /*
@@ -861,7 +432,7 @@ fill_batch(HandlerRun *run, Batch *batch)
 	batch->refs = palloc(sizeof(EventRef) * room);
 	batch->indexes = palloc(sizeof(int64) * (room + 1));
 	batch->chunk = chunk_create(CurrentMemoryContext);
-	batch->group_end = careful_group_end(run);
+	batch->group_end = crash_guard_group_end(run);
 	batch->nevents = window_find(window, run->next, run->names, (int) room, batch->indexes);
 	for (int i = 0; i < batch->nevents; i++)
 	{
@@ -900,17 +471,17 @@ batch_turn(HandlerRun *run)
 		MemoryContextSwitchTo(context);
 		fill_batch(run, &batch);
 		more = false;
-		if (careful_bound(run, batch.nevents))
+		if (crash_guard_bound(run, batch.nevents))
 		{
-			if (careful_one_by_one(run))
+			if (crash_guard_one_by_one(run))
 				run_one_by_one(run, &batch);
-			else if (careful_enter_group(run, batch.group_end))
+			else if (crash_guard_enter_group(run, batch.group_end))
 				more = run_batch(run, &batch) == BATCH_DONE && health->batch_limit > 0 && health->probes == 0;
 		}
 
 		if (run->window != NULL && run->next >= run->window->nevents)
-			batch_finish_window(run);
-	} while (more && run->window != NULL && batch_may_run(run) && !batch_is_held(run) &&
+			handler_run_finish_window(run);
+	} while (more && run->window != NULL && handler_run_may_run(run) && !handler_run_is_held(run) &&
 			 !executor_asked_to_leave() && instant_now() < deadline);
 
 	MemoryContextSwitchTo(turn_context);

@@ -1,101 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * batch.h
- *		One handler at work in an executor.
+ *		One batch: match, call, progress, commit; and what to do if it fails.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef PNE_BATCH_H
 #define PNE_BATCH_H
 
-#include "storage/itemptr.h"
-#include "utils/palloc.h"
+#include "delivery/handler_run.h"
 
-#include "handler/handler.h"
-#include "handler/handler_counters.h"
-#include "log/window.h"
-
-/*
- * How a handler fares in this process: what has to outlive a change of its
- * definition, which makes everything else be read anew.
- */
-typedef struct HandlerHealth
-{
-	char		name[HANDLER_NAME_SIZE];
-	int64		created;
-	int64		version;		/* of the definition that was read last */
-	bool		gone;			/* not the owner's any more */
-	bool		marked;			/* our mark stands in its progress row (crash_guard.c) */
-	bool		released;		/* it is being taken away */
-	bool		taken_up;		/* it stands there for this definition */
-	int			careful;		/* so many events are to be tried carefully */
-	EventSnapshot *careful_upto;	/* but none that this does not see */
-	bool		one_by_one;		/* who tried the stored group was lost */
-	int			unstored;		/* events since the position was stored */
-	int			batch_limit;	/* of events, as a larger batch failed; 0: none */
-	int			good_batches;	/* since that, or since the limit was raised */
-	int64		suspect;		/* id of an event to be run alone; 0: none */
-	int			failed_in_row;	/* events since one succeeded */
-	int			probes;			/* that failed since the outage began; 0: none is */
-	bool		parked;			/* events wait for the end of an outage */
-	Instant		probe_at;		/* when the next probe may be */
-	char	   *problem;		/* what was logged of why it is suspended */
-	char	   *unreadable;		/* ... and of why its events cannot be read */
-} HandlerHealth;
-
-/*
- * A handler as its executor runs it.  What is stored of its position, and
- * under which version, is in definition; position, window and next may be ahead
- * of that by events that did not concern it.
- */
-typedef struct HandlerRun
-{
-	MemoryContext context;		/* holds all of this but the window */
-	Handler    *definition;
-	HandlerHealth *health;
-	Oid			approved;		/* the function that this transaction may call */
-	HandlerCall call;
-	ItemPointerData progress_tid;	/* where the progress row was last; or invalid */
-	EventPosition position;		/* behind the last window that it is through with */
-	Window	   *window;			/* or NULL: the next one, or the rest of one, is to be read */
-	WantedNames *names;			/* those of the window that concern the handler;
-								 * or NULL: not known yet */
-	int64		next;			/* index in window->ids of the next event */
-	Instant		ahead_since;	/* 0: what is in memory is stored */
-	TimestampTz next_retry_at;	/* as it stands in the table: earliest retry that waits; DT_NOEND: none */
-	bool		stale;			/* the definition has to be read again */
-	Instant		not_before;		/* suspended, or its row is locked: until then */
-} HandlerRun;
-
-typedef enum BatchOutcome
-{
-	BATCH_DONE,
-	BATCH_FAILED,				/* an error: nothing of it was committed */
-	BATCH_STALE,				/* somebody else changed the stored position */
-	BATCH_SUSPENDED				/* the handler cannot go on at present */
-} BatchOutcome;
-
-extern void batch_never_wait(int timeout);
-extern void batch_start_transaction(void);
-extern void batch_start_own_transaction(void);
-extern bool batch_start_transaction_if_free(void);
-extern void batch_commit_transaction(int timeout);
-extern ErrorData *batch_abort_transaction(MemoryContext context);
-extern bool batch_check_handler(HandlerRun *run);
-extern void batch_reading_works(HandlerRun *run);
-extern void batch_reading_failed(HandlerRun *run, MemoryContext context);
-extern void batch_apply_row_security(HandlerRun *run, Relation log, Event *events, int nevents);
-extern int	batch_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect);
-extern void batch_call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchFigures *figures);
-extern bool batch_was_unwanted(HandlerRun *run, ErrorData *error);
-extern bool batch_try_again(const ErrorData *error, int tries);
-
-extern void batch_finish_window(HandlerRun *run);
-extern bool batch_is_inside_window(const HandlerRun *run);
-extern void batch_leave_alone(HandlerRun *run);
-extern bool batch_is_held(const HandlerRun *run);
-extern bool batch_may_run(const HandlerRun *run);
-extern bool batch_seek(HandlerRun *run);
 extern void batch_turn(HandlerRun *run);
 
 #endif							/* PNE_BATCH_H */

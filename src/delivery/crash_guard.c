@@ -11,9 +11,9 @@
  *	- Before the first batch of a handler its executor leaves its mark in the
  *	  progress row (in_use), flushed, and takes it back when it leaves, is
  *	  terminated while no code of a handler runs, or is ended by the stop of the
- *	  server, be it in a call (careful_take_up, careful_release,
- *	  careful_release_at_exit).  Where it cannot, as the row is locked or the
- *	  table is not found, it says so in shared memory (careful_disown_marks).
+ *	  server, be it in a call (crash_guard_take_up, crash_guard_release,
+ *	  crash_guard_release_at_exit).  Where it cannot, as the row is locked or the
+ *	  table is not found, it says so in shared memory (crash_guard_disown_marks).
  *	- An executor that finds another one's mark has lost a predecessor, and
  *	  works carefully: in small groups.  Before the first call of a group its
  *	  last event is stored with the position, flushed (tried_upto); the group
@@ -32,7 +32,7 @@
  *	  lazily, and batches need not be flushed when they commit, so that a crash
  *	  of the server takes some back.  But never more than MAX_UNSTORED events
  *	  are passed without storing it, nor more than MAX_UNFLUSHED called before
- *	  that is flushed (careful_bound); so what the lost executor was doing is
+ *	  that is flushed (crash_guard_bound); so what the lost executor was doing is
  *	  among the next MAX_UNSTORED + MAX_UNFLUSHED events, or in the batch behind
  *	  them.  (Should as many events become visible just now that have lower ids,
  *	  it is found at the next loss.)
@@ -44,10 +44,6 @@
  * Every commit that ends an attempt which was counted is flushed, too: a crash
  * shall not take the end back and leave the count.
  *
- * A call can also refuse to end: it catches the cancel that its timeout sends.
- * A second after that its process is ended; what that means for the event is
- * the above.
- *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -57,23 +53,20 @@
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
 #include "miscadmin.h"
-#include "storage/ipc.h"
-#include "storage/latch.h"
-#include "storage/proc.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
 #include "base/catalog.h"
 #include "base/fault.h"
 #include "base/loglimit.h"
-#include "base/timers.h"
-#include "base/worker.h"
+#include "delivery/call_timeout.h"
 #include "delivery/crash_guard.h"
-#include "delivery/executor.h"
+#include "delivery/executor_slot.h"
 #include "delivery/progress.h"
-#include "delivery/retry.h"
+#include "delivery/transaction.h"
+#include "handler/retry_table.h"
 
 /* events that may be called before what was committed is flushed */
 #define MAX_UNFLUSHED 4096
@@ -94,13 +87,6 @@
 #define RELEASE_TRIES 100
 #define RELEASE_PAUSE_US 10000
 
-/*
- * How long a call may go on after its timeout, and how often to look, in ms.  The
- * latter is less than deadlock_timeout is for clients, as a rule.
- */
-#define OVERRUN_MS 1000
-#define WATCH_MS 500
-
 /* this executor's mark: the timeline, and below it a random number; never 0 */
 static int64 my_mark = 0;
 
@@ -116,184 +102,22 @@ typedef enum MarkMeaning
 	MARK_IS_LOST
 } MarkMeaning;
 
-static TimeoutId watch_timeout;
-static volatile sig_atomic_t overran = false;
-
-/* code of a handler runs, and that is to end where the handler is dropped */
-static volatile sig_atomic_t in_call = false;
-
-/* the same; and it stays so where the process was told to end meanwhile */
-static bool call_in_doubt = false;
-
-/* when the present call's timeout ends, and when it was first seen to have */
-static Instant call_deadline = INSTANT_NEVER;
-static Instant overrun_since = 0;
-
-/*
- * No code of the handler runs any more; but who was told to die while it did dies
- * of that, though it be later.  Nor does it count as its end that a process which
- * dies of it commits something: the server removes temporary tables then.
- */
-static void
-code_has_ended(void)
+/* the attempt that this process is making, which is counted; none: attempts is 0 */
+static struct
 {
-	in_call = false;
-	if (ProcDiePending || proc_exit_inprogress)
-		return;
-	call_deadline = INSTANT_NEVER;
-	call_in_doubt = false;
-}
-
-/*
- * Called from time to time while code of the handler runs.
- *
- * Who waits for a lock looks for a deadlock only once, at the beginning.  One that
- * comes to be later would be found by the client that waits last, which then is
- * the victim; so we look again.
- *
- * A process that was stopped for a while finds its timeout long past; the call
- * shall have heard of it before it is ended.  The timeout of a call that nobody
- * wants any more is now.
- */
-static void
-watch(void)
-{
-	Instant		now = instant_now();
-
-	/* timers go on while the process ends, when there may be no MyProc any more */
-	if (proc_exit_inprogress)
-		return;
-	if (MyProc->waitLock != NULL)
-		CheckDeadLockAlert();
-	if (in_call && now < call_deadline && executor_call_is_unwanted())
-	{
-		call_deadline = now;
-		kill(MyProcPid, SIGINT);
-	}
-	if (now < call_deadline)
-		return;
-	if (overrun_since == 0)
-		overrun_since = now;
-	if (!instant_passed(overrun_since, now, OVERRUN_MS))
-		return;
-	overran = true;
-	ProcDiePending = true;
-	InterruptPending = true;
-	SetLatch(MyLatch);
-}
-
-/*
- * A transaction commits.  What is committed is committed: the timeout of the
- * handler's code ends here, behind the deferred triggers, and so does the watch
- * for overruns.  What the commit may still have to wait for before its record is
- * written is the lock of NOTIFY; the rest of the time is for that.  If it is not
- * to be had in time, that is the error of a lock, which no event is charged for.
- */
-static void
-end_timeout_at_commit(XactEvent event, void *arg)
-{
-	char		rest[MAXINT8LEN + 1];
-
-	if (event != XACT_EVENT_PRE_COMMIT || call_deadline == INSTANT_NEVER)
-		return;
-	/* should it be over, that is the timeout's doing still (worker.c) */
-	disable_timeout(STATEMENT_TIMEOUT, true);
-	careful_stop_watch();
-	pg_lltoa(Max(instant_ms_left(instant_now(), call_deadline), 1), rest);
-	(void) set_config_option("lock_timeout", rest, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
-	code_has_ended();
-}
+	char		handler[HANDLER_NAME_SIZE];
+	EventIdentity event;
+	int			attempts;
+}			under_way;
 
 /*
  * Once per executor, when it has connected.
  */
 void
-careful_init(void)
+crash_guard_init(void)
 {
-	RegisterXactCallback(end_timeout_at_commit, NULL);
 	my_mark = ((int64) GetWALInsertionTimeLine() << MARK_RANDOM_BITS) | pg_prng_uint32(&pg_global_prng_state);
 	executor_show_mark(my_mark);
-	watch_timeout = RegisterTimeout(USER_TIMEOUT, watch);
-}
-
-/* ----------
- * Timeouts
- * ----------
- */
-
-/*
- * What follows has so many ms at most, and can be cancelled.  Who watches it looks
- * from time to time, for all calls of a transaction: a timer that is started for
- * each would cost more than a call.
- */
-void
-careful_arm_timeout(int timeout)
-{
-	call_deadline = instant_in(timeout);
-	overrun_since = 0;
-	if (!get_timeout_active(watch_timeout))
-		timers_repeat(watch_timeout, WATCH_MS);
-	timers_start(STATEMENT_TIMEOUT, call_deadline);
-	worker_allow_cancels();
-}
-
-/*
- * The same for code of the handler, or of a policy, which may end the process.  It
- * is not to begin where the handler is being dropped, and to end soon where it has
- * begun.
- */
-void
-careful_begin_call(int timeout)
-{
-	careful_arm_timeout(timeout);
-	in_call = call_in_doubt = true;
-	if (executor_call_is_unwanted())
-		ereport(ERROR,
-				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("the event handler is being dropped")));
-}
-
-/*
- * It has come to its end, or failed.  A cancel that comes too late for it is
- * nobody's.
- *
- * The timer goes on: who calls again soon moves it, and who does not stops it
- * with careful_disarm_timeout().
- */
-void
-careful_call_returned(void)
-{
-	code_has_ended();
-	worker_hold_cancels();
-}
-
-/*
- * The same, and no other call is to follow.
- */
-void
-careful_disarm_timeout(void)
-{
-	disable_timeout(STATEMENT_TIMEOUT, false);
-	careful_call_returned();
-}
-
-/*
- * The transaction is over.
- */
-void
-careful_stop_watch(void)
-{
-	if (get_timeout_active(watch_timeout))
-		disable_timeout(watch_timeout, false);
-}
-
-/*
- * Whether the process is being ended because a call did not end.
- */
-bool
-careful_overran(void)
-{
-	return overran;
 }
 
 /* ----------
@@ -307,7 +131,7 @@ careful_overran(void)
  * handler cannot go on for now.
  */
 bool
-careful_bound(HandlerRun *run, int nevents)
+crash_guard_bound(HandlerRun *run, int nevents)
 {
 	if (run->health->unstored + nevents > MAX_UNSTORED && run->health->unstored > 0)
 	{
@@ -329,58 +153,16 @@ careful_bound(HandlerRun *run, int nevents)
  * A batch, or the failure of an event, is committed.
  */
 void
-careful_note_commit(HandlerRun *run, int nevents)
+crash_guard_note_commit(HandlerRun *run, int nevents)
 {
 	unflushed += nevents;
-	careful_note_passed(run, nevents);
+	handler_run_note_passed(run, nevents);
 }
 
 /* ----------
  * The careful phase
  * ----------
  */
-
-static void
-end_phase(HandlerRun *run)
-{
-	run->health->careful = 0;
-	if (loglimit_allows(LOG_TOPIC_HANDLERS))
-		ereport(LOG,
-				(errmsg("event handler \"%s\" goes on with whole batches", run->definition->name)));
-}
-
-/*
- * The handler is through with so many events, whatever came of them.
- */
-void
-careful_note_passed(HandlerRun *run, int nevents)
-{
-	HandlerHealth *health = run->health;
-
-	if (run->definition->group_end == NO_GROUP)
-		health->one_by_one = false;
-	if (health->careful == 0)
-		return;
-	health->careful -= Min(nevents, health->careful);
-	if (health->careful == 0)
-		end_phase(run);
-}
-
-/*
- * The handler is through with a window: perhaps with all that there was when it
- * was taken up.
- */
-void
-careful_note_window_end(HandlerRun *run)
-{
-	const EventSnapshot *upto = run->health->careful_upto;
-	const EventPosition *position = &run->position;
-
-	/* asked only where the cursor is later, which makes it a short question */
-	if (run->health->careful > 0 && position->window == NULL && position->cursor->xmax >= upto->xmax &&
-		event_snapshot_covers(position->cursor, upto))
-		end_phase(run);
-}
 
 /*
  * Whether the event at which the handler stands in its window is one of the group
@@ -400,7 +182,7 @@ stands_in_group(const HandlerRun *run)
  * Whether the next event is to be tried alone.
  */
 bool
-careful_one_by_one(const HandlerRun *run)
+crash_guard_one_by_one(const HandlerRun *run)
 {
 	return run->health->one_by_one && stands_in_group(run);
 }
@@ -410,7 +192,7 @@ careful_one_by_one(const HandlerRun *run)
  * a group are those that concern the handler by their names.
  */
 int64
-careful_group_end(const HandlerRun *run)
+crash_guard_group_end(const HandlerRun *run)
 {
 	int64		indexes[GROUP_SIZE + 1];
 	int			nevents;
@@ -428,7 +210,7 @@ careful_group_end(const HandlerRun *run)
  * stored.  False where the handler cannot go on for now.
  */
 bool
-careful_enter_group(HandlerRun *run, int64 group_end)
+crash_guard_enter_group(HandlerRun *run, int64 group_end)
 {
 	if (group_end == PG_INT64_MAX || stands_in_group(run))
 		return true;
@@ -462,7 +244,7 @@ mark_meaning(int64 mark)
  * Whether the executor that has left a mark was lost.
  */
 bool
-careful_mark_is_lost(int64 mark)
+crash_guard_mark_is_lost(int64 mark)
 {
 	return mark_meaning(mark) == MARK_IS_LOST;
 }
@@ -538,7 +320,7 @@ write_mark(HandlerRun *run, bool alone, bool *lost)
 		return false;
 	if (mark != 0 && shared_mark_is_released(mark))
 	{
-		/* what it could not write (careful_disown_marks) */
+		/* what it could not write (crash_guard_disown_marks) */
 		careful = 0;
 		group_end = NO_GROUP;
 	}
@@ -548,9 +330,12 @@ write_mark(HandlerRun *run, bool alone, bool *lost)
 		health->one_by_one = (group_end != NO_GROUP);
 	}
 	if (*lost)
-		retry_recover_attempts(run);
+		retry_recover_attempts(run->definition);
 	else if (meaning == MARK_IS_NOBODYS)
-		retry_give_back_attempts(run);
+	{
+		if (retry_give_back_attempts(handler))
+			run->next_retry_at = 0; /* now */
+	}
 	handler->group_end = group_end;
 
 	values[1] = Int64GetDatum(my_mark);
@@ -598,7 +383,7 @@ taken_over(HandlerRun *run)
  * for each whose executor was lost, as its attempts may be locked by somebody.
  */
 void
-careful_take_up(List *runs)
+crash_guard_take_up(List *runs)
 {
 	MemoryContext context = CurrentMemoryContext;
 	bool		alone = (list_length(runs) == 1);
@@ -607,7 +392,7 @@ careful_take_up(List *runs)
 	List	   *left_out = NIL;
 	ListCell   *lc;
 
-	batch_start_transaction();
+	transaction_start();
 	foreach(lc, runs)
 	{
 		HandlerRun *run = lfirst(lc);
@@ -626,7 +411,7 @@ careful_take_up(List *runs)
 	}
 	if (marked != NIL)
 		ForceSyncCommit();
-	batch_commit_transaction(0);
+	transaction_commit(0);
 	FAULT_POINT("after-mark");
 
 	/* all, before anything that could be interrupted: who has a mark releases it */
@@ -638,7 +423,7 @@ careful_take_up(List *runs)
 		taken_over(linitial(marked));
 	foreach(lc, left_out)
 	{
-		careful_take_up(list_make1(lfirst(lc)));
+		crash_guard_take_up(list_make1(lfirst(lc)));
 	}
 }
 
@@ -698,7 +483,7 @@ release_free_marks(List *healths, bool all)
 
 		health->released = health->marked && (all || health->gone) && release_mark(health, false);
 	}
-	batch_commit_transaction(0);
+	transaction_commit(0);
 
 	/* not before: who is terminated in between has not released them */
 	foreach(lc, healths)
@@ -730,14 +515,14 @@ any_mark(List *healths, bool all)
  * those.
  */
 void
-careful_release_gone(List **healths)
+crash_guard_release_gone(List **healths)
 {
 	ListCell   *lc;
 
 	if (any_mark(*healths, false))
 	{
 		FAULT_POINT("before-release");
-		batch_start_own_transaction();
+		transaction_start_own();
 		release_free_marks(*healths, false);
 	}
 
@@ -762,14 +547,14 @@ careful_release_gone(List **healths)
  * long as the caller has set a timeout for.
  */
 void
-careful_release(List *healths)
+crash_guard_release(List *healths)
 {
 	ListCell   *lc;
 
 	if (!any_mark(healths, true))
 		return;
 	FAULT_POINT("before-release");
-	batch_start_own_transaction();
+	transaction_start_own();
 	release_free_marks(healths, true);
 
 	foreach(lc, healths)
@@ -778,11 +563,46 @@ careful_release(List *healths)
 
 		if (!health->marked)
 			continue;
-		batch_start_own_transaction();
+		transaction_start_own();
 		(void) release_mark(health, true);
-		batch_commit_transaction(0);
+		transaction_commit(0);
 		health->marked = false;
 	}
+}
+
+/*
+ * An attempt was counted and begins; its end is to be recorded.  Who ends in between
+ * leaves that to the successor, who looks for such attempts where it finds a mark
+ * (retry_recover_attempts).
+ */
+void
+crash_guard_attempt_begins(const char *handler, EventIdentity event, int attempts)
+{
+	strlcpy(under_way.handler, handler, HANDLER_NAME_SIZE);
+	under_way.event = event;
+	under_way.attempts = attempts;
+}
+
+/*
+ * It has come to an end, which is recorded; or an error that was not its own kept
+ * that from being recorded, and it is made again (retry_lock_due).
+ */
+void
+crash_guard_attempt_ends(void)
+{
+	under_way.attempts = 0;
+}
+
+/*
+ * The process ends in the middle of an attempt, and that is nobody's doing: take
+ * it back, in the transaction that takes the marks.  Nobody is waited for.
+ */
+static void
+give_back_attempt(void)
+{
+	if (under_way.attempts > 0 &&
+		ConditionalLockRelationOid(catalog_lookup(false)->own_tables[OWN_RETRIES], RowExclusiveLock))
+		(void) retry_give_back(under_way.handler, under_way.event, under_way.attempts);
 }
 
 /*
@@ -794,7 +614,7 @@ static bool
 nothing_is_in_doubt(void)
 {
 	return executor_call_is_unwanted() || executor_is_stopped_by_server() ||
-		(!call_in_doubt && !retry_attempt_is_under_way());
+		(!call_timeout_call_in_doubt() && under_way.attempts == 0);
 }
 
 /*
@@ -804,7 +624,7 @@ nothing_is_in_doubt(void)
  * where it was careful itself and is not through with that.
  */
 void
-careful_disown_marks(List *healths)
+crash_guard_disown_marks(List *healths)
 {
 	ListCell   *lc;
 
@@ -829,24 +649,24 @@ careful_disown_marks(List *healths)
  * it tries again for a while.
  */
 void
-careful_release_at_exit(List *healths)
+crash_guard_release_at_exit(List *healths)
 {
 	if (!nothing_is_in_doubt() || !any_mark(healths, true))
 		return;
 	AbortOutOfAnyTransaction();
-	batch_never_wait(0);
+	transaction_never_wait(0);
 	for (int i = 0; i < RELEASE_TRIES && any_mark(healths, true); i++)
 	{
 		if (i > 0)
 			pg_usleep(RELEASE_PAUSE_US);
-		if (batch_start_transaction_if_free())
+		if (transaction_start_if_free())
 		{
 			if (executor_is_stopped_by_server())
-				retry_give_back_attempt();
+				give_back_attempt();
 			release_free_marks(healths, true);
 		}
 		if (!executor_is_stopped_by_server())
 			break;
 	}
-	careful_disown_marks(healths);
+	crash_guard_disown_marks(healths);
 }

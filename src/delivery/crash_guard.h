@@ -8,28 +8,21 @@
 #ifndef PNE_CRASH_GUARD_H
 #define PNE_CRASH_GUARD_H
 
-#include "delivery/batch.h"
+#include "delivery/handler_run.h"
 
-extern void careful_init(void);
-extern void careful_take_up(List *runs);
-extern void careful_release_gone(List **healths);
-extern void careful_release(List *healths);
-extern void careful_release_at_exit(List *healths);
-extern void careful_disown_marks(List *healths);
-extern bool careful_bound(HandlerRun *run, int nevents);
-extern void careful_note_commit(HandlerRun *run, int nevents);
-extern void careful_note_passed(HandlerRun *run, int nevents);
-extern void careful_note_window_end(HandlerRun *run);
-extern bool careful_one_by_one(const HandlerRun *run);
-extern int64 careful_group_end(const HandlerRun *run);
-extern bool careful_enter_group(HandlerRun *run, int64 group_end);
-extern bool careful_mark_is_lost(int64 mark);
-
-extern void careful_arm_timeout(int timeout);
-extern void careful_begin_call(int timeout);
-extern void careful_call_returned(void);
-extern void careful_disarm_timeout(void);
-extern void careful_stop_watch(void);
-extern bool careful_overran(void);
+extern void crash_guard_init(void);
+extern void crash_guard_take_up(List *runs);
+extern void crash_guard_release_gone(List **healths);
+extern void crash_guard_release(List *healths);
+extern void crash_guard_attempt_begins(const char *handler, EventIdentity event, int attempts);
+extern void crash_guard_attempt_ends(void);
+extern void crash_guard_release_at_exit(List *healths);
+extern void crash_guard_disown_marks(List *healths);
+extern bool crash_guard_bound(HandlerRun *run, int nevents);
+extern void crash_guard_note_commit(HandlerRun *run, int nevents);
+extern bool crash_guard_one_by_one(const HandlerRun *run);
+extern int64 crash_guard_group_end(const HandlerRun *run);
+extern bool crash_guard_enter_group(HandlerRun *run, int64 group_end);
+extern bool crash_guard_mark_is_lost(int64 mark);
 
 #endif							/* PNE_CRASH_GUARD_H */

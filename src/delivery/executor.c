@@ -26,21 +26,14 @@
 
 #include "access/table.h"
 #include "access/xact.h"
-#include "catalog/namespace.h"
-#include "commands/async.h"
-#include "commands/prepare.h"
-#include "commands/sequence.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/condition_variable.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/pmsignal.h"
-#include "storage/lock.h"
 #include "tcop/tcopprot.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -54,18 +47,15 @@
 #include "base/worker.h"
 #include "delivery/backoff.h"
 #include "delivery/batch.h"
+#include "delivery/call_timeout.h"
 #include "delivery/crash_guard.h"
 #include "delivery/executor.h"
+#include "delivery/executor_slot.h"
 #include "delivery/owner.h"
 #include "delivery/progress.h"
 #include "delivery/retry.h"
 #include "delivery/runs.h"
-
-/* what is dropped with a session may have to wait for a lock, so long, in ms */
-#define DISCARD_TIMEOUT_MS 5000
-
-/* and is tried again after this, in ms */
-#define DISCARD_RETRY_MS 1000
+#include "delivery/transaction.h"
 
 /* what is done at leaving may take so long each, in ms */
 #define LEAVE_TIMEOUT_MS 1000
@@ -79,9 +69,6 @@
 /* a position that passed only events of others is stored after this, in ms */
 #define LAZY_STORE_MS 5000
 
-static ExecutorSlot *my_slot = NULL;
-static DatabaseSlot *my_database = NULL;
-static Bell *my_bell = NULL;
 static bool leaving_cleanly = false;
 
 static uint32 persist_requests_seen = 0;
@@ -92,197 +79,8 @@ static uint32 persist_requests_seen = 0;
  */
 static volatile sig_atomic_t leaves_soon = false;
 
-/* the postmaster has told us to end, and nobody else had before: the server stops */
-static volatile sig_atomic_t stopped_by_server = false;
-
 /* when there was work last */
 static Instant worked_at = 0;
-
-bool
-executor_is_me(void)
-{
-	return my_slot != NULL;
-}
-
-/* ----------
- * For batches
- * ----------
- */
-
-void
-executor_report_error(const char *message)
-{
-	worker_report_error(&my_slot->worker, message);
-}
-
-/*
- * Whether we are to leave, after the batch.  In a transaction, also because the
- * owner is not what it was: then a new session is needed, as it may have lost
- * rights that this one still has, or got other settings.
- */
-bool
-executor_asked_to_leave(void)
-{
-	if (IsTransactionState() && owner_has_changed())
-		pg_atomic_write_u32(&my_slot->leave, 1);
-	return pg_atomic_read_u32(&my_slot->leave) != 0;
-}
-
-/*
- * Whether the handler whose batch is being run, or was last, is being dropped: its
- * call is to end, and how it ends is charged to nobody.  For signal handlers, too.
- */
-bool
-executor_call_is_unwanted(void)
-{
-	return pg_atomic_read_u32(&my_slot->unwanted) != 0;
-}
-
-/*
- * Whether the process ends because the server stops: that is nobody's doing,
- * though it may end a call.
- */
-bool
-executor_is_stopped_by_server(void)
-{
-	return stopped_by_server;
-}
-
-/*
- * Show which batch is being run.
- */
-void
-executor_report_running(const char *handler, int64 first_event, int nevents)
-{
-	char		activity[256];
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	strlcpy(my_slot->handler, handler, HANDLER_NAME_SIZE);
-	pg_atomic_write_u32(&my_slot->unwanted, shared_calls_are_to_end(my_database, handler) ? 1 : 0);
-	worker_set_phase(&my_slot->worker, WORKER_RUNNING);
-	LWLockRelease(shared->lock);
-
-	snprintf(activity, sizeof(activity), "event handler %s: %d events from id " INT64_FORMAT,
-			 handler, nevents, first_event);
-	pgstat_report_activity(STATE_RUNNING, activity);
-}
-
-/*
- * From now on this is what tells our handlers from those of a lost executor.
- */
-void
-executor_show_mark(int64 mark)
-{
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	my_slot->mark = mark;
-	LWLockRelease(shared->lock);
-}
-
-/*
- * A handler's position moved, for good.
- */
-void
-executor_progress_committed(int nevents)
-{
-	pg_atomic_fetch_add_u64(&my_slot->worker.events_handled, nevents);
-	ConditionVariableBroadcast(&my_database->progress);
-}
-
-static void
-discard_session(void)
-{
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	PortalHashTableDeleteAll();
-	if (GetSessionUserId() != my_slot->owner)
-		SetPGVariable("session_authorization", NIL, false);
-	if (GetUserId() != my_slot->owner)
-		SetPGVariable("role", NIL, false);
-	ResetAllOptions();
-	/* nobody waits for a standby to hear of temporary tables that are gone */
-	(void) set_config_option("synchronous_commit", "off",
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
-	DropAllPreparedStatements();
-	Async_UnlistenAll();
-	LockReleaseAll(USER_LOCKMETHOD, true);
-	ResetTempTableNamespace();
-	ResetSequenceCaches();
-	if (GetSessionUserId() != my_slot->owner || GetUserId() != my_slot->owner)
-		elog(ERROR, "session of role %u is that of role %u", my_slot->owner, GetUserId());
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-}
-
-/*
- * Try to; false with a log line where that fails.
- */
-static bool
-try_discard_session(bool log_failure)
-{
-	MemoryContext context = CurrentMemoryContext;
-	volatile bool done = false;
-
-	PG_TRY();
-	{
-		careful_arm_timeout(DISCARD_TIMEOUT_MS);
-		FAULT_POINT("before-discard");
-		discard_session();
-		careful_disarm_timeout();
-		careful_stop_watch();
-		done = true;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error = batch_abort_transaction(context);
-
-		if (log_failure)
-			ereport(LOG,
-					(errcode(error->sqlerrcode),
-					 errmsg("executor cannot clean its session after event handler \"%s\": %s",
-							my_slot->handler, error->message ? error->message : ""),
-					 errhint("It gives its place to others, and goes on when it can.")));
-		worker_report_error(&my_slot->worker, error->message ? error->message : "");
-		FreeErrorData(error);
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	return done;
-}
-
-/*
- * Leave nothing of a batch behind in the session: what DISCARD ALL does, but
- * for the plans, which the next batch needs.
- *
- * That may have to wait for somebody's lock, as what is dropped with a temporary
- * object need not be temporary.  Nothing else of the owner's is run before it is
- * done, but the place is for others; and as ending the process would wait for
- * the same lock, and another one could come to the same end, it stays until it
- * is done, and then leaves after this turn.
- */
-void
-executor_discard_session(void)
-{
-	if (try_discard_session(true))
-		return;
-
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	my_slot->stuck = true;
-	LWLockRelease(shared->lock);
-	worker_enter_phase(&my_slot->worker, WORKER_BACKING_OFF, "cannot clean its session");
-	doorbell_ring_launcher();
-	do
-	{
-		Instant		until = instant_in(DISCARD_RETRY_MS);
-
-		while (instant_now() < until)
-		{
-			(void) doorbell_answer(my_bell);
-			worker_sleep(my_bell, until);
-		}
-	} while (!try_discard_session(false));
-	/* not here: an attempt may have to be recorded still */
-	pg_atomic_write_u32(&my_slot->leave, 1);
-}
 
 /* ----------
  * The process
@@ -304,11 +102,11 @@ executor_on_exit(int code, Datum arg)
 		char		message[WORKER_ERROR_SIZE];
 
 		snprintf(message, sizeof(message),
-				 !careful_overran() ? "ended while it ran event handler \"%s\"" :
+				 !call_timeout_overran() ? "ended while it ran event handler \"%s\"" :
 				 executor_call_is_unwanted() ? "a call of event handler \"%s\", which is dropped, did not end" :
 				 "a call of event handler \"%s\" did not end at its timeout",
 				 my_slot->handler);
-		if (careful_overran())
+		if (call_timeout_overran())
 			ereport(LOG,
 					(errmsg_internal("%s", message),
 					 executor_call_is_unwanted() ?
@@ -338,7 +136,7 @@ static void
 executor_release_on_exit(int code, Datum arg)
 {
 	if (!leaving_cleanly && PostmasterIsAlive())
-		careful_release_at_exit(*runs_healths());
+		crash_guard_release_at_exit(*runs_healths());
 }
 
 /*
@@ -386,7 +184,7 @@ executor_attach(const WorkerStart *start)
  * is nothing to interrupt, and the executor leaves in good order, as it does
  * where it is about to leave anyway; else it dies at the next opportunity, and is
  * taken for lost only if that was during a call, or an attempt that is counted,
- * and not because the server stops (careful_release_at_exit).  Who sent it tells:
+ * and not because the server stops (crash_guard_release_at_exit).  Who sent it tells:
  * a call that has its own process terminated is like one that crashes.
  */
 static void
@@ -402,7 +200,7 @@ executor_terminate(PNE_SIGNAL_INFO_ARGS)
 		return;
 	}
 	if (!ProcDiePending && PNE_SIGNAL_SENDER == (int) PostmasterPid)
-		stopped_by_server = true;
+		executor_note_server_stop();
 	if (leaves_soon)
 	{
 		pg_atomic_write_u32(&my_slot->leave, 1);
@@ -471,7 +269,7 @@ release_marks(void)
 	bool		unused;
 
 	if (extension_is_there(&unused))
-		careful_release(*runs_healths());
+		crash_guard_release(*runs_healths());
 }
 
 /*
@@ -485,15 +283,15 @@ try_to_leave(void (*part) (void))
 
 	PG_TRY();
 	{
-		careful_arm_timeout(LEAVE_TIMEOUT_MS);
-		batch_never_wait(LEAVE_TIMEOUT_MS);
+		call_timeout_arm(LEAVE_TIMEOUT_MS);
+		transaction_never_wait(LEAVE_TIMEOUT_MS);
 		part();
-		careful_disarm_timeout();
+		call_timeout_disarm();
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
-		careful_disarm_timeout();
+		call_timeout_disarm();
 		worker_recover(&my_slot->worker);
 	}
 	PG_END_TRY();
@@ -510,7 +308,7 @@ executor_leave(void)
 	loglimit_report(true);
 	try_to_leave(store_all_positions);
 	try_to_leave(release_marks);
-	careful_disown_marks(*runs_healths());
+	crash_guard_disown_marks(*runs_healths());
 	executor_exit();
 }
 
@@ -532,9 +330,9 @@ find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot 
 	{
 		if (run->window == NULL)
 			runs_take_window(run, log, snapshot, upto);
-		if (run->window != NULL && batch_seek(run))
+		if (run->window != NULL && handler_run_seek(run))
 			return true;
-	} while (!batch_is_inside_window(run) && !event_snapshot_equal(run->position.cursor, upto));
+	} while (!handler_run_is_inside_window(run) && !event_snapshot_equal(run->position.cursor, upto));
 	return false;
 }
 
@@ -589,16 +387,16 @@ read_windows(void)
 	{
 		HandlerRun *run = lfirst(lc);
 
-		if (!batch_may_run(run))
+		if (!handler_run_may_run(run))
 			continue;
 		if (run->next_retry_at <= GetCurrentTimestamp())
 			work = true;
-		if (batch_is_held(run))
+		if (handler_run_is_held(run))
 			continue;
-		if (find_work(run, log, snapshot, upto) || batch_is_inside_window(run))
+		if (find_work(run, log, snapshot, upto) || handler_run_is_inside_window(run))
 			work = true;
 		else if (run->health->probes > 0 && run->next_retry_at == DT_NOEND)
-			outage_over(run);	/* nothing is left to probe with */
+			backoff_over(run);	/* nothing is left to probe with */
 	}
 
 	runs_release_windows();
@@ -618,7 +416,7 @@ read_windows(void)
 static bool
 has_batch(const HandlerRun *run)
 {
-	return batch_may_run(run) && run->window != NULL && !batch_is_held(run);
+	return handler_run_may_run(run) && run->window != NULL && !handler_run_is_held(run);
 }
 
 /*
@@ -628,7 +426,7 @@ static bool
 has_more(const HandlerRun *run)
 {
 	return has_batch(run) ||
-		(batch_is_inside_window(run) && batch_may_run(run) && !batch_is_held(run));
+		(handler_run_is_inside_window(run) && handler_run_may_run(run) && !handler_run_is_held(run));
 }
 
 /*
@@ -649,7 +447,7 @@ take_up_handlers(void)
 			fresh = lappend(fresh, run);
 		if (list_length(fresh) == TAKE_UP_AT_ONCE || (fresh != NIL && lnext(runs_all(), lc) == NULL))
 		{
-			careful_take_up(fresh);
+			crash_guard_take_up(fresh);
 			fresh = NIL;
 		}
 	}
@@ -664,7 +462,7 @@ take_turn(HandlerRun *run)
 {
 	bool		retries_due = run->next_retry_at <= GetCurrentTimestamp();
 
-	if (!batch_may_run(run))
+	if (!handler_run_may_run(run))
 		return;
 	if (run->health->probes > 0)
 	{
@@ -790,7 +588,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		MemoryContextSwitchTo(cycle_context);
 		if (executor_asked_to_leave())
 			executor_leave();
-		careful_release_gone(runs_healths());
+		crash_guard_release_gone(runs_healths());
 		if (!work)
 			break;
 		worked = worked || work;
@@ -878,7 +676,8 @@ pne_executor_main(Datum main_arg)
 	owner_watch();
 	worker_connect(start.dboid, start.owner);
 	before_shmem_exit(executor_release_on_exit, (Datum) 0);
-	careful_init();
+	call_timeout_init();
+	crash_guard_init();
 	StartTransactionCommand();
 	owner_connected(start.owner);
 	CommitTransactionCommand();
@@ -897,7 +696,7 @@ pne_executor_main(Datum main_arg)
 		PG_CATCH();
 		{
 			leaves_soon = false;
-			retry_forget_attempt();
+			crash_guard_attempt_ends();
 			MemoryContextSwitchTo(cycle_context);
 			if (geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE)
 				worker_locked_out(&my_slot->worker);

@@ -31,8 +31,9 @@
 
 #include "base/catalog.h"
 #include "base/throttle.h"
-#include "delivery/executor.h"
+#include "delivery/executor_slot.h"
 #include "delivery/progress.h"
+#include "delivery/transaction.h"
 #include "handler/handler.h"
 
 /* columns of _event_handler_progress; the install script has the same order */
@@ -170,7 +171,7 @@ progress_lock(HandlerRun *run)
 	}
 	if (result != TM_Ok)
 	{
-		batch_leave_alone(run);
+		handler_run_postpone(run);
 		return false;
 	}
 	return !run->stale;
@@ -311,7 +312,7 @@ progress_stored(HandlerRun *run, int64 next)
 	remember_position(run, &position, group_end_at(run, &position));
 	run->next = next;
 	if (run->window != NULL && next >= run->window->nevents)
-		batch_finish_window(run);
+		handler_run_finish_window(run);
 	run->ahead_since = 0;
 	run->health->unstored = 0;
 }
@@ -344,15 +345,15 @@ progress_record_group(HandlerRun *run, int64 group_end)
 
 	if (position.window == NULL)
 		position = (EventPosition) {.cursor = run->position.cursor, .window = run->window->upto, .last_id = PG_INT64_MIN};
-	batch_start_own_transaction();
+	transaction_start_own();
 	if (!progress_lock(run))
 	{
-		batch_commit_transaction(0);
+		transaction_commit(0);
 		return false;
 	}
 	store_position(run, &position, group_end, &nothing);
 	ForceSyncCommit();
-	batch_commit_transaction(0);
+	transaction_commit(0);
 	remember_position(run, &position, group_end);
 	enter_position(run);
 	run->ahead_since = 0;
@@ -371,16 +372,16 @@ progress_flush(HandlerRun *run, bool durable)
 
 	if (run->ahead_since == 0)
 		return;
-	batch_start_transaction();
+	transaction_start();
 	if (progress_lock(run))
 	{
 		progress_store(run, run->next, &nothing);
 		if (durable)
 			ForceSyncCommit();
-		batch_commit_transaction(0);
+		transaction_commit(0);
 		progress_stored(run, run->next);
 		executor_progress_committed(0);
 	}
 	else
-		batch_commit_transaction(0);
+		transaction_commit(0);
 }

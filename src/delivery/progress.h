@@ -8,7 +8,7 @@
 #ifndef PNE_PROGRESS_H
 #define PNE_PROGRESS_H
 
-#include "delivery/batch.h"
+#include "delivery/handler_run.h"
 
 /* what a transaction adds to the stored figures of a handler */
 typedef struct ProgressFigures

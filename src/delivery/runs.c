@@ -29,7 +29,6 @@
 
 #include "base/fault.h"
 #include "delivery/backoff.h"
-#include "delivery/retry.h"
 #include "delivery/runs.h"
 
 /* a window is read with so many events at least, whatever others take */
@@ -180,7 +179,7 @@ find_health(HandlerRun *run, HandlerHealth *health)
 	{
 		health->version = handler->version;
 		health->taken_up = false;
-		outage_load(run);
+		backoff_load(run);
 	}
 }
 
@@ -261,7 +260,7 @@ load_runs(Oid owner)
 			run = load_run(handler->name, owner, entry->health);
 		if (run == NULL)
 			continue;
-		retry_read_deadline(run);
+		handler_run_read_next_retry(run);
 
 		old = MemoryContextSwitchTo(runs_context);
 		current = lappend(current, run);
@@ -374,7 +373,7 @@ hindmost_position(EventPosition position, int64 limit)
 		HandlerRun *run = lfirst(lc);
 		const EventPosition *other = &run->position;
 
-		if (batch_is_inside_window(run) && other->last_id < position.last_id && other->last_id >= farthest &&
+		if (handler_run_is_inside_window(run) && other->last_id < position.last_id && other->last_id >= farthest &&
 			event_snapshot_equal(other->cursor, position.cursor) &&
 			event_snapshot_equal(other->window, position.window))
 			position.last_id = other->last_id;
@@ -425,7 +424,7 @@ unite_windows(Window *window)
 			next = copy->whole ? 0 : window_behind(window, copy->after);
 		enter_window(run, window, next);
 		/* its turn may come before it is looked at again */
-		(void) batch_seek(run);
+		(void) handler_run_seek(run);
 	}
 }
 
@@ -462,7 +461,7 @@ runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSn
 		Instant		ahead_since = run->ahead_since;
 		bool		was_inside = (position.window != NULL);
 
-		batch_finish_window(run);
+		handler_run_finish_window(run);
 		if (!was_inside)
 			run->ahead_since = ahead_since;
 	}

@@ -9,7 +9,7 @@
 #define PNE_RUNS_H
 
 #include "base/shared.h"
-#include "delivery/batch.h"
+#include "delivery/handler_run.h"
 
 extern void runs_init(void);
 extern void runs_follow(DatabaseSlot *database, Oid owner);

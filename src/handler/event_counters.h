@@ -12,7 +12,7 @@
 #include "mb/pg_wchar.h"
 #include "storage/lwlock.h"
 
-#include "base/catalog.h"
+#include "base/arguments.h"
 #include "log/event.h"
 
 /* with its terminator */

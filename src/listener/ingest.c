@@ -40,6 +40,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "base/arguments.h"
 #include "base/catalog.h"
 #include "base/fault.h"
 #include "base/notify_queue.h"

@@ -336,13 +336,6 @@ chunk_clear(EventChunk *chunk)
 	chunk->length = 0;
 }
 
-void
-chunk_free(EventChunk *chunk)
-{
-	MemoryContextDelete(chunk->context);
-	pfree(chunk);
-}
-
 /*
  * Have the processor fetch what reading these rows will look at: the buffers'
  * headers, those of the pages, the line pointers and the rows.  By then a buffer

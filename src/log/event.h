@@ -80,7 +80,6 @@ extern int	event_scan_refs(Relation log, Snapshot snapshot, const EventRef *refs
 extern bool event_fetch(Event *event, Relation log, Snapshot snapshot, int64 id);
 extern EventChunk *chunk_create(MemoryContext parent);
 extern void chunk_clear(EventChunk *chunk);
-extern void chunk_free(EventChunk *chunk);
 extern int	chunk_load(EventChunk *chunk, Relation log, Snapshot snapshot,
 					   const EventRef *refs, int nrefs);
 

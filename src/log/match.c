@@ -26,6 +26,7 @@
 #include "utils/resowner.h"
 #include "utils/rls.h"
 
+#include "base/arguments.h"
 #include "base/bound_sql.h"
 #include "base/catalog.h"
 #include "log/match.h"

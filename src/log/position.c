@@ -109,7 +109,7 @@ event_snapshot_before(uint64 xid)
 /*
  * The cursor of somebody who has done nothing yet.
  */
-EventSnapshot *
+static EventSnapshot *
 event_snapshot_nothing(void)
 {
 	return event_snapshot_before(FirstNormalTransactionId);

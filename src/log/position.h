@@ -39,7 +39,6 @@ typedef struct EventPosition
 
 extern EventSnapshot *event_snapshot_build(Snapshot snapshot);
 extern EventSnapshot *event_snapshot_before(uint64 xid);
-extern EventSnapshot *event_snapshot_nothing(void);
 extern EventSnapshot *event_snapshot_copy(const EventSnapshot *snapshot);
 extern EventSnapshot *event_snapshot_parse(const char *text);
 extern char *event_snapshot_text(const EventSnapshot *snapshot);

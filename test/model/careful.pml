@@ -2,10 +2,10 @@
  * careful.pml
  *		An event that kills whoever calls its handler is called a few times only.
  *
- * mirrors: write_mark() careful_take_up() careful_bound() careful_enter_group() in src/delivery/crash_guard.c
- * mirrors: careful_release() careful_release_at_exit() in src/delivery/crash_guard.c
+ * mirrors: write_mark() crash_guard_take_up() crash_guard_bound() crash_guard_enter_group() in src/delivery/crash_guard.c
+ * mirrors: crash_guard_release() crash_guard_release_at_exit() in src/delivery/crash_guard.c
  * mirrors: retry_charge() retry_run_fresh() retry_run_due() try_attempt() in src/delivery/retry.c
- * mirrors: retry_recover_attempts() retry_give_back_attempts() in src/delivery/retry.c
+ * mirrors: retry_recover_attempts() retry_give_back_attempts() in src/handler/retry_table.c
  * mirrors: batch_turn() try_events() in src/delivery/batch.c
  * mirrors: progress_record_group() progress_store() in src/delivery/progress.c
  *
@@ -217,7 +217,7 @@ inline give_back()
 }
 
 /*
- * careful_release()
+ * crash_guard_release()
  */
 inline release()
 {
@@ -266,7 +266,7 @@ stop:
 
 start:
 	skip;
-	/* careful_take_up() */
+	/* crash_guard_take_up() */
 	d_step
 	{
 		unflushed = 0;

@@ -5,7 +5,8 @@
  * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() in src/log/position.c
  * mirrors: window_read() window_scan() in src/log/window.c
  * mirrors: progress_lock() progress_store() progress_stored() progress_flush() position_at() in src/delivery/progress.c
- * mirrors: batch_turn() try_events() batch_finish_window() in src/delivery/batch.c
+ * mirrors: batch_turn() try_events() in src/delivery/batch.c
+ * mirrors: handler_run_finish_window() in src/delivery/handler_run.c
  * mirrors: read_windows() in src/delivery/executor.c
  * mirrors: load_runs() runs_take_window() in src/delivery/runs.c
  * mirrors: pne_create_event_handler() in src/handler/handler_definition.c
@@ -335,7 +336,7 @@ inline load()
 }
 
 /*
- * batch_finish_window()
+ * handler_run_finish_window()
  */
 inline finish_window()
 {

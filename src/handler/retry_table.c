@@ -1,0 +1,545 @@
+/*-------------------------------------------------------------------------
+ *
+ * retry_table.c
+ *		The rows of _event_retries: events that failed, or wait.
+ *
+ * A row of _event_retries is an event that a handler's position has moved past
+ * without success.  It waits until next_attempt_at, and goes away when an
+ * attempt succeeds, in the transaction of that success; after max_attempts it
+ * is dead and stays.
+ *
+ * A row is about the event that has this id and was recorded by this transaction.
+ * Where that is not there any more the row is about nothing, whatever event has
+ * the id now.
+ *
+ * The delay doubles with each attempt up to max_retry_delay.  Each is cut
+ * short by up to a quarter at random, so that events which failed together do
+ * not come back together.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/relscan.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/xid8.h"
+
+#include "base/catalog.h"
+#include "base/compat.h"
+#include "base/index_lookup.h"
+#include "base/loglimit.h"
+#include "handler/retry_table.h"
+
+/* columns of _event_retries; the install script has the same order */
+#define Anum_retry_handler			1
+#define Anum_retry_event_id			2
+#define Anum_retry_event_txid		3
+#define Anum_retry_state			4
+#define Anum_retry_next_attempt_at	6
+
+/* the row of one event, where $1 is the handler */
+#define OF_EVENT(id, txid) \
+	"handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) " id " " \
+	"AND event_txid OPERATOR(pg_catalog.=) " txid " "
+
+/* the share of a delay that chance may cut off */
+#define JITTER 0.25
+
+/* what is recorded of an attempt that ended its process */
+#define LOST_ATTEMPT ERRCODE_CRASH_SHUTDOWN
+
+/* what is kept of an error message, in bytes */
+#define STORED_ERROR_SIZE 4096
+
+/*
+ * When an event is due again that has been tried so often.
+ */
+TimestampTz
+retry_due_after(const Handler *handler, int attempts)
+{
+	double		delay = (double) handler->retry_delay;
+
+	for (int i = 1; i < attempts && delay < (double) handler->max_retry_delay; i++)
+		delay *= 2;
+	delay = Min(delay, (double) handler->max_retry_delay);
+	delay *= 1 - JITTER * pg_prng_double(&pg_global_prng_state);
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) delay);
+}
+
+static Datum
+error_text(const ErrorData *error)
+{
+	const char *message = error->message ? error->message : "(no message)";
+
+	return PointerGetDatum(cstring_to_text_with_len(message,
+													pg_mbcliplen(message, (int) strlen(message), STORED_ERROR_SIZE)));
+}
+
+/*
+ * Count a failure of the handler.
+ */
+static void
+count_failure(const Handler *handler, const ErrorData *error)
+{
+	static OwnStatement upsert_failure = {
+		.sql = "INSERT INTO @s._event_handler_failures AS f "
+		"(handler, failed, last_error, last_sqlstate, last_error_at) "
+		"VALUES ($1, 1, $2, $3, pg_catalog.clock_timestamp()) "
+		"ON CONFLICT (handler) DO UPDATE SET failed = f.failed OPERATOR(pg_catalog.+) 1, "
+		"last_error = excluded.last_error, last_sqlstate = excluded.last_sqlstate, "
+		"last_error_at = excluded.last_error_at",
+		.target = OWN_FAILURES,
+		.nargs = 3,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID},
+	};
+	Datum		values[3] = {CStringGetTextDatum(handler->name), error_text(error),
+	CStringGetTextDatum(unpack_sql_state(error->sqlerrcode))};
+
+	own_execute(&upsert_failure, values, NULL, 0);
+}
+
+/*
+ * What is recorded of an attempt that no error told of: its process ended.
+ */
+static ErrorData *
+lost_attempt_error(void)
+{
+	ErrorData  *error = palloc0(sizeof(ErrorData));
+
+	error->sqlerrcode = LOST_ATTEMPT;
+	error->message = pstrdup("the process that ran the attempt ended");
+	return error;
+}
+
+/*
+ * Write the row of an event that failed and was tried so often, this time
+ * included if it is charged: until due, or dead where that is DT_NOEND.
+ */
+void
+retry_write_failure(const Handler *handler, EventIdentity event, int attempts, TimestampTz due, bool in_outage,
+			  const ErrorData *error)
+{
+	static OwnStatement upsert_retry = {
+		.sql = "INSERT INTO @s._event_retries AS t "
+		"(handler, event_id, state, attempts, next_attempt_at, last_error, last_sqlstate, last_error_at, in_outage, "
+		"event_txid) VALUES ($1, $2, $3, $4, $5, $6, $7, pg_catalog.clock_timestamp(), $8, $9) "
+		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET state = excluded.state, "
+		"attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at, "
+		"last_error = excluded.last_error, last_sqlstate = excluded.last_sqlstate, "
+		"last_error_at = excluded.last_error_at, in_outage = excluded.in_outage, "
+		"attempt_began_at = NULL, untried = false",
+		.target = OWN_RETRIES,
+		.nargs = 9,
+		.argtypes = {TEXTOID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, BOOLOID, XID8OID},
+	};
+	Datum		values[9];
+	char		nulls[9] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+
+	values[0] = CStringGetTextDatum(handler->name);
+	values[1] = Int64GetDatum(event.id);
+	values[2] = CStringGetTextDatum(due == DT_NOEND ? "dead" : "waiting");
+	values[3] = Int32GetDatum(attempts);
+	values[4] = TimestampTzGetDatum(due);
+	if (due == DT_NOEND)
+		nulls[4] = 'n';
+	values[5] = error_text(error);
+	values[6] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
+	values[7] = BoolGetDatum(in_outage);
+	values[8] = event_txid_datum(event.txid);
+	own_execute(&upsert_retry, values, nulls, 0);
+	count_failure(handler, error);
+}
+
+void
+retry_log_failure(const Handler *handler, int64 event_id, int attempts, bool dead, const ErrorData *error)
+{
+	if (!loglimit_allows(LOG_TOPIC_EVENTS))
+		return;
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("event handler \"%s\" failed for event %lld (attempt %d of %d)%s: %s",
+					handler->name, (long long) event_id, attempts,
+					handler->max_attempts, dead ? ", the event is dead" : "",
+					error->message ? error->message : "")));
+}
+
+/*
+ * The same where there is no failure to tell of.
+ */
+static void
+log_death(const Handler *handler, int64 event_id, int attempts)
+{
+	if (!loglimit_allows(LOG_TOPIC_EVENTS))
+		return;
+	ereport(LOG,
+			(errmsg("event %lld is dead for event handler \"%s\": it has had %d of %d attempts",
+					(long long) event_id, handler->name, attempts, handler->max_attempts)));
+}
+
+/*
+ * When an event that has failed is tried again; DT_NOEND: never, it is dead.
+ */
+TimestampTz
+retry_due_again(const Handler *handler, int attempts)
+{
+	if (attempts >= handler->max_attempts)
+		return DT_NOEND;
+	return retry_due_after(handler, attempts);
+}
+
+/*
+ * The first waiting retries of a handler, at most so many: in the order in which
+ * they are due; or, of an ordered handler, the one that holds it, which is that
+ * of the smallest id.  Returns how many.
+ *
+ * By index, so that the number of rows that wait or are dead does not matter,
+ * whatever the planner knows of it.
+ */
+int
+retry_find_waiting(const char *handler, bool ordered, DueRetry *found, int limit)
+{
+	static const WantedIndex by_id = {
+		.nkeys = 2,
+		.keys = {Anum_retry_handler, Anum_retry_event_id},
+	};
+	static const WantedIndex by_time = {
+		.nkeys = 3,
+		.keys = {Anum_retry_handler, Anum_retry_next_attempt_at, Anum_retry_event_id},
+		.only_column = Anum_retry_state,
+		.only_value = "waiting",
+	};
+	Relation	retries = table_open(catalog_lookup(false)->own_tables[OWN_RETRIES], AccessShareLock);
+	Relation	index = index_open_wanted(retries, ordered ? &by_id : &by_time);
+	IndexScanDesc scan = pne_index_beginscan(retries, index, GetActiveSnapshot(), 1);
+	TupleTableSlot *slot = table_slot_create(retries, NULL);
+	ScanKeyData key;
+	int			count = 0;
+
+	if (ordered)
+		limit = 1;
+	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid,
+						   index->rd_indcollation[0], F_TEXTEQ, CStringGetTextDatum(handler));
+	index_rescan(scan, &key, 1, NULL, 0);
+	while (count < limit && index_getnext_slot(scan, ForwardScanDirection, slot))
+	{
+		char	   *state;
+		bool		isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		state = TextDatumGetCString(slot_getattr(slot, Anum_retry_state, &isnull));
+		if (strcmp(state, "waiting") == 0)
+		{
+			found[count].event.id = DatumGetInt64(slot_getattr(slot, Anum_retry_event_id, &isnull));
+			found[count].event.txid = event_txid_from_datum(slot_getattr(slot, Anum_retry_event_txid, &isnull));
+			found[count++].due = DatumGetTimestampTz(slot_getattr(slot, Anum_retry_next_attempt_at, &isnull));
+		}
+		pfree(state);
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, AccessShareLock);
+	table_close(retries, AccessShareLock);
+	return count;
+}
+
+/*
+ * When the first of a handler's retries is due; DT_NOEND if none waits.  The
+ * caller has an active snapshot.
+ */
+TimestampTz
+retry_earliest(const Handler *handler)
+{
+	DueRetry	first;
+
+	return retry_find_waiting(handler->name, handler->ordered, &first, 1) == 1 ? first.due : DT_NOEND;
+}
+
+/*
+ * Lock the row of a retry that is due.  Returns how often it was tried, or -1
+ * if it is not waiting any more.  An attempt that has no end does not count: of
+ * those that a lost executor was making there are none left by now
+ * (retry_recover_attempts).
+ */
+int
+retry_lock_due(const char *handler, EventIdentity event)
+{
+	static OwnStatement lock_row = {
+		.sql = "SELECT t.attempts OPERATOR(pg_catalog.-) "
+		"CASE WHEN t.attempt_began_at IS NULL THEN 0 ELSE 1 END FROM @s._event_retries AS t WHERE " OF_EVENT("$2", "$3")
+		"AND t.state OPERATOR(pg_catalog.=) 'waiting' "
+		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
+		"FOR UPDATE SKIP LOCKED",
+		.target = OWN_RETRIES,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, XID8OID},
+	};
+	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event.id), event_txid_datum(event.txid)};
+	bool		isnull;
+
+	if (own_execute(&lock_row, values, NULL, 1) != 1)
+		return -1;
+	return DatumGetInt32(own_value(0, 1, &isnull));
+}
+
+/*
+ * Lock the row of an attempt that is under way.  False if it is not any more.
+ * never_failed tells whether no error is known of the event; only processes may
+ * have ended while they tried it, perhaps before they had asked policies and filter.
+ */
+bool
+retry_lock_attempt(const char *handler, EventIdentity event, int attempts, bool *never_failed)
+{
+	static OwnStatement lock_row = {
+		.sql = "SELECT t.last_sqlstate IS NULL OR t.last_sqlstate OPERATOR(pg_catalog.=) $4 "
+		"FROM @s._event_retries AS t WHERE " OF_EVENT("$2", "$5")
+		"AND t.state OPERATOR(pg_catalog.=) 'waiting' AND t.attempts OPERATOR(pg_catalog.=) $3 "
+		"FOR UPDATE SKIP LOCKED",
+		.target = OWN_RETRIES,
+		.nargs = 5,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID, XID8OID},
+	};
+	Datum		values[5] = {CStringGetTextDatum(handler), Int64GetDatum(event.id), Int32GetDatum(attempts),
+	CStringGetTextDatum(unpack_sql_state(LOST_ATTEMPT)), event_txid_datum(event.txid)};
+	bool		isnull;
+
+	if (own_execute(&lock_row, values, NULL, 1) != 1)
+		return false;
+	*never_failed = DatumGetBool(own_value(0, 1, &isnull));
+	return true;
+}
+
+/*
+ * Write that an attempt begins: of a retry, or of an event that is fresh.  Should
+ * it not come back, the event is due when its failure would have made it due; the
+ * last one is looked at at once.
+ */
+void
+retry_write_attempt(const Handler *handler, EventIdentity event, int attempts, bool fresh)
+{
+	static OwnStatement upsert_attempt = {
+		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at, attempt_began_at, "
+		"event_txid, untried) VALUES ($1, $2, 'waiting', $3, $4, pg_catalog.clock_timestamp(), $5, $6) "
+		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET attempts = excluded.attempts, "
+		"next_attempt_at = excluded.next_attempt_at, attempt_began_at = excluded.attempt_began_at, "
+		"untried = t.untried OR excluded.untried",
+		.target = OWN_RETRIES,
+		.nargs = 6,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TIMESTAMPTZOID, XID8OID, BOOLOID},
+	};
+	TimestampTz due = retry_due_again(handler, attempts);
+	Datum		values[6];
+
+	if (due == DT_NOEND)
+		due = GetCurrentTimestamp();
+	values[0] = CStringGetTextDatum(handler->name);
+	values[1] = Int64GetDatum(event.id);
+	values[2] = Int32GetDatum(attempts);
+	values[3] = TimestampTzGetDatum(due);
+	values[4] = event_txid_datum(event.txid);
+	values[5] = BoolGetDatum(fresh);
+	own_execute(&upsert_attempt, values, NULL, 0);
+}
+
+void
+retry_delete(const char *handler, EventIdentity event)
+{
+	static OwnStatement delete_row = {
+		.sql = "DELETE FROM @s._event_retries WHERE " OF_EVENT("$2", "$3"),
+		.target = OWN_RETRIES,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, XID8OID},
+	};
+	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event.id), event_txid_datum(event.txid)};
+
+	own_execute(&delete_row, values, NULL, 0);
+}
+
+/*
+ * The event of a retry is not for the handler any more: that is the end of it,
+ * and the row says why.
+ */
+void
+retry_discard(const char *handler, EventIdentity event, const char *reason)
+{
+	static OwnStatement update_row = {
+		.sql = "UPDATE @s._event_retries SET state = 'discarded', next_attempt_at = NULL, "
+		"last_error = $3, attempt_began_at = NULL, in_outage = false, untried = false, "
+		"last_error_at = pg_catalog.clock_timestamp() WHERE " OF_EVENT("$2", "$4"),
+		.target = OWN_RETRIES,
+		.nargs = 4,
+		.argtypes = {TEXTOID, INT8OID, TEXTOID, XID8OID},
+	};
+	Datum		values[4] = {CStringGetTextDatum(handler), Int64GetDatum(event.id),
+	CStringGetTextDatum(reason), event_txid_datum(event.txid)};
+
+	own_execute(&update_row, values, NULL, 0);
+}
+
+/*
+ * The same of an event that the handler is not to be called with.  One that has
+ * never failed was never to be on the list.
+ */
+void
+retry_drop(const char *handler, EventIdentity event, bool never_failed, const char *reason)
+{
+	if (never_failed)
+		retry_delete(handler, event);
+	else
+		retry_discard(handler, event, reason);
+}
+
+/*
+ * An attempt was counted and then not made, or not to its end: take that back, in
+ * a transaction that was started for it, unless somebody has the row.  He is not
+ * waited for: whoever tries the event next does it then (retry_lock_due).
+ */
+bool
+retry_give_back(const char *handler, EventIdentity event, int attempts)
+{
+	static OwnStatement update_row = {
+		.sql = "UPDATE @s._event_retries SET attempts = attempts OPERATOR(pg_catalog.-) 1, "
+		"attempt_began_at = NULL, next_attempt_at = pg_catalog.clock_timestamp() WHERE " OF_EVENT("$2", "$4")
+		"AND attempts OPERATOR(pg_catalog.=) $3 AND attempt_began_at IS NOT NULL",
+		.target = OWN_RETRIES,
+		.nargs = 4,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, XID8OID},
+	};
+	Datum		values[4] = {CStringGetTextDatum(handler), Int64GetDatum(event.id),
+	Int32GetDatum(attempts), event_txid_datum(event.txid)};
+	bool		unused;
+
+	return retry_lock_attempt(handler, event, attempts, &unused) &&
+		own_execute(&update_row, values, NULL, 0) == 1;
+}
+
+/*
+ * A retry has had as many attempts as it may have by now.
+ */
+void
+retry_mark_dead(const Handler *handler, EventIdentity event, int attempts)
+{
+	static OwnStatement update_row = {
+		.sql = "UPDATE @s._event_retries SET state = 'dead', next_attempt_at = NULL, "
+		"in_outage = false, attempt_began_at = NULL, untried = false WHERE " OF_EVENT("$2", "$3"),
+		.target = OWN_RETRIES,
+		.nargs = 3,
+		.argtypes = {TEXTOID, INT8OID, XID8OID},
+	};
+	Datum		values[3] = {CStringGetTextDatum(handler->name), Int64GetDatum(event.id),
+	event_txid_datum(event.txid)};
+
+	own_execute(&update_row, values, NULL, 0);
+	log_death(handler, event.id, attempts);
+}
+
+/*
+ * Charge an event that was parked in an outage its attempt, in the transaction
+ * of the success that tells it was not one.  Returns when it is tried again;
+ * DT_NOEND: never, it is dead.
+ */
+TimestampTz
+retry_charge_parked(const Handler *handler, EventIdentity event, int attempts)
+{
+	static OwnStatement update_row = {
+		.sql = "UPDATE @s._event_retries SET attempts = $3, state = $4, next_attempt_at = $5, in_outage = false "
+		"WHERE " OF_EVENT("$2", "$6"),
+		.target = OWN_RETRIES,
+		.nargs = 6,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID, XID8OID},
+	};
+	TimestampTz due = retry_due_again(handler, attempts);
+	Datum		values[6];
+	char		nulls[6] = {' ', ' ', ' ', ' ', ' ', ' '};
+
+	values[0] = CStringGetTextDatum(handler->name);
+	values[1] = Int64GetDatum(event.id);
+	values[2] = Int32GetDatum(attempts);
+	values[3] = CStringGetTextDatum(due == DT_NOEND ? "dead" : "waiting");
+	values[4] = TimestampTzGetDatum(due);
+	if (due == DT_NOEND)
+		nulls[4] = 'n';
+	values[5] = event_txid_datum(event.txid);
+	own_execute(&update_row, values, nulls, 0);
+	if (due == DT_NOEND)
+		log_death(handler, event.id, attempts);
+	return due;
+}
+
+/* an attempt that began and whose end is not recorded, where $1 is the handler */
+#define SELECT_OPEN_ATTEMPT \
+	"SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t " \
+	"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL " \
+	"AND t.state OPERATOR(pg_catalog.=) 'waiting' LIMIT 1"
+
+/*
+ * An executor was lost: take note of the attempt that it was making, in the
+ * transaction that takes up the handler.  The delay begins now, so that others
+ * get on between two deaths.
+ */
+void
+retry_recover_attempts(const Handler *handler)
+{
+	static OwnStatement select_lost = {
+		.sql = SELECT_OPEN_ATTEMPT " FOR UPDATE",
+		.target = OWN_RETRIES,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		name = CStringGetTextDatum(handler->name);
+	ErrorData  *error = lost_attempt_error();
+	bool		isnull;
+
+	while (own_execute(&select_lost, &name, NULL, 1) == 1)
+	{
+		EventIdentity event = {DatumGetInt64(own_value(0, 1, &isnull)),
+		event_txid_from_datum(own_value(0, 2, &isnull))};
+		int			attempts = DatumGetInt32(own_value(0, 3, &isnull));
+		TimestampTz due = retry_due_again(handler, attempts);
+
+		retry_write_failure(handler, event, attempts, due, false, error);
+		retry_log_failure(handler, event.id, attempts, due == DT_NOEND, error);
+	}
+}
+
+/*
+ * No executor was lost, but one may have ended in the middle of an attempt, when
+ * the server was stopped, or with the primary that this was a standby of: take
+ * such an attempt back, in the transaction that takes up the handler.  Returns
+ * whether there was one.
+ */
+bool
+retry_give_back_attempts(const Handler *handler)
+{
+	static OwnStatement select_ended = {
+		.sql = SELECT_OPEN_ATTEMPT " FOR UPDATE SKIP LOCKED",
+		.target = OWN_RETRIES,
+		.nargs = 1,
+		.argtypes = {TEXTOID},
+	};
+	Datum		name = CStringGetTextDatum(handler->name);
+	bool		given_back = false;
+	bool		isnull;
+
+	while (own_execute(&select_ended, &name, NULL, 1) == 1)
+	{
+		EventIdentity event = {DatumGetInt64(own_value(0, 1, &isnull)),
+		event_txid_from_datum(own_value(0, 2, &isnull))};
+
+		if (!retry_give_back(handler->name, event, DatumGetInt32(own_value(0, 3, &isnull))))
+			break;
+		given_back = true;
+	}
+	return given_back;
+}
