@@ -291,6 +291,18 @@ COMMENT ON COLUMN _event_consumer_retries.event_txid IS
 COMMENT ON COLUMN _event_consumer_retries.next_attempt_at IS
 	'null while, and only while, the event is in the open batch again';
 
+CREATE TABLE _event_channels (
+	channel		text COLLATE "C" PRIMARY KEY,
+	event_name	text COLLATE "C" NOT NULL,
+	owner		oid NOT NULL,
+	owner_name	name NOT NULL,
+	incarnation uuid NOT NULL,
+	database	oid NOT NULL,
+	created_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE _event_channels IS
+	'internal: channels whose notifications become events; look at the view event_channels';
+
 ----------------------------------------------------------------------------
 -- Own tables: only the extension's functions change them, and dumps have them
 ----------------------------------------------------------------------------
@@ -302,68 +314,27 @@ COMMENT ON FUNCTION _guard() IS
 	'internal: lets only the extension''s own functions change its tables';
 REVOKE ALL ON FUNCTION _guard() FROM PUBLIC;
 
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_incarnation
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_incarnation
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_incarnation ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_incarnation ENABLE ALWAYS TRIGGER guard_truncate;
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_relay
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_relay
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_relay ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_relay ENABLE ALWAYS TRIGGER guard_truncate;
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_handlers
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_handlers
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_handlers ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_handlers ENABLE ALWAYS TRIGGER guard_truncate;
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_handler_progress
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_handler_progress
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_handler_progress ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_handler_progress ENABLE ALWAYS TRIGGER guard_truncate;
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_handler_failures
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_handler_failures
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_handler_failures ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_handler_failures ENABLE ALWAYS TRIGGER guard_truncate;
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_retries
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_retries
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_retries ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_retries ENABLE ALWAYS TRIGGER guard_truncate;
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_consumers
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_consumers
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_consumers ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_consumers ENABLE ALWAYS TRIGGER guard_truncate;
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_consumer_progress
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_consumer_progress
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_consumer_progress ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_consumer_progress ENABLE ALWAYS TRIGGER guard_truncate;
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_consumer_retries
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_consumer_retries
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_consumer_retries ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_consumer_retries ENABLE ALWAYS TRIGGER guard_truncate;
+DO $$
+DECLARE
+	own_table name;
+BEGIN
+	FOREACH own_table IN ARRAY ARRAY[
+		'_event_incarnation', '_event_relay',
+		'_event_handlers', '_event_handler_progress', '_event_handler_failures', '_event_retries',
+		'_event_consumers', '_event_consumer_progress', '_event_consumer_retries',
+		'_event_channels']
+	LOOP
+		EXECUTE pg_catalog.format(
+			'CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION _guard()',
+			own_table);
+		EXECUTE pg_catalog.format(
+			'CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION _guard()',
+			own_table);
+		EXECUTE pg_catalog.format(
+			'ALTER TABLE %I ENABLE ALWAYS TRIGGER guard_rows, ENABLE ALWAYS TRIGGER guard_truncate', own_table);
+	END LOOP;
+END
+$$;
 
 SELECT pg_catalog.pg_extension_config_dump('notification_events', '');
 SELECT pg_catalog.pg_extension_config_dump('notification_events_id_seq', '');
@@ -374,6 +345,7 @@ SELECT pg_catalog.pg_extension_config_dump('_event_retries', '');
 SELECT pg_catalog.pg_extension_config_dump('_event_consumers', '');
 SELECT pg_catalog.pg_extension_config_dump('_event_consumer_progress', '');
 SELECT pg_catalog.pg_extension_config_dump('_event_consumer_retries', '');
+SELECT pg_catalog.pg_extension_config_dump('_event_channels', '');
 
 ----------------------------------------------------------------------------
 -- Handlers: functions
@@ -770,27 +742,6 @@ GRANT SELECT ON event_handlers, event_retries, event_handler_stats, event_consum
 ----------------------------------------------------------------------------
 -- Channels
 ----------------------------------------------------------------------------
-
-CREATE TABLE _event_channels (
-	channel		text COLLATE "C" PRIMARY KEY,
-	event_name	text COLLATE "C" NOT NULL,
-	owner		oid NOT NULL,
-	owner_name	name NOT NULL,
-	incarnation uuid NOT NULL,
-	database	oid NOT NULL,
-	created_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
-);
-COMMENT ON TABLE _event_channels IS
-	'internal: channels whose notifications become events; look at the view event_channels';
-
-CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON _event_channels
-	FOR EACH ROW EXECUTE FUNCTION _guard();
-CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON _event_channels
-	FOR EACH STATEMENT EXECUTE FUNCTION _guard();
-ALTER TABLE _event_channels ENABLE ALWAYS TRIGGER guard_rows;
-ALTER TABLE _event_channels ENABLE ALWAYS TRIGGER guard_truncate;
-
-SELECT pg_catalog.pg_extension_config_dump('_event_channels', '');
 
 CREATE FUNCTION listen_event_channel(channel text, event_name text DEFAULT NULL) RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
