@@ -50,7 +50,7 @@ REGRESS = \
 	privileges \
 	bad_input \
 	stats \
-	figures \
+	statistics_rights \
 	schema
 
 # Isolation tests: test/specs/*.spec and test/expected/*.out.  The database
@@ -123,8 +123,8 @@ $(OBJS) $(OBJS:.o=.bc): | $(OBJECT_FOLDERS)
 $(OBJECT_FOLDERS):
 	mkdir -p $@
 
-# the picture in the README; needs graphviz
-doc/flow.svg: doc/flow.dot
+# the pictures in the documents; needs graphviz
+doc/%.svg: doc/%.dot
 	dot -Tsvg $< -o $@
 
 # those of doc/benchmarks.md, from its tables; needs gnuplot

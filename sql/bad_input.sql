@@ -211,9 +211,9 @@ SELECT count(drop_event_consumer(name)) FROM event_consumers;
 --
 SELECT s, try('SELECT ' || s), '' FROM (VALUES
 	('_guard()'), ('_notification_event_row()'), ('_extension_installing()'), ('_extension_installed()'),
-	('_handler_figures(NULL)'), ('_handler_figures('''')'), ('_handler_figures(''nobody'')'),
-	('_consumer_figures(NULL)'), ('_consumer_figures('''')'), ('_consumer_figures(''nobody'')'), ('count(*) FROM _worker_figures()'),
-	('count(*) FROM _event_figures()'), ('activate_events()'), ('reset_event_stats()')
+	('_handler_statistics(NULL)'), ('_handler_statistics('''')'), ('_handler_statistics(''nobody'')'),
+	('_consumer_statistics(NULL)'), ('_consumer_statistics('''')'), ('_consumer_statistics(''nobody'')'), ('count(*) FROM _worker_statistics()'),
+	('count(*) FROM _event_statistics()'), ('activate_events()'), ('reset_event_stats()')
 ) v (s);
 
 -- Nothing of all this has left anything.

@@ -136,16 +136,16 @@ SELECT s, try(s), '' FROM (VALUES
 	('SELECT unlisten_event_channel('''')'),
 	('SELECT unlisten_event_channel(repeat(''x'', 64))'),
 	('SELECT unlisten_event_channel(''TAKEN'')'),
-	('SELECT count(*) FROM _channel_figures(NULL)'),
-	('SELECT count(*) FROM _channel_figures(''no such'')'),
-	('INSERT INTO _event_channels SELECT ''x'' || channel, event_name, owner, owner_name, incarnation, database, created_at FROM _event_channels WHERE false'),
+	('SELECT count(*) FROM _channel_statistics(NULL)'),
+	('SELECT count(*) FROM _channel_statistics(''no such'')'),
+	('INSERT INTO _event_channels SELECT ''x'' || channel, event_name, owner, owner_name, install_id, database, created_at FROM _event_channels WHERE false'),
 	('UPDATE _event_channels SET event_name = ''x'''),
 	('DELETE FROM _event_channels'),
 	('TRUNCATE _event_channels')
 ) AS t (s);
 \pset format aligned
 \pset tuples_only off
-SELECT * FROM _channel_figures('no such');
+SELECT * FROM _channel_statistics('no such');
 
 -- The longest names there are, in bytes and in characters.
 SELECT listen_event_channel(repeat('x', 63)), listen_event_channel(repeat('ü', 31) || 'x', repeat('ü', 100));
@@ -193,14 +193,14 @@ SET ROLE regress_stranger;
 NOTIFY mine, 'by anybody';
 SELECT channel FROM event_channels;
 SELECT channel FROM event_channel_stats;
-SELECT * FROM _channel_figures('mine');
+SELECT * FROM _channel_statistics('mine');
 SELECT try($$SELECT unlisten_event_channel('mine')$$);
 SELECT try($$SELECT notify_event('mine')$$);
 RESET ROLE;
 SET ROLE regress_watcher;
 SELECT becomes_true($$notifications = 1 FROM event_channel_stats$$);
 SELECT channel, owner, event_name FROM event_channels;
-SELECT notifications, bytes, dropped, state FROM _channel_figures('mine');
+SELECT notifications, bytes, dropped, state FROM _channel_statistics('mine');
 SELECT try($$SELECT unlisten_event_channel('mine')$$);
 RESET ROLE;
 SET ROLE regress_bridge_member;

@@ -150,8 +150,8 @@ RESET session_replication_role;
 UPDATE _event_handlers SET paused = true;
 
 -- An INSERT comes from a restore: it is taken, and the handler is dormant.
-SELECT try_statement('INSERT INTO _event_incarnation SELECT NOT singleton, incarnation, database FROM _event_incarnation');
-SELECT try_statement('INSERT INTO _event_relay SELECT NOT singleton, cursor FROM _event_relay');
+SELECT try_statement('INSERT INTO _event_install SELECT NOT singleton, install_id, database FROM _event_install');
+SELECT try_statement('INSERT INTO _event_announcer SELECT NOT singleton, cursor FROM _event_announcer');
 CREATE TEMPORARY TABLE restored AS TABLE _event_handlers;
 UPDATE restored SET name = 'restored';
 INSERT INTO _event_handlers SELECT * FROM restored;

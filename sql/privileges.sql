@@ -70,8 +70,8 @@ SELECT statement, try_statement(statement) AS result FROM (VALUES
 	('DELETE FROM notification_events'),
 	('TRUNCATE notification_events'),
 	('SELECT nextval(''notification_events_id_seq'')'),
-	('SELECT FROM _event_incarnation'),
-	('SELECT FROM _event_relay'),
+	('SELECT FROM _event_install'),
+	('SELECT FROM _event_announcer'),
 	('SELECT FROM _event_handlers'),
 	('SELECT FROM _event_handler_progress'),
 	('SELECT FROM _event_handler_failures'),
@@ -109,7 +109,7 @@ SELECT count(*) FROM event_handler_stats;
 SELECT count(*) FROM event_retries;
 SELECT count(*) FROM event_stats;
 SELECT kind, last_error FROM event_worker_stats WHERE database = current_database() AND kind = 'listener';
-SELECT state, pending, calls FROM _handler_figures('of superuser');
+SELECT state, pending, calls FROM _handler_statistics('of superuser');
 CALL wait_for_event_handlers();
 RESET ROLE;
 
@@ -415,7 +415,7 @@ SELECT drop_event_handler(name) FROM event_handlers WHERE name <> 'of superuser'
 -- be the way to the extension owner's rights. It is refused, and says why.
 -- While the library is preloaded it cannot even be created; so we let it be.
 SET allow_system_table_mods = on;
-GRANT ALL ON _event_incarnation, _event_relay, _event_handlers, _event_handler_progress, _event_handler_failures, _event_retries
+GRANT ALL ON _event_install, _event_announcer, _event_handlers, _event_handler_progress, _event_handler_failures, _event_retries
 	TO regress_attacker;
 SET ROLE regress_attacker;
 CREATE FUNCTION attack() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -488,7 +488,7 @@ SET ROLE regress_attacker;
 CREATE TRIGGER attack BEFORE UPDATE ON public._event_handlers FOR EACH ROW WHEN (attack(NEW.name)) EXECUTE FUNCTION public._guard();
 CREATE TRIGGER attack BEFORE INSERT ON public._event_handlers FOR EACH ROW EXECUTE FUNCTION attack();
 CREATE CONSTRAINT TRIGGER attack AFTER UPDATE ON public._event_retries DEFERRABLE FOR EACH ROW EXECUTE FUNCTION attack();
-CREATE OR REPLACE TRIGGER guard_rows BEFORE INSERT ON public._event_relay FOR EACH ROW EXECUTE FUNCTION attack();
+CREATE OR REPLACE TRIGGER guard_rows BEFORE INSERT ON public._event_announcer FOR EACH ROW EXECUTE FUNCTION attack();
 CREATE TABLE refers (name text REFERENCES public._event_handlers ON DELETE CASCADE ON UPDATE CASCADE);
 CREATE TABLE refers (name text);
 ALTER TABLE refers ADD CONSTRAINT attack FOREIGN KEY (name) REFERENCES public._event_handler_progress;
@@ -516,12 +516,12 @@ SET ROLE regress_attacker;
 SELECT try_statement('UPDATE public._event_handlers SET owner = 0');
 SELECT try_statement('DELETE FROM public._event_handler_progress');
 SELECT try_statement('TRUNCATE public._event_retries');
-SELECT try_statement('INSERT INTO public._event_relay SELECT false, cursor FROM public._event_relay');
+SELECT try_statement('INSERT INTO public._event_announcer SELECT false, cursor FROM public._event_announcer');
 SELECT try_statement('INSERT INTO public._event_retries (handler, event_id, state, attempts) VALUES (''of superuser'', 1, ''waiting'', 0)');
 SELECT try_statement('ALTER TABLE public._event_handlers DISABLE TRIGGER ALL');
 RESET ROLE;
 SELECT count(*) FROM take_calls() WHERE handler = 'attack';
-REVOKE ALL ON _event_incarnation, _event_relay, _event_handlers, _event_handler_progress, _event_handler_failures, _event_retries
+REVOKE ALL ON _event_install, _event_announcer, _event_handlers, _event_handler_progress, _event_handler_failures, _event_retries
 	FROM regress_attacker;
 
 -- What a role puts into its own search_path catches nothing of ours.

@@ -1,5 +1,5 @@
 --
--- Figures: handlers, retries, workers, event names
+-- Statistics: handlers, retries, workers, event names
 --
 CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_stats;

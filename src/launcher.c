@@ -64,10 +64,10 @@
 #define BUSY_GRACE_MS 5000
 
 /* an executor that has not left so long, in ms, after it was asked to may never */
-#define LEAVE_GRACE_MS 5000
+#define STOP_GRACE_MS 5000
 
 /* look after this, in ms, whether an executor that was asked to leave has */
-#define LEAVE_RETRY_MS 1000
+#define STOP_RETRY_MS 1000
 
 /* try again after this, in ms, where the postmaster has no slot left */
 #define NO_SLOT_RETRY_MS 5000
@@ -89,7 +89,7 @@ static BackgroundWorkerHandle *executor_handles[MAX_EXECUTOR_SLOTS];
 static List *without_extension = NIL;
 
 /* since when executors are known to be leaving; 0: they are not */
-static Instant leaving_since[MAX_EXECUTOR_SLOTS];
+static Instant stopping_since[MAX_EXECUTOR_SLOTS];
 
 static bool out_of_slots_logged = false;
 
@@ -180,14 +180,14 @@ start_worker(const char *kind, const char *function, const WorkerStart *start,
  * so may whatever another one does that does not come to leave.
  */
 static bool
-leaves_soon(const ExecutorSlot *slot, Instant *since)
+stops_soon(const ExecutorSlot *slot, Instant *since)
 {
 	Instant		now = instant_now();
 
 	if (*since == 0)
 		*since = now;
 	return slot->worker.phase != WORKER_RUNNING &&
-		!instant_passed(*since, now, LEAVE_GRACE_MS);
+		!instant_passed(*since, now, STOP_GRACE_MS);
 }
 
 /*
@@ -197,7 +197,7 @@ leaves_soon(const ExecutorSlot *slot, Instant *since)
  * leaves already or none has to.
  */
 static ExecutorSlot *
-choose_to_leave(Instant waiting_since)
+choose_to_stop(Instant waiting_since)
 {
 	ExecutorSlot *idle = NULL;
 	ExecutorSlot *busy = NULL;
@@ -210,15 +210,15 @@ choose_to_leave(Instant waiting_since)
 
 		if (!slot->in_use || slot->worker.pid == 0 || slot->stuck)
 		{
-			leaving_since[i] = 0;
+			stopping_since[i] = 0;
 			continue;
 		}
-		if (pg_atomic_read_u32(&slot->leave) != 0)
+		if (pg_atomic_read_u32(&slot->stop_requested) != 0)
 		{
-			leaving = leaves_soon(slot, &leaving_since[i]) || leaving;
+			leaving = stops_soon(slot, &stopping_since[i]) || leaving;
 			continue;
 		}
-		leaving_since[i] = 0;
+		stopping_since[i] = 0;
 		if (slot->worker.phase == WORKER_IDLE || slot->worker.phase == WORKER_BACKING_OFF)
 		{
 			if (idle == NULL || slot->worker.phase_since < idle->worker.phase_since)
@@ -229,7 +229,7 @@ choose_to_leave(Instant waiting_since)
 	}
 	if (leaving)
 	{
-		wake_up_in(LEAVE_RETRY_MS);
+		wake_up_in(STOP_RETRY_MS);
 		return NULL;
 	}
 	if (idle != NULL)
@@ -250,12 +250,12 @@ choose_to_leave(Instant waiting_since)
 static void
 make_room(void)
 {
-	ExecutorSlot *leaver = choose_to_leave(instant_now());
+	ExecutorSlot *stopping = choose_to_stop(instant_now());
 
-	if (leaver != NULL)
+	if (stopping != NULL)
 	{
-		pg_atomic_write_u32(&leaver->leave, 1);
-		doorbell_ring_database(leaver->dboid);
+		pg_atomic_write_u32(&stopping->stop_requested, 1);
+		doorbell_ring_database(stopping->dboid);
 	}
 }
 
@@ -404,7 +404,7 @@ review_listeners(List *served)
 		{
 			if (worker->pid != 0)
 			{
-				pg_atomic_write_u32(&slot->leave, 1);
+				pg_atomic_write_u32(&slot->stop_requested, 1);
 				doorbell_ring(&slot->bells[LISTENER_BELL]);
 			}
 			else if (worker->phase != WORKER_STARTING)
@@ -430,9 +430,9 @@ review_listeners(List *served)
 
 	foreach(lc, released)
 	{
-		stats_forget_database(lfirst_oid(lc));
+		event_counters_forget_database(lfirst_oid(lc));
 		channel_forget_database(lfirst_oid(lc), false);
-		handler_figures_forget_database(lfirst_oid(lc));
+		handler_counters_forget_database(lfirst_oid(lc));
 	}
 	return probes;
 }
@@ -488,7 +488,7 @@ start_listener(const ServedDatabase *database, int probes)
 	start.slot = (int) (slot - shared->databases);
 	start.generation = slot->generation;
 	start.dboid = database->oid;
-	pg_atomic_write_u32(&slot->leave, 0);
+	pg_atomic_write_u32(&slot->stop_requested, 0);
 	worker_set_phase(worker, WORKER_STARTING);
 	LWLockRelease(shared->lock);
 
@@ -605,7 +605,7 @@ manage_executors(void)
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	places = review_executors();
-	pg_atomic_write_u32(&shared->place_wanted, 0);
+	pg_atomic_write_u32(&shared->slot_wanted, 0);
 	for (;;)
 	{
 		ExecutorSlot *slot = longest_waiting();
@@ -616,15 +616,15 @@ manage_executors(void)
 			break;
 		if (places >= pne_max_executors)
 		{
-			ExecutorSlot *leaver;
+			ExecutorSlot *stopping;
 
 			/* before looking who is idle, or one could become so in between */
-			pg_atomic_write_u32(&shared->place_wanted, 1);
-			leaver = choose_to_leave(slot->wanted_since);
-			if (leaver != NULL)
+			pg_atomic_write_u32(&shared->slot_wanted, 1);
+			stopping = choose_to_stop(slot->wanted_since);
+			if (stopping != NULL)
 			{
-				pg_atomic_write_u32(&leaver->leave, 1);
-				doorbell_ring_database(leaver->dboid);
+				pg_atomic_write_u32(&stopping->stop_requested, 1);
+				doorbell_ring_database(stopping->dboid);
 			}
 			break;
 		}
@@ -635,8 +635,8 @@ manage_executors(void)
 		start.owner = slot->owner;
 		slot->wanted = false;
 		slot->stuck = false;
-		pg_atomic_write_u32(&slot->leave, 0);
-		leaving_since[start.slot] = 0;
+		pg_atomic_write_u32(&slot->stop_requested, 0);
+		stopping_since[start.slot] = 0;
 		worker_set_phase(&slot->worker, WORKER_STARTING);
 		LWLockRelease(shared->lock);
 

@@ -112,21 +112,21 @@ REVOKE ALL ON FUNCTION notify_event(varchar, text) FROM PUBLIC;
 
 -- Which installation this is. Not dumped: a restored database has drawn
 -- another one, which is how restored definitions are told from living ones.
-CREATE TABLE _event_incarnation (
+CREATE TABLE _event_install (
 	singleton	boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-	incarnation uuid NOT NULL,
+	install_id uuid NOT NULL,
 	database	oid NOT NULL,
 	created_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
-COMMENT ON TABLE _event_incarnation IS
+COMMENT ON TABLE _event_install IS
 	'internal: identity of this installation and the database it was made or activated in';
 
 -- How far the listener has followed the log. Not dumped.
-CREATE TABLE _event_relay (
+CREATE TABLE _event_announcer (
 	singleton	boolean PRIMARY KEY DEFAULT true CHECK (singleton),
 	cursor		pg_snapshot NOT NULL
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE _event_relay IS
+COMMENT ON TABLE _event_announcer IS
 	'internal: the listener''s position in the log';
 
 CREATE TABLE _event_handlers (
@@ -148,7 +148,7 @@ CREATE TABLE _event_handlers (
 	timeout				interval NOT NULL,
 	ordered				boolean NOT NULL,
 	paused				boolean NOT NULL DEFAULT false,
-	incarnation			uuid NOT NULL,
+	install_id			uuid NOT NULL,
 	database			oid NOT NULL,
 	created_at			timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	altered_at			timestamptz NOT NULL DEFAULT pg_catalog.now()
@@ -168,9 +168,9 @@ CREATE TABLE _event_handler_progress (
 	"window"			pg_snapshot,
 	last_id				bigint,
 	start				pg_snapshot NOT NULL,
-	in_use				bigint,
+	owner_token			bigint,
 	at_risk				integer NOT NULL DEFAULT 0,
-	careful				integer NOT NULL DEFAULT 0,
+	guarded_events		integer NOT NULL DEFAULT 0,
 	tried_upto			bigint,
 	delivered			bigint NOT NULL DEFAULT 0,
 	retried				bigint NOT NULL DEFAULT 0,
@@ -179,12 +179,12 @@ CREATE TABLE _event_handler_progress (
 ) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 200);
 COMMENT ON TABLE _event_handler_progress IS
 	'internal: what each handler has done: every event visible in cursor, and those visible in window up to last_id';
-COMMENT ON COLUMN _event_handler_progress.in_use IS
-	'mark of the executor that runs the handler; found set by another one, that executor was lost';
+COMMENT ON COLUMN _event_handler_progress.owner_token IS
+	'owner token: which executor runs the handler; another one that finds it set knows that this one was lost';
 COMMENT ON COLUMN _event_handler_progress.at_risk IS
-	'so many events are to be tried carefully should the executor be lost that runs the handler';
-COMMENT ON COLUMN _event_handler_progress.careful IS
-	'so many events are still to be tried carefully, since an executor was lost';
+	'how many events are to be tried under guard if the executor is lost that runs the handler';
+COMMENT ON COLUMN _event_handler_progress.guarded_events IS
+	'how many events are still to be tried under guard, since an executor was lost';
 COMMENT ON COLUMN _event_handler_progress.tried_upto IS
 	'last event of the group that is being tried, which begins at the position, since an executor was lost';
 
@@ -209,14 +209,14 @@ CREATE TABLE _event_retries (
 	last_sqlstate	text COLLATE "C",
 	last_error_at	timestamptz,
 	attempt_began_at timestamptz,
-	in_outage		boolean NOT NULL DEFAULT false,
+	deferred		boolean NOT NULL DEFAULT false,
 	untried			boolean NOT NULL DEFAULT false,
 	PRIMARY KEY (handler, event_id, event_txid)
 );
 CREATE INDEX _event_retries_due_idx ON _event_retries (handler, next_attempt_at, event_id)
 	WHERE state = 'waiting';
 CREATE INDEX _event_retries_open_idx ON _event_retries (handler)
-	WHERE in_outage OR attempt_began_at IS NOT NULL OR untried;
+	WHERE deferred OR attempt_began_at IS NOT NULL OR untried;
 CREATE INDEX _event_retries_dead_idx ON _event_retries (handler)
 	WHERE state = 'dead';
 COMMENT ON TABLE _event_retries IS
@@ -227,7 +227,7 @@ COMMENT ON COLUMN _event_retries.attempt_began_at IS
 	'set while an attempt is under way, which attempts counts already';
 COMMENT ON COLUMN _event_retries.untried IS
 	'the position has passed it before its first attempt, which has not ended yet';
-COMMENT ON COLUMN _event_retries.in_outage IS
+COMMENT ON COLUMN _event_retries.deferred IS
 	'the last attempt is not counted yet: it is once the handler succeeds with any event';
 
 ----------------------------------------------------------------------------
@@ -241,7 +241,7 @@ CREATE TABLE _event_consumers (
 	owner_name		name NOT NULL,
 	event_name		text COLLATE "C" NOT NULL,
 	filter			jsonpath,
-	incarnation		uuid NOT NULL,
+	install_id		uuid NOT NULL,
 	database		oid NOT NULL,
 	created_at		timestamptz NOT NULL DEFAULT pg_catalog.now(),
 	altered_at		timestamptz NOT NULL DEFAULT pg_catalog.now()
@@ -296,7 +296,7 @@ CREATE TABLE _event_channels (
 	event_name	text COLLATE "C" NOT NULL,
 	owner		oid NOT NULL,
 	owner_name	name NOT NULL,
-	incarnation uuid NOT NULL,
+	install_id uuid NOT NULL,
 	database	oid NOT NULL,
 	created_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
@@ -316,22 +316,22 @@ REVOKE ALL ON FUNCTION _guard() FROM PUBLIC;
 
 DO $$
 DECLARE
-	own_table name;
+	internal_table name;
 BEGIN
-	FOREACH own_table IN ARRAY ARRAY[
-		'_event_incarnation', '_event_relay',
+	FOREACH internal_table IN ARRAY ARRAY[
+		'_event_install', '_event_announcer',
 		'_event_handlers', '_event_handler_progress', '_event_handler_failures', '_event_retries',
 		'_event_consumers', '_event_consumer_progress', '_event_consumer_retries',
 		'_event_channels']
 	LOOP
 		EXECUTE pg_catalog.format(
 			'CREATE TRIGGER guard_rows BEFORE INSERT OR UPDATE OR DELETE ON %I FOR EACH ROW EXECUTE FUNCTION _guard()',
-			own_table);
+			internal_table);
 		EXECUTE pg_catalog.format(
 			'CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION _guard()',
-			own_table);
+			internal_table);
 		EXECUTE pg_catalog.format(
-			'ALTER TABLE %I ENABLE ALWAYS TRIGGER guard_rows, ENABLE ALWAYS TRIGGER guard_truncate', own_table);
+			'ALTER TABLE %I ENABLE ALWAYS TRIGGER guard_rows, ENABLE ALWAYS TRIGGER guard_truncate', internal_table);
 	END LOOP;
 END
 $$;
@@ -451,7 +451,7 @@ CREATE PROCEDURE wait_for_event_handlers(timeout interval DEFAULT '10 s')
 	LANGUAGE C
 	AS 'MODULE_PATHNAME', 'pne_wait_for_event_handlers';
 COMMENT ON PROCEDURE wait_for_event_handlers(interval) IS
-	'returns when every event committed before has been handled or parked in event_retries; an error at the timeout';
+	'returns when every event committed before has been handled or is in event_retries; an error at the timeout';
 
 CREATE FUNCTION activate_events() RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
@@ -558,7 +558,7 @@ CREATE VIEW event_retries WITH (security_barrier) AS
 COMMENT ON VIEW event_retries IS
 	'events that failed: waiting for their next attempt, dead, or discarded';
 
-CREATE FUNCTION _handler_figures(
+CREATE FUNCTION _handler_statistics(
 	IN handler text,
 	OUT state text,
 	OUT suspended_reason text,
@@ -575,8 +575,8 @@ CREATE FUNCTION _handler_figures(
 	OUT latency_p99 double precision
 )
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
-	AS 'MODULE_PATHNAME', 'pne_handler_figures';
-COMMENT ON FUNCTION _handler_figures(text) IS
+	AS 'MODULE_PATHNAME', 'pne_handler_statistics';
+COMMENT ON FUNCTION _handler_statistics(text) IS
 	'internal: the figures of one handler that no table holds';
 
 CREATE VIEW event_handler_stats WITH (security_barrier) AS
@@ -612,7 +612,7 @@ CREATE VIEW event_handler_stats WITH (security_barrier) AS
 	JOIN _event_handler_progress p ON p.handler = h.name
 	LEFT JOIN _event_handler_failures e ON e.handler = h.name
 	LEFT JOIN pg_catalog.pg_roles r ON r.oid = h.owner
-	CROSS JOIN LATERAL _handler_figures(h.name) f
+	CROSS JOIN LATERAL _handler_statistics(h.name) f
 	WHERE pg_catalog.pg_has_role(h.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_handler_stats IS
@@ -636,7 +636,7 @@ CREATE VIEW event_consumers WITH (security_barrier) AS
 COMMENT ON VIEW event_consumers IS
 	'consumer definitions: those of the roles one is a member of, all for pg_monitor';
 
-CREATE FUNCTION _consumer_figures(
+CREATE FUNCTION _consumer_statistics(
 	IN consumer text,
 	OUT state text,
 	OUT held_pid integer,
@@ -646,8 +646,8 @@ CREATE FUNCTION _consumer_figures(
 	OUT oldest_pending_at timestamptz
 )
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
-	AS 'MODULE_PATHNAME', 'pne_consumer_figures';
-COMMENT ON FUNCTION _consumer_figures(text) IS
+	AS 'MODULE_PATHNAME', 'pne_consumer_statistics';
+COMMENT ON FUNCTION _consumer_statistics(text) IS
 	'internal: the figures of one consumer that no table holds';
 
 CREATE VIEW event_consumer_stats WITH (security_barrier) AS
@@ -673,7 +673,7 @@ CREATE VIEW event_consumer_stats WITH (security_barrier) AS
 	FROM _event_consumers c
 	JOIN _event_consumer_progress p ON p.consumer = c.name
 	LEFT JOIN pg_catalog.pg_roles r ON r.oid = c.owner
-	CROSS JOIN LATERAL _consumer_figures(c.name) f
+	CROSS JOIN LATERAL _consumer_statistics(c.name) f
 	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_consumer_stats IS
@@ -683,7 +683,7 @@ COMMENT ON COLUMN event_consumer_stats.pending IS
 COMMENT ON COLUMN event_consumer_stats.pending_is_exact IS
 	'false: more events may be pending, and older ones than oldest_pending_at';
 
-CREATE FUNCTION _worker_figures(
+CREATE FUNCTION _worker_statistics(
 	OUT database name,
 	OUT kind text,
 	OUT owner name,
@@ -698,19 +698,19 @@ CREATE FUNCTION _worker_figures(
 	OUT last_error_at timestamptz
 ) RETURNS SETOF record
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
-	AS 'MODULE_PATHNAME', 'pne_worker_figures';
-COMMENT ON FUNCTION _worker_figures() IS
+	AS 'MODULE_PATHNAME', 'pne_worker_statistics';
+COMMENT ON FUNCTION _worker_statistics() IS
 	'internal: the workers of the cluster, from shared memory; errors of other roles'' executors are left out';
 
 CREATE VIEW event_worker_stats AS
 	SELECT w.database, w.kind, w.owner, w.pid, w.state, w.started_at, w.wakeups,
 		   w.notifications_received, w.events_announced, w.events_handled,
 		   w.last_error, w.last_error_at
-	FROM _worker_figures() w;
+	FROM _worker_statistics() w;
 COMMENT ON VIEW event_worker_stats IS
 	'the background workers: launcher, listeners, executors';
 
-CREATE FUNCTION _event_figures(
+CREATE FUNCTION _event_statistics(
 	OUT event_name text,
 	OUT emitted bigint,
 	OUT announced bigint,
@@ -719,13 +719,13 @@ CREATE FUNCTION _event_figures(
 	OUT last_emitted_at timestamptz
 ) RETURNS SETOF record
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
-	AS 'MODULE_PATHNAME', 'pne_event_figures';
-COMMENT ON FUNCTION _event_figures() IS
+	AS 'MODULE_PATHNAME', 'pne_event_statistics';
+COMMENT ON FUNCTION _event_statistics() IS
 	'internal: the figures per event name of this database, for who may read the whole log';
 
 CREATE VIEW event_stats AS
 	SELECT s.event_name, s.emitted, s.announced, s.delivered, s.failed, s.last_emitted_at
-	FROM _event_figures() s;
+	FROM _event_statistics() s;
 COMMENT ON VIEW event_stats IS
 	'what happened to the events of each name since the server started or reset_event_stats()';
 
@@ -768,7 +768,7 @@ CREATE VIEW event_channels WITH (security_barrier) AS
 COMMENT ON VIEW event_channels IS
 	'channels whose notifications become events: those of the roles one is a member of, all for pg_monitor';
 
-CREATE FUNCTION _channel_figures(
+CREATE FUNCTION _channel_statistics(
 	IN channel text,
 	OUT notifications bigint,
 	OUT bytes bigint,
@@ -777,14 +777,14 @@ CREATE FUNCTION _channel_figures(
 	OUT state text
 )
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
-	AS 'MODULE_PATHNAME', 'pne_channel_figures';
-COMMENT ON FUNCTION _channel_figures(text) IS
+	AS 'MODULE_PATHNAME', 'pne_channel_statistics';
+COMMENT ON FUNCTION _channel_statistics(text) IS
 	'internal: what was received on one event channel, from shared memory';
 
 CREATE VIEW event_channel_stats WITH (security_barrier) AS
 	SELECT c.channel, f.notifications, f.bytes, f.dropped, f.last_received_at, f.state
 	FROM _event_channels c
-	CROSS JOIN LATERAL _channel_figures(c.channel) f
+	CROSS JOIN LATERAL _channel_statistics(c.channel) f
 	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_channel_stats IS
@@ -793,14 +793,14 @@ COMMENT ON VIEW event_channel_stats IS
 GRANT SELECT ON event_channels, event_channel_stats TO PUBLIC;
 
 ----------------------------------------------------------------------------
--- Installed: draw the incarnation, start the workers at commit
+-- Installed: draw the install_id, start the workers at commit
 ----------------------------------------------------------------------------
 
 CREATE FUNCTION _extension_installed() RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_extension_installed';
 COMMENT ON FUNCTION _extension_installed() IS
-	'internal: draws the incarnation at the end of CREATE EXTENSION and has the workers start at its commit';
+	'internal: draws the install_id at the end of CREATE EXTENSION and has the workers start at its commit';
 REVOKE ALL ON FUNCTION _extension_installed() FROM PUBLIC;
 
 SELECT _extension_installed();

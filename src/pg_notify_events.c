@@ -27,7 +27,7 @@
 #include "base/bound_sql.h"
 #include "base/compat.h"
 #include "base/doorbell.h"
-#include "base/own_trigger.h"
+#include "base/internal_trigger.h"
 #include "base/settings.h"
 #include "base/shared.h"
 #include "delivery/owner.h"
@@ -54,8 +54,8 @@ shmem_request(void)
 		prev_shmem_request_hook();
 
 	RequestAddinShmemSpace(shared_shmem_size());
-	RequestAddinShmemSpace(handler_figures_shmem_size());
-	RequestAddinShmemSpace(stats_shmem_size());
+	RequestAddinShmemSpace(handler_counters_shmem_size());
+	RequestAddinShmemSpace(event_counters_shmem_size());
 	RequestAddinShmemSpace(channel_shmem_size());
 	RequestNamedLWLockTranche(TRANCHE_NAME, LOCKS);
 }
@@ -71,8 +71,8 @@ shmem_startup(void)
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	locks = GetNamedLWLockTranche(TRANCHE_NAME);
 	shared_shmem_startup(&locks[0].lock);
-	handler_figures_shmem_startup(locks[0].lock.tranche);
-	stats_shmem_startup(&locks[1].lock);
+	handler_counters_shmem_startup(locks[0].lock.tranche);
+	event_counters_shmem_startup(&locks[1].lock);
 	channel_shmem_startup(&locks[2].lock);
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -83,7 +83,7 @@ shmem_startup(void)
 static void
 extension_dropped(Oid dboid)
 {
-	stats_forget_database(dboid);
+	event_counters_forget_database(dboid);
 	channel_forget_database(dboid, false);
 }
 
@@ -106,7 +106,7 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 			 object_id == get_extension_oid("pg_notify_events", true))
 		doorbell_at_commit(RING_DROPPED);
 	else if (class_id == TriggerRelationId && access == OAT_POST_CREATE)
-		own_trigger_created(object_id);
+		internal_trigger_created(object_id);
 	else if (class_id == DbRoleSettingRelationId && access == OAT_POST_ALTER)
 		owner_settings_altered();
 }

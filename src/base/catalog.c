@@ -26,7 +26,7 @@
  *
  * All that is changed is changed by such statements.  Only a row of the handlers'
  * progress is locked without one (progress.c), which asks for no right and runs
- * nobody's code, under the same condition: own_open() refuses a foreign trigger.
+ * nobody's code, under the same condition: internal_open() refuses a foreign trigger.
  *
  *-------------------------------------------------------------------------
  */
@@ -76,7 +76,7 @@
 #define EXTENSION_NAME "pg_notify_events"
 
 /* what is special about each of the own tables */
-typedef struct OwnTableProperties
+typedef struct InternalTableProperties
 {
 	const char *name;
 	bool		restorable;		/* a restore may insert rows ... */
@@ -85,24 +85,24 @@ typedef struct OwnTableProperties
 	bool		numbered;		/* ... and get a number here: they have such a
 								 * column, too */
 	const char *functions;		/* what to change it with */
-} OwnTableProperties;
+} InternalTableProperties;
 
 #define HANDLER_FUNCTIONS "create_event_handler(), alter_event_handler() and drop_event_handler()"
 #define CONSUMER_FUNCTIONS "create_event_consumer() and drop_event_consumer()"
 #define CHANNEL_FUNCTIONS "listen_event_channel() and unlisten_event_channel()"
 
-static const OwnTableProperties own_table_properties[OWN_TABLES] = {
-	[OWN_LOG] = {LOG_NAME, true, false, false, "notify_event()"},
-	[OWN_INCARNATION] = {"_event_incarnation", false, false, false, HANDLER_FUNCTIONS},
-	[OWN_RELAY] = {"_event_relay", false, false, false, HANDLER_FUNCTIONS},
-	[OWN_HANDLERS] = {"_event_handlers", true, true, true, HANDLER_FUNCTIONS},
-	[OWN_PROGRESS] = {"_event_handler_progress", true, false, false, HANDLER_FUNCTIONS},
-	[OWN_FAILURES] = {"_event_handler_failures", true, false, false, HANDLER_FUNCTIONS},
-	[OWN_RETRIES] = {"_event_retries", true, false, false, HANDLER_FUNCTIONS},
-	[OWN_CONSUMERS] = {"_event_consumers", true, true, true, CONSUMER_FUNCTIONS},
-	[OWN_CONSUMER_PROGRESS] = {"_event_consumer_progress", true, false, false, CONSUMER_FUNCTIONS},
-	[OWN_CONSUMER_RETRIES] = {"_event_consumer_retries", true, false, false, CONSUMER_FUNCTIONS},
-	[OWN_CHANNELS] = {"_event_channels", true, true, false, CHANNEL_FUNCTIONS},
+static const InternalTableProperties internal_table_properties[INTERNAL_TABLES] = {
+	[TABLE_LOG] = {LOG_NAME, true, false, false, "notify_event()"},
+	[TABLE_INSTALL] = {"_event_install", false, false, false, HANDLER_FUNCTIONS},
+	[TABLE_ANNOUNCER] = {"_event_announcer", false, false, false, HANDLER_FUNCTIONS},
+	[TABLE_HANDLERS] = {"_event_handlers", true, true, true, HANDLER_FUNCTIONS},
+	[TABLE_PROGRESS] = {"_event_handler_progress", true, false, false, HANDLER_FUNCTIONS},
+	[TABLE_FAILURES] = {"_event_handler_failures", true, false, false, HANDLER_FUNCTIONS},
+	[TABLE_RETRIES] = {"_event_retries", true, false, false, HANDLER_FUNCTIONS},
+	[TABLE_CONSUMERS] = {"_event_consumers", true, true, true, CONSUMER_FUNCTIONS},
+	[TABLE_CONSUMER_PROGRESS] = {"_event_consumer_progress", true, false, false, CONSUMER_FUNCTIONS},
+	[TABLE_CONSUMER_RETRIES] = {"_event_consumer_retries", true, false, false, CONSUMER_FUNCTIONS},
+	[TABLE_CHANNELS] = {"_event_channels", true, true, false, CHANNEL_FUNCTIONS},
 };
 
 static EventCatalog catalog;
@@ -113,7 +113,7 @@ static uint64 invalidations = 0;
 static uint64 log_changes = 0;
 
 /* statements of ours that are being executed; the guard lets them pass */
-static int	own_depth = 0;
+static int	internal_depth = 0;
 
 PG_FUNCTION_INFO_V1(pne_guard);
 
@@ -188,10 +188,10 @@ lookup_relation(EventCatalog *into, Oid relid)
 	if (name == NULL || get_rel_relkind(relid) != RELKIND_RELATION ||
 		get_rel_namespace(relid) != into->schema)
 		return;
-	for (int i = 0; i < OWN_TABLES; i++)
+	for (int i = 0; i < INTERNAL_TABLES; i++)
 	{
-		if (strcmp(name, own_table_properties[i].name) == 0)
-			into->own_tables[i] = relid;
+		if (strcmp(name, internal_table_properties[i].name) == 0)
+			into->internal_tables[i] = relid;
 	}
 }
 
@@ -278,12 +278,12 @@ catalog_lookup(bool missing_ok)
 	{
 		strlcpy(found.schema_name, schema_name, NAMEDATALEN);
 		lookup_members(&found);
-		found.log = found.own_tables[OWN_LOG];
+		found.log = found.internal_tables[TABLE_LOG];
 		found.log_type = get_rel_type_id(found.log);
 		found.log_array_type = get_array_type(found.log_type);
 		complete = OidIsValid(found.guard_function) && OidIsValid(found.row_function);
-		for (int i = 0; i < OWN_TABLES; i++)
-			complete = complete && OidIsValid(found.own_tables[i]);
+		for (int i = 0; i < INTERNAL_TABLES; i++)
+			complete = complete && OidIsValid(found.internal_tables[i]);
 	}
 	if (!complete)
 	{
@@ -353,11 +353,11 @@ catalog_open_log(void)
  * can be any code, whichever function the trigger calls.
  */
 static Relation
-open_own(OwnTable table, char *name)
+open_internal(InternalTable table, char *name)
 {
 	const EventCatalog *where = catalog_lookup(false);
-	Oid			ours = (table == OWN_LOG) ? where->row_function : where->guard_function;
-	Relation	rel = table_open(where->own_tables[table], RowExclusiveLock);
+	Oid			ours = (table == TABLE_LOG) ? where->row_function : where->guard_function;
+	Relation	rel = table_open(where->internal_tables[table], RowExclusiveLock);
 	bool		found = false;
 
 	name[0] = '\0';
@@ -366,7 +366,7 @@ open_own(OwnTable table, char *name)
 		Trigger    *trigger = &rel->trigdesc->triggers[i];
 
 		found = (trigger->tgfoid != ours || trigger->tgqual != NULL) &&
-			(table != OWN_LOG || TRIGGER_FOR_INSERT(trigger->tgtype));
+			(table != TABLE_LOG || TRIGGER_FOR_INSERT(trigger->tgtype));
 		if (found)
 			strlcpy(name, trigger->tgname, NAMEDATALEN);
 	}
@@ -378,9 +378,9 @@ open_own(OwnTable table, char *name)
  * until the end of the transaction, so that none comes in between.
  */
 bool
-catalog_foreign_trigger(OwnTable table, char *name)
+catalog_foreign_trigger(InternalTable table, char *name)
 {
-	table_close(open_own(table, name), NoLock);
+	table_close(open_internal(table, name), NoLock);
 	return name[0] != '\0';
 }
 
@@ -389,16 +389,16 @@ catalog_foreign_trigger(OwnTable table, char *name)
  * transaction.  Refuses one that has a trigger which is not ours.
  */
 Relation
-own_open(OwnTable table)
+internal_open(InternalTable table)
 {
 	char		name[NAMEDATALEN];
-	Relation	rel = open_own(table, name);
+	Relation	rel = open_internal(table, name);
 
 	if (name[0] != '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has a trigger \"%s\" that is not the extension's",
-						own_table_properties[table].name, name),
+						internal_table_properties[table].name, name),
 				 errdetail("It would run as the owner of pg_notify_events."),
 				 errhint("Drop it, or the foreign key that it belongs to, and revoke the TRIGGER or REFERENCES privilege that let it be created.")));
 	return rel;
@@ -417,7 +417,7 @@ plan_text(SPIPlanPtr plan)
  * Plan a statement for the present schema, unless it is already, and bind it.
  */
 static void
-prepare_statement(OwnStatement *statement, const EventCatalog *where, BoundSql *bound)
+prepare_statement(InternalStatement *statement, const EventCatalog *where, BoundSql *bound)
 {
 	StringInfoData sql;
 	const char *schema;
@@ -471,14 +471,14 @@ prepare_statement(OwnStatement *statement, const EventCatalog *where, BoundSql *
  *
  * The caller is connected to SPI and has an active snapshot.  limit 0 is no
  * limit.  Returns how many rows were processed; what they hold is in
- * SPI_tuptable, to be read with own_value().
+ * SPI_tuptable, to be read with internal_value().
  */
 int
-own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limit)
+internal_execute(InternalStatement *statement, Datum *values, const char *nulls, long limit)
 {
 	const EventCatalog *where = catalog_lookup(false);
-	Oid			tables[OWN_TABLES];
-	BoundSql	bound = {.tables = tables, .ntables = OWN_TABLES};
+	Oid			tables[INTERNAL_TABLES];
+	BoundSql	bound = {.tables = tables, .ntables = INTERNAL_TABLES};
 	Oid			save_user;
 	int			save_context;
 	int			result = 0;
@@ -490,21 +490,21 @@ own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limi
 	{
 		SetUserIdAndSecContext(where->owner,
 							   save_context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
-		own_depth++;
+		internal_depth++;
 
-		if (statement->target != OWN_NONE)
-			table_close(own_open(statement->target), NoLock);
+		if (statement->target != TABLE_NONE)
+			table_close(internal_open(statement->target), NoLock);
 		/* what was waited for may have changed it */
 		where = catalog_lookup(false);
-		memcpy(tables, where->own_tables, sizeof(tables));
-		if (statement->target != OWN_NONE)
+		memcpy(tables, where->internal_tables, sizeof(tables));
+		if (statement->target != TABLE_NONE)
 			bound.target = tables[statement->target];
 		prepare_statement(statement, where, &bound);
 		result = SPI_execute_plan(statement->plan, values, nulls, false, limit);
 	}
 	PG_FINALLY();
 	{
-		own_depth--;
+		internal_depth--;
 		bound_sql_end(&bound);
 		SetUserIdAndSecContext(save_user, save_context);
 	}
@@ -524,22 +524,22 @@ own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limi
  * theirs past the guard.  Those numbers are left out.
  */
 bool
-own_insert_numbered(OwnStatement *insert, Datum *values, const char *nulls, OwnStatement *find)
+internal_insert_numbered(InternalStatement *insert, Datum *values, const char *nulls, InternalStatement *find)
 {
 	do
 	{
 		/* first of all: to insert waits for who changes that at the moment */
-		if (own_execute(find, values, nulls, 1) > 0)
+		if (internal_execute(find, values, nulls, 1) > 0)
 			return false;
-	} while (own_execute(insert, values, nulls, 0) == 0);
+	} while (internal_execute(insert, values, nulls, 0) == 0);
 	return true;
 }
 
 /*
- * A column (from 1) of a row (from 0) that own_execute() has returned.
+ * A column (from 1) of a row (from 0) that internal_execute() has returned.
  */
 Datum
-own_value(int row, int column, bool *isnull)
+internal_value(int row, int column, bool *isnull)
 {
 	Assert(SPI_tuptable != NULL && (uint64) row < SPI_processed);
 	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
@@ -549,16 +549,16 @@ own_value(int row, int column, bool *isnull)
  * The same as text, NULL for null, in the current memory context.
  */
 char *
-own_text(int row, int column)
+internal_text(int row, int column)
 {
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 }
 
 /*
- * Ids as an argument for own_execute(): an array, in the current memory context.
+ * Ids as an argument for internal_execute(): an array, in the current memory context.
  */
 Datum
-own_ids(const int64 *ids, int nids)
+internal_ids(const int64 *ids, int nids)
 {
 	Datum	   *elements = palloc(sizeof(Datum) * nids);
 
@@ -571,13 +571,13 @@ own_ids(const int64 *ids, int nids)
 /*
  * What is special about a table that has the guard.
  */
-static const OwnTableProperties *
+static const InternalTableProperties *
 guarded_table(Relation rel)
 {
-	for (int i = 0; i < OWN_TABLES; i++)
+	for (int i = 0; i < INTERNAL_TABLES; i++)
 	{
-		if (strcmp(RelationGetRelationName(rel), own_table_properties[i].name) == 0)
-			return &own_table_properties[i];
+		if (strcmp(RelationGetRelationName(rel), internal_table_properties[i].name) == 0)
+			return &internal_table_properties[i];
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
@@ -594,7 +594,7 @@ set_column(HeapTuple tuple, Relation rel, int column, Datum value)
 }
 
 /*
- * Guard of the own tables: no change but by own_execute().
+ * Guard of the own tables: no change but by internal_execute().
  *
  * INSERT is open to the tables' owner, because a restore comes that way; the
  * definitions that it brings belong to no database, so they are dormant until
@@ -605,7 +605,7 @@ Datum
 pne_guard(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
-	const OwnTableProperties *table;
+	const InternalTableProperties *table;
 	Relation	rel;
 	HeapTuple	tuple;
 
@@ -618,7 +618,7 @@ pne_guard(PG_FUNCTION_ARGS)
 	tuple = TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event) ?
 		trigdata->tg_newtuple : trigdata->tg_trigtuple;
 
-	if (own_depth > 0)
+	if (internal_depth > 0)
 		return PointerGetDatum(tuple);
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event) && IsLogicalWorker())
 		return PointerGetDatum(NULL);
@@ -651,24 +651,24 @@ pne_guard(PG_FUNCTION_ARGS)
 }
 
 /*
- * The incarnation of this installation.  The caller is connected to SPI and
+ * The install_id of this installation.  The caller is connected to SPI and
  * has an active snapshot.
  */
 void
-catalog_incarnation(pg_uuid_t *incarnation)
+catalog_install_id(pg_uuid_t *install_id)
 {
-	static OwnStatement select_incarnation = {
-		.sql = "SELECT i.incarnation FROM @s._event_incarnation i",
-		.target = OWN_NONE,
+	static InternalStatement select_incarnation = {
+		.sql = "SELECT i.install_id FROM @s._event_install i",
+		.target = TABLE_NONE,
 	};
 	bool		isnull;
 
-	if (own_execute(&select_incarnation, NULL, NULL, 1) != 1)
+	if (internal_execute(&select_incarnation, NULL, NULL, 1) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" is empty", own_table_properties[OWN_INCARNATION].name),
+				 errmsg("table \"%s\" is empty", internal_table_properties[TABLE_INSTALL].name),
 				 errhint("Drop the extension and create it again.")));
-	*incarnation = *DatumGetUUIDP(own_value(0, 1, &isnull));
+	*install_id = *DatumGetUUIDP(internal_value(0, 1, &isnull));
 }
 
 /*
@@ -686,7 +686,7 @@ catalog_owner_is_visible(Oid owner)
  * Names the SQL functions that change what is in an own table, for hints.
  */
 const char *
-own_table_functions(OwnTable table)
+internal_table_functions(InternalTable table)
 {
-	return own_table_properties[table].functions;
+	return internal_table_properties[table].functions;
 }

@@ -24,22 +24,22 @@
 #define Anum_event_announce		7
 #define Natts_event				7
 
-typedef enum OwnTable
+typedef enum InternalTable
 {
-	OWN_LOG,					/* notification_events, only to insert into */
-	OWN_INCARNATION,
-	OWN_RELAY,
-	OWN_HANDLERS,
-	OWN_PROGRESS,
-	OWN_FAILURES,
-	OWN_RETRIES,
-	OWN_CONSUMERS,
-	OWN_CONSUMER_PROGRESS,
-	OWN_CONSUMER_RETRIES,
-	OWN_CHANNELS,
-	OWN_TABLES,					/* how many there are */
-	OWN_NONE = OWN_TABLES		/* a statement that changes nothing */
-} OwnTable;
+	TABLE_LOG,					/* notification_events, only to insert into */
+	TABLE_INSTALL,
+	TABLE_ANNOUNCER,
+	TABLE_HANDLERS,
+	TABLE_PROGRESS,
+	TABLE_FAILURES,
+	TABLE_RETRIES,
+	TABLE_CONSUMERS,
+	TABLE_CONSUMER_PROGRESS,
+	TABLE_CONSUMER_RETRIES,
+	TABLE_CHANNELS,
+	INTERNAL_TABLES,					/* how many there are */
+	TABLE_NONE = INTERNAL_TABLES		/* a statement that changes nothing */
+} InternalTable;
 
 typedef struct EventCatalog
 {
@@ -50,42 +50,42 @@ typedef struct EventCatalog
 	Oid			log;			/* notification_events */
 	Oid			log_type;		/* its row type, and the array of that */
 	Oid			log_array_type;
-	Oid			own_tables[OWN_TABLES];
+	Oid			internal_tables[INTERNAL_TABLES];
 	Oid			guard_function;
 	Oid			row_function;	/* of the log's row trigger */
 } EventCatalog;
 
-#define OWN_STATEMENT_MAX_ARGS 20
+#define INTERNAL_STATEMENT_MAX_ARGS 20
 
 /*
  * A statement on the extension's own tables.  Its text writes "@s" for the
  * schema and qualifies everything else itself, operators included.
  */
-typedef struct OwnStatement
+typedef struct InternalStatement
 {
 	const char *sql;
-	OwnTable	target;			/* the table it changes, or OWN_NONE */
+	InternalTable	target;			/* the table it changes, or TABLE_NONE */
 	int			nargs;
-	Oid			argtypes[OWN_STATEMENT_MAX_ARGS];
+	Oid			argtypes[INTERNAL_STATEMENT_MAX_ARGS];
 	/* private to catalog.c */
 	SPIPlanPtr	plan;
 	Oid			plan_owner;
 	char		plan_schema[NAMEDATALEN];
-} OwnStatement;
+} InternalStatement;
 
 extern const EventCatalog *catalog_lookup(bool missing_ok);
 extern bool catalog_extension_exists(void);
 extern Relation catalog_open_log(void);
 extern uint64 catalog_log_changes(void);
-extern bool catalog_foreign_trigger(OwnTable table, char *name);
-extern Relation own_open(OwnTable table);
-extern int	own_execute(OwnStatement *statement, Datum *values, const char *nulls, long limit);
-extern bool own_insert_numbered(OwnStatement *insert, Datum *values, const char *nulls, OwnStatement *find);
-extern Datum own_value(int row, int column, bool *isnull);
-extern char *own_text(int row, int column);
-extern Datum own_ids(const int64 *ids, int nids);
-extern void catalog_incarnation(pg_uuid_t *incarnation);
-extern const char *own_table_functions(OwnTable table);
+extern bool catalog_foreign_trigger(InternalTable table, char *name);
+extern Relation internal_open(InternalTable table);
+extern int	internal_execute(InternalStatement *statement, Datum *values, const char *nulls, long limit);
+extern bool internal_insert_numbered(InternalStatement *insert, Datum *values, const char *nulls, InternalStatement *find);
+extern Datum internal_value(int row, int column, bool *isnull);
+extern char *internal_text(int row, int column);
+extern Datum internal_ids(const int64 *ids, int nids);
+extern void catalog_install_id(pg_uuid_t *install_id);
+extern const char *internal_table_functions(InternalTable table);
 extern bool catalog_owner_is_visible(Oid owner);
 
 #endif							/* PNE_CATALOG_H */

@@ -11,19 +11,19 @@
 #include "datatype/timestamp.h"
 
 /* what was received on a channel */
-typedef struct QueueFigures
+typedef struct QueueCounters
 {
 	int64		notifications;
 	int64		bytes;			/* of their payloads */
 	int64		dropped;		/* of them, for want of room */
 	TimestampTz last_received_at;
-} QueueFigures;
+} QueueCounters;
 
 /* a channel whose notifications are kept */
 typedef struct QueueChannel
 {
 	char		name[NAMEDATALEN];
-	QueueFigures counted;		/* added to by notify_queue_read() */
+	QueueCounters counted;		/* added to by notify_queue_read() */
 } QueueChannel;
 
 /* a notification as it was read from the queue */

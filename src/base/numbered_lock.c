@@ -28,11 +28,11 @@
  * locks such objects, as rows of tables that are no catalogs have no oids.
  */
 static LOCKTAG
-lock_tag(OwnTable table, int64 number)
+lock_tag(InternalTable table, int64 number)
 {
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, catalog_lookup(false)->own_tables[table],
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, catalog_lookup(false)->internal_tables[table],
 					   (uint32) number, (uint16) ((uint64) number >> OID_BITS));
 	return tag;
 }
@@ -41,7 +41,7 @@ lock_tag(OwnTable table, int64 number)
  * Take a lock, once those who have it let go of it.
  */
 void
-numbered_lock(OwnTable table, int64 number, LOCKMODE mode)
+numbered_lock(InternalTable table, int64 number, LOCKMODE mode)
 {
 	LOCKTAG		tag = lock_tag(table, number);
 
@@ -52,7 +52,7 @@ numbered_lock(OwnTable table, int64 number, LOCKMODE mode)
  * The same if that is possible at once.
  */
 bool
-numbered_lock_if_free(OwnTable table, int64 number, LOCKMODE mode)
+numbered_lock_if_free(InternalTable table, int64 number, LOCKMODE mode)
 {
 	LOCKTAG		tag = lock_tag(table, number);
 
@@ -63,7 +63,7 @@ numbered_lock_if_free(OwnTable table, int64 number, LOCKMODE mode)
  * Let go of it before the end of the transaction.
  */
 void
-numbered_unlock(OwnTable table, int64 number, LOCKMODE mode)
+numbered_unlock(InternalTable table, int64 number, LOCKMODE mode)
 {
 	LOCKTAG		tag = lock_tag(table, number);
 
@@ -75,7 +75,7 @@ numbered_unlock(OwnTable table, int64 number, LOCKMODE mode)
  * from it who comes at that moment.
  */
 bool
-numbered_lock_is_taken(OwnTable table, int64 number, LOCKMODE mode)
+numbered_lock_is_taken(InternalTable table, int64 number, LOCKMODE mode)
 {
 	LOCKTAG		tag = lock_tag(table, number);
 	int			count;
@@ -92,10 +92,10 @@ numbered_lock_is_taken(OwnTable table, int64 number, LOCKMODE mode)
  * has an active snapshot, and decides who may know.
  */
 bool
-numbered_lock_holder(OwnTable table, int64 number, LockHolder *holder)
+numbered_lock_holder(InternalTable table, int64 number, LockHolder *holder)
 {
 	/* a prepared transaction is known by the lock on its transaction id */
-	static OwnStatement select_holder = {
+	static InternalStatement select_holder = {
 		.sql = "SELECT l.pid, COALESCE(a.xact_start, x.prepared) "
 		"FROM pg_catalog.pg_lock_status() AS l "
 		"LEFT JOIN LATERAL pg_catalog.pg_stat_get_activity(l.pid) AS a ON a.pid OPERATOR(pg_catalog.=) l.pid "
@@ -108,7 +108,7 @@ numbered_lock_holder(OwnTable table, int64 number, LockHolder *holder)
 		"AND l.database OPERATOR(pg_catalog.=) $1 AND l.classid OPERATOR(pg_catalog.=) $2 "
 		"AND l.objid OPERATOR(pg_catalog.=) $3 AND l.objsubid OPERATOR(pg_catalog.=) $4 "
 		"AND (l.pid IS NULL OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 4,
 		.argtypes = {OIDOID, OIDOID, OIDOID, INT2OID},
 	};
@@ -123,12 +123,12 @@ numbered_lock_holder(OwnTable table, int64 number, LockHolder *holder)
 
 	if (!numbered_lock_is_taken(table, number, ExclusiveLock))
 		return false;
-	found = own_execute(&select_holder, values, NULL, 1) == 1;
+	found = internal_execute(&select_holder, values, NULL, 1) == 1;
 	if (found)
 	{
-		value = own_value(0, 1, &isnull);
+		value = internal_value(0, 1, &isnull);
 		holder->pid = isnull ? 0 : DatumGetInt32(value);
-		value = own_value(0, 2, &isnull);
+		value = internal_value(0, 2, &isnull);
 		holder->since = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
 	}
 	SPI_freetuptable(SPI_tuptable);

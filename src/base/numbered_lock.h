@@ -21,10 +21,10 @@ typedef struct LockHolder
 								 * not known, as with track_activities = off */
 } LockHolder;
 
-extern void numbered_lock(OwnTable table, int64 number, LOCKMODE mode);
-extern bool numbered_lock_if_free(OwnTable table, int64 number, LOCKMODE mode);
-extern void numbered_unlock(OwnTable table, int64 number, LOCKMODE mode);
-extern bool numbered_lock_is_taken(OwnTable table, int64 number, LOCKMODE mode);
-extern bool numbered_lock_holder(OwnTable table, int64 number, LockHolder *holder);
+extern void numbered_lock(InternalTable table, int64 number, LOCKMODE mode);
+extern bool numbered_lock_if_free(InternalTable table, int64 number, LOCKMODE mode);
+extern void numbered_unlock(InternalTable table, int64 number, LOCKMODE mode);
+extern bool numbered_lock_is_taken(InternalTable table, int64 number, LOCKMODE mode);
+extern bool numbered_lock_holder(InternalTable table, int64 number, LockHolder *holder);
 
 #endif							/* PNE_NUMBERED_LOCK_H */

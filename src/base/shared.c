@@ -78,7 +78,7 @@ shared_shmem_startup(LWLock *lock)
 		shared->lock = lock;
 		pg_atomic_init_u32(&shared->lost_installs, 0);
 		pg_atomic_init_u64(&shared->start_xid, 0);
-		pg_atomic_init_u32(&shared->place_wanted, 0);
+		pg_atomic_init_u32(&shared->slot_wanted, 0);
 		pg_atomic_init_u32(&shared->databases_used, 0);
 		worker_init(&shared->launcher);
 		bell_init(&shared->launcher_bell);
@@ -89,7 +89,7 @@ shared_shmem_startup(LWLock *lock)
 
 			pg_atomic_init_u32(&slot->dboid, InvalidOid);
 			worker_init(&slot->listener);
-			pg_atomic_init_u32(&slot->leave, 0);
+			pg_atomic_init_u32(&slot->stop_requested, 0);
 			pg_atomic_init_u32(&slot->definitions, 0);
 			pg_atomic_init_u32(&slot->channel_definitions, 0);
 			for (int j = 0; j < OWNER_GROUPS; j++)
@@ -105,7 +105,7 @@ shared_shmem_startup(LWLock *lock)
 		{
 			worker_init(&shared->executors[i].worker);
 			pg_atomic_init_u32(&shared->executors[i].unwanted, 0);
-			pg_atomic_init_u32(&shared->executors[i].leave, 0);
+			pg_atomic_init_u32(&shared->executors[i].stop_requested, 0);
 			pg_atomic_init_u32(&shared->executors[i].persisted, 0);
 		}
 	}
@@ -303,7 +303,7 @@ shared_want_executor(Oid dboid, Oid owner)
 			slot->wanted_since = instant_now();
 			worker_init(&slot->worker);
 			worker_set_phase(&slot->worker, WORKER_WAITING);
-			pg_atomic_write_u32(&slot->leave, 0);
+			pg_atomic_write_u32(&slot->stop_requested, 0);
 			pg_atomic_write_u32(&slot->persisted, 0);
 			news = true;
 		}
@@ -340,7 +340,7 @@ shared_definitions_of(DatabaseSlot *slot, Oid owner)
  * Whether the executor that leaves this mark is there.
  */
 bool
-shared_executor_lives(int64 mark)
+shared_executor_lives(int64 token)
 {
 	bool		lives = false;
 
@@ -349,7 +349,7 @@ shared_executor_lives(int64 mark)
 	{
 		ExecutorSlot *slot = &shared->executors[i];
 
-		lives = slot->in_use && slot->worker.pid != 0 && slot->mark == mark;
+		lives = slot->in_use && slot->worker.pid != 0 && slot->token == token;
 	}
 	LWLockRelease(shared->lock);
 	return lives;
@@ -360,21 +360,21 @@ shared_executor_lives(int64 mark)
  * the mark is still found in.
  */
 void
-shared_release_mark(int64 mark)
+shared_release_token(int64 token)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	shared->released_marks[shared->nreleased_marks++ % MAX_RELEASED_MARKS] = mark;
+	shared->released_tokens[shared->nreleased_tokens++ % MAX_RELEASED_TOKENS] = token;
 	LWLockRelease(shared->lock);
 }
 
 bool
-shared_mark_is_released(int64 mark)
+shared_token_is_released(int64 token)
 {
 	bool		released = false;
 
 	LWLockAcquire(shared->lock, LW_SHARED);
-	for (int i = 0; i < MAX_RELEASED_MARKS && !released; i++)
-		released = (shared->released_marks[i] == mark);
+	for (int i = 0; i < MAX_RELEASED_TOKENS && !released; i++)
+		released = (shared->released_tokens[i] == token);
 	LWLockRelease(shared->lock);
 	return released;
 }
@@ -395,7 +395,7 @@ shared_dismiss_executors(Oid dboid)
 		if (!slot->in_use || slot->dboid != dboid)
 			continue;
 		if (slot->worker.pid != 0 || slot->worker.phase == WORKER_STARTING)
-			pg_atomic_write_u32(&slot->leave, 1);
+			pg_atomic_write_u32(&slot->stop_requested, 1);
 		else
 			slot->in_use = false;
 	}

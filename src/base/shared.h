@@ -33,7 +33,7 @@
  * from the handlers' rows; the last ones.  Who finds an older one is only careful
  * for nothing.
  */
-#define MAX_RELEASED_MARKS 1024
+#define MAX_RELEASED_TOKENS 1024
 
 /* a handler's name is text, but never longer than this with its terminator */
 #define HANDLER_NAME_SIZE NAMEDATALEN
@@ -113,7 +113,7 @@ typedef struct DatabaseSlot
 	ExtensionPresence extension;
 	uint32		installs;		/* counts the commits of CREATE EXTENSION */
 	Worker		listener;
-	pg_atomic_uint32 leave;		/* 1: the listener, and with it everybody, is to
+	pg_atomic_uint32 stop_requested;		/* 1: the listener, and with it everybody, is to
 								 * leave */
 	/* bumped by whatever changes definitions of handlers, at its commit, and those
 	 * of channels; never reset */
@@ -146,13 +146,13 @@ typedef struct ExecutorSlot
 	Oid			owner;
 	Worker		worker;
 	Instant		wanted_since;	/* when its listener asked for it */
-	int64		mark;			/* what it leaves in progress rows; 0: none yet */
+	int64		token;			/* what it leaves in progress rows; 0: none yet */
 	bool		stuck;			/* it cannot clean its session, and has no place */
 	bool		wanted;			/* asked for again while backing off */
 	char		handler[HANDLER_NAME_SIZE]; /* whose batch it runs, or empty */
 	pg_atomic_uint32 unwanted;	/* 1: that handler is being dropped, and its call
 								 * is to end; written under the lock */
-	pg_atomic_uint32 leave;		/* 1: give the place up after this batch */
+	pg_atomic_uint32 stop_requested;		/* 1: give the place up after this batch */
 	/* persist_requests of its database when it last stored all and counted */
 	pg_atomic_uint32 persisted;
 } ExecutorSlot;
@@ -164,7 +164,7 @@ typedef struct SharedState
 	pg_atomic_uint32 lost_installs;
 	/* transactions from here on began after the server did; 0: not known yet */
 	pg_atomic_uint64 start_xid;
-	pg_atomic_uint32 place_wanted;	/* 1: an owner waits for a place; an executor
+	pg_atomic_uint32 slot_wanted;	/* 1: an owner waits for a place; an executor
 									 * that becomes idle rings the launcher */
 	Worker		launcher;
 	Bell		launcher_bell;
@@ -172,8 +172,8 @@ typedef struct SharedState
 										 * under the lock */
 	DatabaseSlot databases[MAX_DATABASES];
 	ExecutorSlot executors[MAX_EXECUTOR_SLOTS];
-	uint32		nreleased_marks;	/* so far; the next one replaces the oldest */
-	int64		released_marks[MAX_RELEASED_MARKS];
+	uint32		nreleased_tokens;	/* so far; the next one replaces the oldest */
+	int64		released_tokens[MAX_RELEASED_TOKENS];
 } SharedState;
 
 /* NULL where the library was not preloaded */
@@ -194,9 +194,9 @@ extern uint32 shared_definitions_of(DatabaseSlot *slot, Oid owner);
 
 extern ExecutorSlot *shared_find_executor(Oid dboid, Oid owner);
 extern bool shared_want_executor(Oid dboid, Oid owner);
-extern bool shared_executor_lives(int64 mark);
-extern void shared_release_mark(int64 mark);
-extern bool shared_mark_is_released(int64 mark);
+extern bool shared_executor_lives(int64 token);
+extern void shared_release_token(int64 token);
+extern bool shared_token_is_released(int64 token);
 extern void shared_dismiss_executors(Oid dboid);
 extern int	shared_end_calls(DatabaseSlot *database, const char *handler);
 extern void shared_let_calls_be(DatabaseSlot *database, int place);

@@ -54,7 +54,7 @@ static Instant looked = 0;
  * A transaction has stored progress.
  */
 void
-pace_progress_written(FullTransactionId xid)
+throttle_progress_written(FullTransactionId xid)
 {
 	last_written = xid;
 }
@@ -64,7 +64,7 @@ pace_progress_written(FullTransactionId xid)
  * the database like that of the progress.
  */
 void
-pace_look(Relation log)
+throttle_look(Relation log)
 {
 	Instant		now = instant_now();
 
@@ -94,7 +94,7 @@ worth(int nhandlers, Instant now)
  * worker that has none.  How long, in ms, to wait before the next one.
  */
 int
-pace_round(int nhandlers)
+throttle_round(int nhandlers)
 {
 	Instant		now = instant_now();
 	int64		price = worth(nhandlers, now);

@@ -11,8 +11,8 @@
 #include "access/transam.h"
 #include "utils/relcache.h"
 
-extern int	pace_round(int nhandlers);
-extern void pace_progress_written(FullTransactionId xid);
-extern void pace_look(Relation log);
+extern int	throttle_round(int nhandlers);
+extern void throttle_progress_written(FullTransactionId xid);
+extern void throttle_look(Relation log);
 
 #endif							/* PNE_THROTTLE_H */

@@ -427,28 +427,28 @@ worker_locked_out(Worker *worker)
  * if it has failed just now.
  */
 bool
-worker_perform(Worker *worker, Duty *duty, void (*work) (void))
+worker_perform(Worker *worker, WorkerTask *task, void (*work) (void))
 {
 	MemoryContext context = CurrentMemoryContext;
 	volatile bool failed = false;
 
-	if (duty->not_before > instant_now())
+	if (task->not_before > instant_now())
 		return true;
 
 	PG_TRY();
 	{
 		work();
-		duty->backoff = 0;
-		duty->not_before = 0;
+		task->backoff = 0;
+		task->not_before = 0;
 	}
 	PG_CATCH();
 	{
 		failed = true;
 		MemoryContextSwitchTo(context);
-		worker_abort(worker, duty->backoff == 0 || error_is_news(duty->last_error));
-		strlcpy(duty->last_error, worker->last_error, WORKER_ERROR_SIZE);
-		duty->backoff = worker_next_backoff(duty->backoff);
-		duty->not_before = instant_in(duty->backoff);
+		worker_abort(worker, task->backoff == 0 || error_is_news(task->last_error));
+		strlcpy(task->last_error, worker->last_error, WORKER_ERROR_SIZE);
+		task->backoff = worker_next_backoff(task->backoff);
+		task->not_before = instant_in(task->backoff);
 	}
 	PG_END_TRY();
 	return !failed;

@@ -31,12 +31,12 @@ StaticAssertDecl(sizeof(WorkerStart) <= BGW_EXTRALEN, "WorkerStart must fit into
  * A part of a worker's work that can fail without the rest: it is left alone for
  * a while, longer after each failure in a row.  All zero at first.
  */
-typedef struct Duty
+typedef struct WorkerTask
 {
 	Instant		not_before;		/* no try before this */
 	int			backoff;		/* ms that the last failure has cost, or 0 */
 	char		last_error[WORKER_ERROR_SIZE];
-} Duty;
+} WorkerTask;
 
 extern void worker_signals(void);
 extern void worker_hold_cancels(void);
@@ -56,6 +56,6 @@ extern int	worker_next_backoff(int backoff);
 extern void worker_recover(Worker *worker);
 extern void worker_locked_out(Worker *worker);
 extern void worker_recovered(Worker *worker);
-extern bool worker_perform(Worker *worker, Duty *duty, void (*work) (void));
+extern bool worker_perform(Worker *worker, WorkerTask *task, void (*work) (void));
 
 #endif							/* PNE_WORKER_H */

@@ -42,13 +42,13 @@
 
 #define SELECT_CONSUMERS \
 	"SELECT c.name, c.number, c.owner, c.event_name, c.filter, " \
-	"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation " \
+	"(c.install_id OPERATOR(pg_catalog.<>) i.install_id " \
 	" OR c.database OPERATOR(pg_catalog.<>) $1), " \
 	"c.altered_at, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, " \
 	"p.start::pg_catalog.text, p.batch, p.leased_until " \
 	"FROM @s._event_consumers AS c " \
 	"JOIN @s._event_consumer_progress AS p ON p.consumer OPERATOR(pg_catalog.=) c.name " \
-	"CROSS JOIN @s._event_incarnation AS i "
+	"CROSS JOIN @s._event_install AS i "
 
 /*
  * Copy one row of those that the statements with this have selected.
@@ -63,24 +63,24 @@ consumer_from_row(int row)
 	Datum		event_name;
 	char	   *text;
 
-	strlcpy(consumer->name, own_text(row, ++column), HANDLER_NAME_SIZE);
-	consumer->number = DatumGetInt64(own_value(row, ++column, &isnull));
-	consumer->owner = DatumGetObjectId(own_value(row, ++column, &isnull));
-	event_name = own_value(row, ++column, &isnull);
-	value = own_value(row, ++column, &isnull);
+	strlcpy(consumer->name, internal_text(row, ++column), HANDLER_NAME_SIZE);
+	consumer->number = DatumGetInt64(internal_value(row, ++column, &isnull));
+	consumer->owner = DatumGetObjectId(internal_value(row, ++column, &isnull));
+	event_name = internal_value(row, ++column, &isnull);
+	value = internal_value(row, ++column, &isnull);
 	match_read_pattern(&consumer->pattern, event_name, isnull ? (Datum) 0 : value, true);
-	consumer->dormant = DatumGetBool(own_value(row, ++column, &isnull));
-	consumer->altered_at = DatumGetTimestampTz(own_value(row, ++column, &isnull));
-	consumer->position.cursor = event_snapshot_parse(own_text(row, ++column));
-	text = own_text(row, ++column);
+	consumer->dormant = DatumGetBool(internal_value(row, ++column, &isnull));
+	consumer->altered_at = DatumGetTimestampTz(internal_value(row, ++column, &isnull));
+	consumer->position.cursor = event_snapshot_parse(internal_text(row, ++column));
+	text = internal_text(row, ++column);
 	if (text != NULL)
 		consumer->position.window = event_snapshot_parse(text);
-	value = own_value(row, ++column, &isnull);
+	value = internal_value(row, ++column, &isnull);
 	consumer->position.last_id = isnull ? 0 : DatumGetInt64(value);
-	consumer->start = event_snapshot_parse(own_text(row, ++column));
-	value = own_value(row, ++column, &isnull);
+	consumer->start = event_snapshot_parse(internal_text(row, ++column));
+	value = internal_value(row, ++column, &isnull);
 	consumer->batch = batch_from_datum(value, &consumer->nbatch);
-	value = own_value(row, ++column, &isnull);
+	value = internal_value(row, ++column, &isnull);
 	consumer->leased_until = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
 	return consumer;
 }
@@ -92,14 +92,14 @@ consumer_from_row(int row)
 List *
 consumer_load_all(void)
 {
-	static OwnStatement select_all = {
+	static InternalStatement select_all = {
 		.sql = SELECT_CONSUMERS "ORDER BY c.name",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {OIDOID},
 	};
 	Datum		database = ObjectIdGetDatum(MyDatabaseId);
-	int			count = own_execute(&select_all, &database, NULL, 0);
+	int			count = internal_execute(&select_all, &database, NULL, 0);
 	List	   *result = NIL;
 
 	for (int row = 0; row < count; row++)
@@ -113,16 +113,16 @@ consumer_load_all(void)
 Consumer *
 consumer_find(const char *name)
 {
-	static OwnStatement select_one = {
+	static InternalStatement select_one = {
 		.sql = SELECT_CONSUMERS "WHERE c.name OPERATOR(pg_catalog.=) $2",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 2,
 		.argtypes = {OIDOID, TEXTOID},
 	};
 	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), CStringGetTextDatum(name)};
 	Consumer   *result = NULL;
 
-	if (own_execute(&select_one, values, NULL, 1) == 1)
+	if (internal_execute(&select_one, values, NULL, 1) == 1)
 		result = consumer_from_row(0);
 	/* who waits does this again and again */
 	SPI_freetuptable(SPI_tuptable);
@@ -249,7 +249,7 @@ consumer_lock_own(const char *name)
 	do
 	{
 		locked = consumer->number;
-		numbered_lock(OWN_CONSUMERS, locked, ExclusiveLock);
+		numbered_lock(TABLE_CONSUMERS, locked, ExclusiveLock);
 		consumer = consumer_find_own(name);
 	} while (consumer->number != locked);
 	return consumer;
@@ -261,7 +261,7 @@ consumer_lock_own(const char *name)
 bool
 consumer_try_lock(const Consumer *consumer)
 {
-	return numbered_lock_if_free(OWN_CONSUMERS, consumer->number, ExclusiveLock);
+	return numbered_lock_if_free(TABLE_CONSUMERS, consumer->number, ExclusiveLock);
 }
 
 /*
@@ -270,7 +270,7 @@ consumer_try_lock(const Consumer *consumer)
 void
 consumer_unlock(const Consumer *consumer)
 {
-	numbered_unlock(OWN_CONSUMERS, consumer->number, ExclusiveLock);
+	numbered_unlock(TABLE_CONSUMERS, consumer->number, ExclusiveLock);
 }
 
 /*
@@ -279,5 +279,5 @@ consumer_unlock(const Consumer *consumer)
 bool
 consumer_is_held(const Consumer *consumer, LockHolder *holder)
 {
-	return numbered_lock_holder(OWN_CONSUMERS, consumer->number, holder);
+	return numbered_lock_holder(TABLE_CONSUMERS, consumer->number, holder);
 }

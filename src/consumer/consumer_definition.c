@@ -44,33 +44,33 @@ static bool
 write_definition(const Consumer *consumer, bool update)
 {
 #define DEFINITION_ARGTYPES {TEXTOID, OIDOID, NAMEOID, TEXTOID, JSONPATHOID, UUIDOID, OIDOID}
-	static OwnStatement insert_definition = {
+	static InternalStatement insert_definition = {
 		.sql = "INSERT INTO @s._event_consumers "
-		"(name, owner, owner_name, event_name, filter, incarnation, database) "
+		"(name, owner, owner_name, event_name, filter, install_id, database) "
 		"VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
-		.target = OWN_CONSUMERS,
+		.target = TABLE_CONSUMERS,
 		.nargs = 7,
 		.argtypes = DEFINITION_ARGTYPES,
 	};
-	static OwnStatement find_definition = {
+	static InternalStatement find_definition = {
 		.sql = "SELECT 1 FROM @s._event_consumers AS c WHERE c.name OPERATOR(pg_catalog.=) $1",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = DEFINITION_ARGTYPES,
 	};
-	static OwnStatement update_definition = {
+	static InternalStatement update_definition = {
 		.sql = "UPDATE @s._event_consumers SET owner = $2, owner_name = $3, event_name = $4, "
 		"filter = $5, altered_at = pg_catalog.now() WHERE name OPERATOR(pg_catalog.=) $1",
-		.target = OWN_CONSUMERS,
+		.target = TABLE_CONSUMERS,
 		.nargs = 5,
 		.argtypes = DEFINITION_ARGTYPES,
 	};
 	Datum		values[7];
 	char		nulls[7] = {' ', ' ', ' ', ' ', ' ', ' ', ' '};
-	pg_uuid_t	incarnation;
+	pg_uuid_t	install_id;
 	NameData	owner_name;
 
-	catalog_incarnation(&incarnation);
+	catalog_install_id(&install_id);
 	namestrcpy(&owner_name, GetUserNameFromId(consumer->owner, false));
 	values[0] = CStringGetTextDatum(consumer->name);
 	values[1] = ObjectIdGetDatum(consumer->owner);
@@ -79,26 +79,26 @@ write_definition(const Consumer *consumer, bool update)
 	values[4] = consumer->pattern.filter;
 	if (consumer->pattern.filter == (Datum) 0)
 		nulls[4] = 'n';
-	values[5] = UUIDPGetDatum(&incarnation);
+	values[5] = UUIDPGetDatum(&install_id);
 	values[6] = ObjectIdGetDatum(MyDatabaseId);
 	if (update)
-		return own_execute(&update_definition, values, nulls, 0) == 1;
-	return own_insert_numbered(&insert_definition, values, nulls, &find_definition);
+		return internal_execute(&update_definition, values, nulls, 0) == 1;
+	return internal_insert_numbered(&insert_definition, values, nulls, &find_definition);
 }
 
 static void
 insert_progress(const char *name, const EventSnapshot *start)
 {
-	static OwnStatement insert = {
+	static InternalStatement insert = {
 		.sql = "INSERT INTO @s._event_consumer_progress (consumer, cursor, start) "
 		"VALUES ($1, $2::pg_catalog.pg_snapshot, $2::pg_catalog.pg_snapshot)",
-		.target = OWN_CONSUMER_PROGRESS,
+		.target = TABLE_CONSUMER_PROGRESS,
 		.nargs = 2,
 		.argtypes = {TEXTOID, TEXTOID},
 	};
 	Datum		values[2] = {CStringGetTextDatum(name), CStringGetTextDatum(event_snapshot_text(start))};
 
-	own_execute(&insert, values, NULL, 0);
+	internal_execute(&insert, values, NULL, 0);
 }
 
 /*
@@ -160,18 +160,18 @@ pne_create_event_consumer(PG_FUNCTION_ARGS)
 Datum
 pne_drop_event_consumer(PG_FUNCTION_ARGS)
 {
-	static OwnStatement statements[] = {
+	static InternalStatement statements[] = {
 		{
 			.sql = "DELETE FROM @s._event_consumer_retries WHERE consumer OPERATOR(pg_catalog.=) $1",
-			.target = OWN_CONSUMER_RETRIES, .nargs = 1, .argtypes = {TEXTOID},
+			.target = TABLE_CONSUMER_RETRIES, .nargs = 1, .argtypes = {TEXTOID},
 		},
 		{
 			.sql = "DELETE FROM @s._event_consumer_progress WHERE consumer OPERATOR(pg_catalog.=) $1",
-			.target = OWN_CONSUMER_PROGRESS, .nargs = 1, .argtypes = {TEXTOID},
+			.target = TABLE_CONSUMER_PROGRESS, .nargs = 1, .argtypes = {TEXTOID},
 		},
 		{
 			.sql = "DELETE FROM @s._event_consumers WHERE name OPERATOR(pg_catalog.=) $1",
-			.target = OWN_CONSUMERS, .nargs = 1, .argtypes = {TEXTOID},
+			.target = TABLE_CONSUMERS, .nargs = 1, .argtypes = {TEXTOID},
 		},
 	};
 	char	   *name = name_argument(fcinfo, 0, "name", "event consumer");
@@ -181,7 +181,7 @@ pne_drop_event_consumer(PG_FUNCTION_ARGS)
 	SPI_connect();
 	(void) consumer_lock_own(name);
 	for (int i = 0; i < (int) lengthof(statements); i++)
-		own_execute(&statements[i], &value, NULL, 0);
+		internal_execute(&statements[i], &value, NULL, 0);
 	SPI_finish();
 
 	doorbell_at_commit(RING_CONSUMERS);

@@ -85,24 +85,24 @@ find_listed(Fetch *fetch, const EventIdentity *listed, int nlisted)
 static void
 find_due(Fetch *fetch)
 {
-	static OwnStatement select_due = {
+	static InternalStatement select_due = {
 		.sql = "SELECT t.event_id, t.event_txid FROM @s._event_consumer_retries AS t "
 		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 "
 		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
 		"ORDER BY t.event_id LIMIT $2",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 2,
 		.argtypes = {TEXTOID, INT8OID},
 	};
 	Datum		values[2] = {CStringGetTextDatum(fetch->consumer->name), Int64GetDatum(fetch->max_events)};
-	int			ndue = own_execute(&select_due, values, NULL, 0);
+	int			ndue = internal_execute(&select_due, values, NULL, 0);
 	EventIdentity *due = palloc(sizeof(EventIdentity) * ndue);
 	bool		isnull;
 
 	for (int i = 0; i < ndue; i++)
 	{
-		due[i].id = DatumGetInt64(own_value(i, 1, &isnull));
-		due[i].txid = event_txid_from_datum(own_value(i, 2, &isnull));
+		due[i].id = DatumGetInt64(internal_value(i, 1, &isnull));
+		due[i].txid = event_txid_from_datum(internal_value(i, 2, &isnull));
 	}
 	find_listed(fetch, due, ndue);
 }
@@ -196,10 +196,10 @@ was_found(const EventSearch *search, EventIdentity listed)
 static void
 store_retries(const Fetch *fetch, Datum ids, Datum txids)
 {
-	static OwnStatement delete_gone = {
+	static InternalStatement delete_gone = {
 		.sql = "DELETE FROM @s._event_consumer_retries WHERE consumer OPERATOR(pg_catalog.=) $1 "
 		"AND event_id OPERATOR(pg_catalog.=) $2 AND event_txid OPERATOR(pg_catalog.=) $3",
-		.target = OWN_CONSUMER_RETRIES,
+		.target = TABLE_CONSUMER_RETRIES,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, XID8OID},
 	};
@@ -209,11 +209,11 @@ store_retries(const Fetch *fetch, Datum ids, Datum txids)
 	 * about an event that is gone, for the id is taken; so it does not matter that
 	 * this may mark it, too.
 	 */
-	static OwnStatement update_taken = {
+	static InternalStatement update_taken = {
 		.sql = "UPDATE @s._event_consumer_retries SET next_attempt_at = NULL "
 		"WHERE consumer OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) ANY ($2) "
 		"AND event_txid OPERATOR(pg_catalog.=) ANY ($3)",
-		.target = OWN_CONSUMER_RETRIES,
+		.target = TABLE_CONSUMER_RETRIES,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8ARRAYOID, XID8ARRAYOID},
 	};
@@ -226,9 +226,9 @@ store_retries(const Fetch *fetch, Datum ids, Datum txids)
 		Datum		gone[3] = {name, Int64GetDatum(listed.id), event_txid_datum(listed.txid)};
 
 		if (!was_found(&fetch->search, listed))
-			own_execute(&delete_gone, gone, NULL, 0);
+			internal_execute(&delete_gone, gone, NULL, 0);
 	}
-	own_execute(&update_taken, taken, NULL, 0);
+	internal_execute(&update_taken, taken, NULL, 0);
 }
 
 /*
@@ -237,14 +237,14 @@ store_retries(const Fetch *fetch, Datum ids, Datum txids)
 static void
 store_fetch(const Fetch *fetch, const EventIdentity *found)
 {
-	static OwnStatement update_progress = {
+	static InternalStatement update_progress = {
 		.sql = "UPDATE @s._event_consumer_progress SET "
 		"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, "
 		"batch = $5, batch_length = $8, leased_until = $6, fetched = fetched OPERATOR(pg_catalog.+) $7, "
 		"last_fetched_at = CASE WHEN $8 OPERATOR(pg_catalog.=) 0 "
 		"THEN last_fetched_at ELSE pg_catalog.clock_timestamp() END "
 		"WHERE consumer OPERATOR(pg_catalog.=) $1",
-		.target = OWN_CONSUMER_PROGRESS,
+		.target = TABLE_CONSUMER_PROGRESS,
 		.nargs = 8,
 		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, BYTEAOID, TIMESTAMPTZOID, INT8OID, INT4OID},
 	};
@@ -275,7 +275,7 @@ store_fetch(const Fetch *fetch, const EventIdentity *found)
 
 	if (fetch->nlisted > 0)
 		store_retries(fetch, event_ids_datum(found, search->nfound), event_txids_datum(found, search->nfound));
-	own_execute(&update_progress, values, nulls, 0);
+	internal_execute(&update_progress, values, nulls, 0);
 }
 
 /*
@@ -389,7 +389,7 @@ find_in_batch(const Consumer *consumer, int64 id)
 static void
 store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 retried)
 {
-	static OwnStatement update_batch = {
+	static InternalStatement update_batch = {
 		.sql = "UPDATE @s._event_consumer_progress SET batch = $2, batch_length = $6, "
 		"leased_until = CASE WHEN $6 OPERATOR(pg_catalog.=) 0 "
 		"THEN NULL ELSE leased_until END, "
@@ -399,7 +399,7 @@ store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 re
 		"last_acknowledged_at = CASE WHEN $5 IS NULL THEN last_acknowledged_at "
 		"ELSE pg_catalog.clock_timestamp() END "
 		"WHERE consumer OPERATOR(pg_catalog.=) $1",
-		.target = OWN_CONSUMER_PROGRESS,
+		.target = TABLE_CONSUMER_PROGRESS,
 		.nargs = 6,
 		.argtypes = {TEXTOID, BYTEAOID, INT8OID, INT8OID, INT8OID, INT4OID},
 	};
@@ -415,7 +415,7 @@ store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 re
 	values[2] = Int64GetDatum(acknowledged ? nout : 0);
 	values[3] = Int64GetDatum(retried);
 	values[5] = Int32GetDatum(consumer->nbatch);
-	own_execute(&update_batch, values, nulls, 0);
+	internal_execute(&update_batch, values, nulls, 0);
 	doorbell_at_commit(RING_CONSUMERS);
 }
 
@@ -446,10 +446,10 @@ lock_consumer(FunctionCallInfo fcinfo, const char *function)
 Datum
 pne_ack_events(PG_FUNCTION_ARGS)
 {
-	static OwnStatement delete_retries = {
+	static InternalStatement delete_retries = {
 		.sql = "DELETE FROM @s._event_consumer_retries WHERE consumer OPERATOR(pg_catalog.=) $1 "
 		"AND next_attempt_at IS NULL AND event_id OPERATOR(pg_catalog.<=) $2",
-		.target = OWN_CONSUMER_RETRIES,
+		.target = TABLE_CONSUMER_RETRIES,
 		.nargs = 2,
 		.argtypes = {TEXTOID, INT8OID},
 	};
@@ -464,7 +464,7 @@ pne_ack_events(PG_FUNCTION_ARGS)
 		/* those without a time are those that are in the open batch */
 		Datum		values[2] = {CStringGetTextDatum(consumer->name), Int64GetDatum(consumer->batch[count - 1].id)};
 
-		store_batch(consumer, 0, count, true, own_execute(&delete_retries, values, NULL, 0));
+		store_batch(consumer, 0, count, true, internal_execute(&delete_retries, values, NULL, 0));
 	}
 	else
 		consumer_unlock(consumer);
@@ -482,11 +482,11 @@ pne_ack_events(PG_FUNCTION_ARGS)
 Datum
 pne_retry_event(PG_FUNCTION_ARGS)
 {
-	static OwnStatement insert_retry = {
+	static InternalStatement insert_retry = {
 		.sql = "INSERT INTO @s._event_consumer_retries AS t (consumer, event_id, event_txid, attempts, next_attempt_at) "
 		"VALUES ($1, $2, $4, 1, $3) ON CONFLICT (consumer, event_id, event_txid) DO UPDATE "
 		"SET attempts = t.attempts OPERATOR(pg_catalog.+) 1, next_attempt_at = excluded.next_attempt_at",
-		.target = OWN_CONSUMER_RETRIES,
+		.target = TABLE_CONSUMER_RETRIES,
 		.nargs = 4,
 		.argtypes = {TEXTOID, INT8OID, TIMESTAMPTZOID, XID8OID},
 	};
@@ -508,7 +508,7 @@ pne_retry_event(PG_FUNCTION_ARGS)
 	values[1] = Int64GetDatum(event.id);
 	values[2] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay));
 	values[3] = event_txid_datum(event.txid);
-	own_execute(&insert_retry, values, NULL, 0);
+	internal_execute(&insert_retry, values, NULL, 0);
 	SPI_finish();
 	PG_RETURN_VOID();
 }

@@ -44,11 +44,11 @@ positions_equal(const EventPosition *a, const EventPosition *b)
 static TimestampTz
 next_retry(const Consumer *consumer)
 {
-	static OwnStatement select_next = {
+	static InternalStatement select_next = {
 		.sql = "SELECT t.next_attempt_at FROM @s._event_consumer_retries AS t "
 		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 AND t.next_attempt_at IS NOT NULL "
 		"ORDER BY t.next_attempt_at LIMIT 1",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -56,8 +56,8 @@ next_retry(const Consumer *consumer)
 	TimestampTz result = DT_NOEND;
 	bool		isnull;
 
-	if (own_execute(&select_next, &value, NULL, 1) == 1)
-		result = DatumGetTimestampTz(own_value(0, 1, &isnull));
+	if (internal_execute(&select_next, &value, NULL, 1) == 1)
+		result = DatumGetTimestampTz(internal_value(0, 1, &isnull));
 	SPI_freetuptable(SPI_tuptable);
 	return result;
 }
@@ -117,7 +117,7 @@ look_at_consumer(const char *name, ConsumerMemory *memory, bool *locked)
 		int64		number = memory->number;
 		Consumer   *consumer;
 
-		*locked = number != 0 && numbered_lock_is_taken(OWN_CONSUMERS, number, ExclusiveLock);
+		*locked = number != 0 && numbered_lock_is_taken(TABLE_CONSUMERS, number, ExclusiveLock);
 		PushActiveSnapshot(GetTransactionSnapshot());
 		consumer = consumer_find_own(name);
 		memory->number = consumer->number;

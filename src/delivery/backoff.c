@@ -7,7 +7,7 @@
  * During an outage the handler backs off: nothing is called but one probe per
  * delay, each with the next event, so that an event which only looks like an
  * outage is passed, too.  A probe that fails is parked in _event_retries with
- * in_outage set: the position moves past the event, the attempt is not counted.
+ * deferred set: the position moves past the event, the attempt is not counted.
  * When any event succeeds the outage is over, and in the transaction of that
  * success the parked ones are charged their attempt, and wait for the next like
  * all that failed.  Where there is no further event, the parked ones are the
@@ -43,7 +43,7 @@
  * event's: its timeout, or somebody who wants just this call to end.
  */
 static bool
-is_outage_error(const ErrorData *error)
+error_is_of_server(const ErrorData *error)
 {
 	int			sqlstate = error->sqlerrcode;
 
@@ -67,18 +67,18 @@ is_outage_error(const ErrorData *error)
 void
 backoff_load(HandlerRun *run)
 {
-	static OwnStatement select_parked = {
+	static InternalStatement select_deferred = {
 		.sql = "SELECT 1 FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.in_outage LIMIT 1",
-		.target = OWN_NONE,
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.deferred LIMIT 1",
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 	Datum		value = CStringGetTextDatum(run->definition->name);
 
-	health->parked = own_execute(&select_parked, &value, NULL, 1) == 1;
-	stats_read_outage(run->definition, &health->probes, &health->probe_at);
+	state->deferred = internal_execute(&select_deferred, &value, NULL, 1) == 1;
+	handler_counters_read_backoff(run->definition, &state->failed_trials, &state->next_trial_at);
 }
 
 /*
@@ -87,38 +87,38 @@ backoff_load(HandlerRun *run)
 bool
 backoff_is_to_blame(const HandlerRun *run, const ErrorData *error)
 {
-	if (run->health->probes > 0)
+	if (run->state->failed_trials > 0)
 		return !run->definition->ordered;
-	return is_outage_error(error);
+	return error_is_of_server(error);
 }
 
 /*
  * When there is to be a probe after one that fails now.
  */
 TimestampTz
-backoff_next_probe(const HandlerRun *run)
+backoff_next_trial(const HandlerRun *run)
 {
-	return retry_due_after(run->definition, run->health->probes + 1);
+	return retry_due_after(run->definition, run->state->failed_trials + 1);
 }
 
 static void
 back_off(HandlerRun *run, TimestampTz until)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 
-	health->probes++;
-	health->probe_at = instant_of_time(until);
-	stats_note_outage(run->definition, health->probes, health->probe_at);
+	state->failed_trials++;
+	state->next_trial_at = instant_of_time(until);
+	handler_counters_note_backoff(run->definition, state->failed_trials, state->next_trial_at);
 }
 
 /*
  * An event has failed, and was parked instead of charged.
  */
 void
-backoff_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, const ErrorData *error)
+backoff_event_deferred(HandlerRun *run, int64 event_id, TimestampTz next_trial, const ErrorData *error)
 {
-	run->health->parked = true;
-	back_off(run, next_probe);
+	run->state->deferred = true;
+	back_off(run, next_trial);
 	if (!loglimit_allows(LOG_TOPIC_HANDLERS))
 		return;
 	ereport(LOG,
@@ -126,7 +126,7 @@ backoff_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, co
 			 errmsg("event handler \"%s\" backs off after event %lld failed: %s", run->definition->name,
 					(long long) event_id, error->message ? error->message : ""),
 			 errdetail("Not charged to the event unless others succeed. The next event is tried at %s.",
-					   timestamptz_to_str(next_probe))));
+					   timestamptz_to_str(next_trial))));
 }
 
 /*
@@ -137,9 +137,9 @@ backoff_event_parked(HandlerRun *run, int64 event_id, TimestampTz next_probe, co
 void
 backoff_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorData *error)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 
-	if (health->probes > 0)
+	if (state->failed_trials > 0)
 	{
 		/* dead: nothing holds the handler any more */
 		if (due == DT_NOEND)
@@ -147,17 +147,17 @@ backoff_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorD
 		else
 			back_off(run, due);
 	}
-	else if (first && ++health->failed_in_row >= MAX_FAILED_IN_ROW)
+	else if (first && ++state->failed_in_row >= MAX_FAILED_IN_ROW)
 	{
-		TimestampTz next_probe = backoff_next_probe(run);
+		TimestampTz next_trial = backoff_next_trial(run);
 
-		back_off(run, next_probe);
+		back_off(run, next_trial);
 		if (loglimit_allows(LOG_TOPIC_HANDLERS))
 			ereport(LOG,
 					(errcode(error->sqlerrcode),
 					 errmsg("event handler \"%s\" backs off: %d events in a row failed, the last with: %s",
-							run->definition->name, health->failed_in_row, error->message ? error->message : ""),
-					 errdetail("The next event is tried at %s.", timestamptz_to_str(next_probe))));
+							run->definition->name, state->failed_in_row, error->message ? error->message : ""),
+					 errdetail("The next event is tried at %s.", timestamptz_to_str(next_trial))));
 	}
 }
 
@@ -165,12 +165,12 @@ backoff_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorD
  * In the transaction of a success: charge what was parked before it.
  */
 void
-backoff_charge_parked(HandlerRun *run)
+backoff_charge_deferred(HandlerRun *run)
 {
-	static OwnStatement select_parked = {
+	static InternalStatement select_deferred = {
 		.sql = "SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t "
-		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.in_outage ORDER BY t.event_id",
-		.target = OWN_NONE,
+		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.deferred ORDER BY t.event_id",
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -180,20 +180,20 @@ backoff_charge_parked(HandlerRun *run)
 	int			count;
 	bool		isnull;
 
-	if (!run->health->parked)
+	if (!run->state->deferred)
 		return;
-	count = own_execute(&select_parked, &name, NULL, 0);
+	count = internal_execute(&select_deferred, &name, NULL, 0);
 	events = palloc(sizeof(EventIdentity) * (Size) (count + 1));
 	attempts = palloc(sizeof(int) * (Size) (count + 1));
 	for (int i = 0; i < count; i++)
 	{
-		events[i].id = DatumGetInt64(own_value(i, 1, &isnull));
-		events[i].txid = event_txid_from_datum(own_value(i, 2, &isnull));
-		attempts[i] = DatumGetInt32(own_value(i, 3, &isnull));
+		events[i].id = DatumGetInt64(internal_value(i, 1, &isnull));
+		events[i].txid = event_txid_from_datum(internal_value(i, 2, &isnull));
+		attempts[i] = DatumGetInt32(internal_value(i, 3, &isnull));
 	}
 	for (int i = 0; i < count; i++)
 	{
-		TimestampTz due = retry_charge_parked(run->definition, events[i], attempts[i] + 1);
+		TimestampTz due = retry_charge_deferred(run->definition, events[i], attempts[i] + 1);
 
 		run->next_retry_at = Min(run->next_retry_at, due);
 	}
@@ -205,16 +205,16 @@ backoff_charge_parked(HandlerRun *run)
 void
 backoff_over(HandlerRun *run)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 
-	health->failed_in_row = 0;
-	health->parked = false;
-	if (health->probes == 0)
+	state->failed_in_row = 0;
+	state->deferred = false;
+	if (state->failed_trials == 0)
 		return;
-	health->probes = 0;
-	health->probe_at = 0;
-	stats_note_outage(run->definition, 0, 0);
+	state->failed_trials = 0;
+	state->next_trial_at = 0;
+	handler_counters_note_backoff(run->definition, 0, 0);
 	if (loglimit_allows(LOG_TOPIC_HANDLERS))
 		ereport(LOG,
-				(errmsg("event handler \"%s\" goes on, its outage is over", run->definition->name)));
+				(errmsg("event handler \"%s\" goes on, its back-off is over", run->definition->name)));
 }

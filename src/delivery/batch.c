@@ -78,7 +78,7 @@ typedef struct Attempt
  */
 static int
 call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, const bool *passes,
-				BatchFigures *figures, ProgressFigures *progress, int *suspect)
+				BatchCounters *counters, ProgressCounters *progress, int *suspect)
 {
 	bool		at_once = (run->call.shape == SHAPE_EVENT_ARRAY);
 	Instant		deadline = instant_in(pne_batch_time);
@@ -95,11 +95,11 @@ call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, co
 			continue;
 
 		*suspect = (nchosen == 1 && !at_once) || nevents == 1 ? through - 1 : -1;
-		call_handler(run, chosen, nchosen, desc, figures);
+		call_handler(run, chosen, nchosen, desc, counters);
 		progress->delivered += nchosen;
 		progress->last_event_id = chosen[nchosen - 1]->id;
 		nchosen = 0;
-		if (figures->now >= deadline)
+		if (counters->now >= deadline)
 			break;
 	}
 	call_timeout_disarm();
@@ -149,8 +149,8 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 	int			nevents = batch->nevents;
 	Event	  **events = palloc(sizeof(Event *) * nevents);
 	bool	   *passes = palloc(sizeof(bool) * nevents);
-	BatchFigures figures;
-	ProgressFigures progress = {0};
+	BatchCounters counters;
+	ProgressCounters progress = {0};
 	volatile BatchOutcome outcome = BATCH_DONE;
 	volatile bool ready = false;
 	volatile bool wrote = false;
@@ -159,7 +159,7 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 	attempt->tried = nevents;
 	attempt->suspect = -1;
 	attempt->error = NULL;
-	stats_batch_begins(&figures, nevents);
+	handler_counters_batch_begins(&counters, nevents);
 	executor_report_running(run->definition->name, batch->refs[0].id, nevents);
 
 	PG_TRY();
@@ -171,7 +171,7 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 		log = table_open(catalog_lookup(false)->log, AccessShareLock);
 		desc = RelationGetDescr(log);
 
-		if (executor_asked_to_leave() || !call_check_handler(run))
+		if (executor_stop_requested() || !call_check_handler(run))
 			outcome = BATCH_SUSPENDED;
 		else
 		{
@@ -187,11 +187,11 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 			else
 			{
 				handler_prepare_call(&run->call, run->definition, run->approved);
-				attempt->done = call_for_events(run, events, nevents, desc, passes, &figures, &progress,
+				attempt->done = call_for_events(run, events, nevents, desc, passes, &counters, &progress,
 												&attempt->suspect);
 				attempt->tried = attempt->done;
 				progress_store(run, batch->indexes[attempt->done], &progress);
-				backoff_charge_parked(run);
+				backoff_charge_deferred(run);
 				wrote = true;
 				FAULT_POINT("after-call");
 			}
@@ -224,7 +224,7 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 		if (wrote)
 		{
 			FAULT_POINT("after-commit");
-			stats_batch_committed(run->definition, &figures);
+			handler_counters_batch_committed(run->definition, &counters);
 			progress_stored(run, next);
 			crash_guard_note_commit(run, attempt->done);
 			backoff_over(run);
@@ -249,16 +249,16 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 static void
 split_batch(HandlerRun *run, const Batch *batch, const Attempt *attempt)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 
-	health->good_batches = 0;
-	health->suspect = 0;
+	state->good_batches = 0;
+	state->suspect = 0;
 	if (attempt->suspect < 0 || call_error_is_rollback(attempt->error))
-		health->batch_limit = Max(attempt->tried / 2, 1);
+		state->batch_limit = Max(attempt->tried / 2, 1);
 	else
 	{
-		health->batch_limit = Max(batch->nevents / 2, attempt->suspect);
-		health->suspect = batch->refs[attempt->suspect].id;
+		state->batch_limit = Max(batch->nevents / 2, attempt->suspect);
+		state->suspect = batch->refs[attempt->suspect].id;
 	}
 }
 
@@ -269,14 +269,14 @@ split_batch(HandlerRun *run, const Batch *batch, const Attempt *attempt)
 static void
 batch_went_well(HandlerRun *run)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 
-	if (health->batch_limit == 0 || ++health->good_batches < GOOD_BATCHES)
+	if (state->batch_limit == 0 || ++state->good_batches < GOOD_BATCHES)
 		return;
-	health->good_batches = 0;
-	health->batch_limit *= 2;
-	if (health->batch_limit >= run->definition->batch_size)
-		health->batch_limit = 0;
+	state->good_batches = 0;
+	state->batch_limit *= 2;
+	if (state->batch_limit >= run->definition->batch_size)
+		state->batch_limit = 0;
 }
 
 /*
@@ -286,7 +286,7 @@ batch_went_well(HandlerRun *run)
 static BatchOutcome
 run_batch(HandlerRun *run, Batch *batch)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 	Attempt		attempt;
 	BatchOutcome outcome;
 	int			tries = 0;
@@ -306,11 +306,11 @@ run_batch(HandlerRun *run, Batch *batch)
 		FreeErrorData(attempt.error);
 		return BATCH_DONE;
 	}
-	if (batch->refs[0].id == health->suspect)
-		health->suspect = 0;
+	if (batch->refs[0].id == state->suspect)
+		state->suspect = 0;
 	if (outcome == BATCH_FAILED)
 	{
-		health->good_batches = 0;
+		state->good_batches = 0;
 		outcome = retry_record_failure(run, &batch->chunk->events[0], batch->indexes[1], attempt.error);
 	}
 	else if (outcome == BATCH_DONE)
@@ -338,7 +338,7 @@ look_at_events(HandlerRun *run, Batch *batch, Event **events)
 
 		transaction_start();
 		log = table_open(catalog_lookup(false)->log, AccessShareLock);
-		if (!executor_asked_to_leave() && call_check_handler(run))
+		if (!executor_stop_requested() && call_check_handler(run))
 			nevents = read_events(run, batch, batch->nevents, log, false, events);
 		table_close(log, NoLock);
 		transaction_commit(0);
@@ -409,13 +409,13 @@ run_one_by_one(HandlerRun *run, Batch *batch)
 static int
 batch_room(const HandlerRun *run)
 {
-	const HandlerHealth *health = run->health;
+	const HandlerState *state = run->state;
 
-	if (health->probes > 0)
+	if (state->failed_trials > 0)
 		return 1;
-	if (health->batch_limit == 0)
+	if (state->batch_limit == 0)
 		return run->definition->batch_size;
-	return Min(health->batch_limit, run->definition->batch_size);
+	return Min(state->batch_limit, run->definition->batch_size);
 }
 
 /*
@@ -426,7 +426,7 @@ static void
 fill_batch(HandlerRun *run, Batch *batch)
 {
 	Window	   *window = run->window;
-	int64		suspect = run->health->suspect;
+	int64		suspect = run->state->suspect;
 	int64		room = Min(window->nevents - run->next, batch_room(run));
 
 	batch->refs = palloc(sizeof(EventRef) * room);
@@ -455,13 +455,13 @@ fill_batch(HandlerRun *run, Batch *batch)
 void
 batch_turn(HandlerRun *run)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 	Instant		deadline = instant_in(pne_batch_time);
 	MemoryContext turn_context = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(turn_context, "event batch", ALLOCSET_DEFAULT_SIZES);
 	bool		more;
 
-	Assert(health->taken_up);
+	Assert(state->taken_up);
 
 	do
 	{
@@ -476,13 +476,13 @@ batch_turn(HandlerRun *run)
 			if (crash_guard_one_by_one(run))
 				run_one_by_one(run, &batch);
 			else if (crash_guard_enter_group(run, batch.group_end))
-				more = run_batch(run, &batch) == BATCH_DONE && health->batch_limit > 0 && health->probes == 0;
+				more = run_batch(run, &batch) == BATCH_DONE && state->batch_limit > 0 && state->failed_trials == 0;
 		}
 
 		if (run->window != NULL && run->next >= run->window->nevents)
 			handler_run_finish_window(run);
 	} while (more && run->window != NULL && handler_run_may_run(run) && !handler_run_is_held(run) &&
-			 !executor_asked_to_leave() && instant_now() < deadline);
+			 !executor_stop_requested() && instant_now() < deadline);
 
 	MemoryContextSwitchTo(turn_context);
 	MemoryContextDelete(context);

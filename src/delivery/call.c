@@ -33,29 +33,29 @@ bool
 call_check_handler(HandlerRun *run)
 {
 	Handler    *handler = run->definition;
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 	HandlerProblem problem;
 
 	run->approved = handler_approve(handler, &problem);
 	if (OidIsValid(run->approved))
 	{
-		if (health->problem != NULL)
+		if (state->problem != NULL)
 		{
 			if (loglimit_allows(LOG_TOPIC_HANDLERS))
 				ereport(LOG,
 						(errmsg("event handler \"%s\" goes on", handler->name)));
-			pfree(health->problem);
-			health->problem = NULL;
+			pfree(state->problem);
+			state->problem = NULL;
 		}
 		return true;
 	}
 
 	handler_run_postpone(run);
-	if (health->problem == NULL || strcmp(health->problem, problem.message) != 0)
+	if (state->problem == NULL || strcmp(state->problem, problem.message) != 0)
 	{
-		if (health->problem != NULL)
-			pfree(health->problem);
-		health->problem = MemoryContextStrdup(TopMemoryContext, problem.message);
+		if (state->problem != NULL)
+			pfree(state->problem);
+		state->problem = MemoryContextStrdup(TopMemoryContext, problem.message);
 		if (loglimit_allows(LOG_TOPIC_HANDLERS))
 			ereport(LOG,
 					(errcode(problem.sqlstate),
@@ -70,14 +70,14 @@ call_check_handler(HandlerRun *run)
  * call_timeout_disarm() is to follow.
  */
 void
-call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchFigures *figures)
+call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchCounters *counters)
 {
 	FAULT_POINT("before-call");
-	stats_call_begins(figures, events, nevents);
+	handler_counters_call_begins(counters, events, nevents);
 	call_timeout_begin_call(handler_timeout(run->definition));
 	handler_call(&run->call, events, nevents, desc);
 	call_timeout_call_returned();
-	stats_call_ends(figures);
+	handler_counters_call_ends(counters);
 }
 
 /*
@@ -165,9 +165,9 @@ call_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc,
 void
 call_reading_works(HandlerRun *run)
 {
-	if (run->health->unreadable != NULL)
-		pfree(run->health->unreadable);
-	run->health->unreadable = NULL;
+	if (run->state->unreadable != NULL)
+		pfree(run->state->unreadable);
+	run->state->unreadable = NULL;
 }
 
 /*
@@ -179,17 +179,17 @@ call_reading_works(HandlerRun *run)
 void
 call_reading_failed(HandlerRun *run, MemoryContext context)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 	ErrorData  *error = transaction_abort(context);
 	const char *message = error->message ? error->message : "";
 
 	if (call_was_unwanted(run, error))
 		return;
 	executor_report_error(message);
-	if (health->unreadable == NULL || strcmp(health->unreadable, message) != 0)
+	if (state->unreadable == NULL || strcmp(state->unreadable, message) != 0)
 	{
 		call_reading_works(run);
-		health->unreadable = MemoryContextStrdup(TopMemoryContext, message);
+		state->unreadable = MemoryContextStrdup(TopMemoryContext, message);
 		if (loglimit_allows(LOG_TOPIC_HANDLERS))
 			ereport(LOG,
 					(errcode(error->sqlerrcode),

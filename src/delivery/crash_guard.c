@@ -9,11 +9,11 @@
  * event a flush; so it is done only where there is reason to:
  *
  *	- Before the first batch of a handler its executor leaves its mark in the
- *	  progress row (in_use), flushed, and takes it back when it leaves, is
+ *	  progress row (owner_token), flushed, and takes it back when it leaves, is
  *	  terminated while no code of a handler runs, or is ended by the stop of the
  *	  server, be it in a call (crash_guard_take_up, crash_guard_release,
  *	  crash_guard_release_at_exit).  Where it cannot, as the row is locked or the
- *	  table is not found, it says so in shared memory (crash_guard_disown_marks).
+ *	  table is not found, it says so in shared memory (crash_guard_disown_tokens).
  *	- An executor that finds another one's mark has lost a predecessor, and
  *	  works carefully: in small groups.  Before the first call of a group its
  *	  last event is stored with the position, flushed (tried_upto); the group
@@ -78,7 +78,7 @@
 #define GROUP_SIZE 64
 
 /* a mark's random part; above it stands the timeline */
-#define MARK_RANDOM_BITS 32
+#define TOKEN_RANDOM_BITS 32
 
 /*
  * How often who ends with the server tries to take its marks, and how long it
@@ -88,19 +88,19 @@
 #define RELEASE_PAUSE_US 10000
 
 /* this executor's mark: the timeline, and below it a random number; never 0 */
-static int64 my_mark = 0;
+static int64 my_token = 0;
 
 /* events that were called since progress was last flushed by us */
 static int	unflushed = 0;
 
 /* what the mark of a progress row tells */
-typedef enum MarkMeaning
+typedef enum TokenMeaning
 {
-	MARK_IS_NOBODYS,			/* there is none, or whose it is ended in order */
-	MARK_IS_OURS,
-	MARK_IS_OTHERS,				/* it is there, and leaves the handler to us */
-	MARK_IS_LOST
-} MarkMeaning;
+	TOKEN_IS_NOBODYS,			/* there is none, or whose it is ended in order */
+	TOKEN_IS_OURS,
+	TOKEN_IS_OTHERS,				/* it is there, and leaves the handler to us */
+	TOKEN_IS_LOST
+} TokenMeaning;
 
 /* the attempt that this process is making, which is counted; none: attempts is 0 */
 static struct
@@ -116,8 +116,8 @@ static struct
 void
 crash_guard_init(void)
 {
-	my_mark = ((int64) GetWALInsertionTimeLine() << MARK_RANDOM_BITS) | pg_prng_uint32(&pg_global_prng_state);
-	executor_show_mark(my_mark);
+	my_token = ((int64) GetWALInsertionTimeLine() << TOKEN_RANDOM_BITS) | pg_prng_uint32(&pg_global_prng_state);
+	executor_show_token(my_token);
 }
 
 /* ----------
@@ -133,10 +133,10 @@ crash_guard_init(void)
 bool
 crash_guard_bound(HandlerRun *run, int nevents)
 {
-	if (run->health->unstored + nevents > MAX_UNSTORED && run->health->unstored > 0)
+	if (run->state->unstored + nevents > MAX_UNSTORED && run->state->unstored > 0)
 	{
 		progress_flush(run, true);
-		if (run->health->unstored > 0)
+		if (run->state->unstored > 0)
 			return false;
 	}
 
@@ -184,7 +184,7 @@ stands_in_group(const HandlerRun *run)
 bool
 crash_guard_one_by_one(const HandlerRun *run)
 {
-	return run->health->one_by_one && stands_in_group(run);
+	return run->state->one_by_one && stands_in_group(run);
 }
 
 /*
@@ -199,7 +199,7 @@ crash_guard_group_end(const HandlerRun *run)
 
 	if (stands_in_group(run))
 		return run->definition->group_end;
-	if (run->health->careful == 0)
+	if (run->state->guarded_events == 0)
 		return PG_INT64_MAX;
 	nevents = window_find(run->window, run->next, run->names, GROUP_SIZE, indexes);
 	return run->window->events[indexes[nevents - 1]].id;
@@ -216,7 +216,7 @@ crash_guard_enter_group(HandlerRun *run, int64 group_end)
 		return true;
 	if (!progress_record_group(run, group_end))
 		return false;
-	run->health->one_by_one = false;
+	run->state->one_by_one = false;
 	unflushed = 0;
 	FAULT_POINT("after-group");
 	return true;
@@ -230,121 +230,121 @@ crash_guard_enter_group(HandlerRun *run, int64 group_end)
 /*
  * What a mark tells; 0: there is none.
  */
-static MarkMeaning
-mark_meaning(int64 mark)
+static TokenMeaning
+token_meaning(int64 token)
 {
-	if (mark == 0 || mark >> MARK_RANDOM_BITS != GetWALInsertionTimeLine() || shared_mark_is_released(mark))
-		return MARK_IS_NOBODYS;
-	if (mark == my_mark)
-		return MARK_IS_OURS;
-	return shared_executor_lives(mark) ? MARK_IS_OTHERS : MARK_IS_LOST;
+	if (token == 0 || token >> TOKEN_RANDOM_BITS != GetWALInsertionTimeLine() || shared_token_is_released(token))
+		return TOKEN_IS_NOBODYS;
+	if (token == my_token)
+		return TOKEN_IS_OURS;
+	return shared_executor_lives(token) ? TOKEN_IS_OTHERS : TOKEN_IS_LOST;
 }
 
 /*
  * Whether the executor that has left a mark was lost.
  */
 bool
-crash_guard_mark_is_lost(int64 mark)
+crash_guard_token_is_lost(int64 token)
 {
-	return mark_meaning(mark) == MARK_IS_LOST;
+	return token_meaning(token) == TOKEN_IS_LOST;
 }
 
 /*
  * How many events are to be tried carefully, but none that are not there yet.
  */
 static void
-begin_phase(HandlerHealth *health, int nevents)
+begin_phase(HandlerState *state, int nevents)
 {
 	MemoryContext old;
 
-	health->careful = nevents;
-	if (health->careful_upto != NULL)
-		pfree(health->careful_upto);
-	health->careful_upto = NULL;
+	state->guarded_events = nevents;
+	if (state->guarded_upto != NULL)
+		pfree(state->guarded_upto);
+	state->guarded_upto = NULL;
 	if (nevents == 0)
 		return;
 	old = MemoryContextSwitchTo(TopMemoryContext);
-	health->careful_upto = event_snapshot_build(GetActiveSnapshot());
+	state->guarded_upto = event_snapshot_build(GetActiveSnapshot());
 	MemoryContextSwitchTo(old);
 }
 
 /*
- * Leave our mark, and for how many events a successor would have to be careful,
+ * Leave our token, and for how many events a successor would have to be careful,
  * in the transaction that has locked the row; unless the mark of another executor
  * is there (lost), and others are to be taken up in the transaction.  Returns
  * whether it was left.
  */
 static bool
-write_mark(HandlerRun *run, bool alone, bool *lost)
+write_token(HandlerRun *run, bool alone, bool *lost)
 {
-	static OwnStatement select_mark = {
-		.sql = "SELECT p.in_use, p.at_risk, p.careful, p.tried_upto FROM @s._event_handler_progress AS p "
+	static InternalStatement select_token = {
+		.sql = "SELECT p.owner_token, p.at_risk, p.guarded_events, p.tried_upto FROM @s._event_handler_progress AS p "
 		"WHERE p.handler OPERATOR(pg_catalog.=) $1",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
-	static OwnStatement update_mark = {
-		.sql = "UPDATE @s._event_handler_progress SET in_use = $2, at_risk = $3, careful = $4, tried_upto = $5 "
+	static InternalStatement update_token = {
+		.sql = "UPDATE @s._event_handler_progress SET owner_token = $2, at_risk = $3, guarded_events = $4, tried_upto = $5 "
 		"WHERE handler OPERATOR(pg_catalog.=) $1",
-		.target = OWN_PROGRESS,
+		.target = TABLE_PROGRESS,
 		.nargs = 5,
 		.argtypes = {TEXTOID, INT8OID, INT4OID, INT4OID, INT8OID},
 	};
 	Handler    *handler = run->definition;
-	HandlerHealth *health = run->health;
-	int64		mark;
+	HandlerState *state = run->state;
+	int64		token;
 	int			at_risk;
-	int			careful;
+	int			guarded_events;
 	int64		group_end;
-	MarkMeaning meaning;
+	TokenMeaning meaning;
 	Datum		values[5];
 	char		nulls[5] = {' ', ' ', ' ', ' ', ' '};
 	bool		isnull;
 
 	values[0] = CStringGetTextDatum(handler->name);
-	if (own_execute(&select_mark, values, NULL, 1) != 1)
+	if (internal_execute(&select_token, values, NULL, 1) != 1)
 		elog(ERROR, "event handler \"%s\" has no progress row", handler->name);
-	mark = DatumGetInt64(own_value(0, 1, &isnull));
+	token = DatumGetInt64(internal_value(0, 1, &isnull));
 	if (isnull)
-		mark = 0;
-	at_risk = DatumGetInt32(own_value(0, 2, &isnull));
-	careful = DatumGetInt32(own_value(0, 3, &isnull));
-	group_end = DatumGetInt64(own_value(0, 4, &isnull));
+		token = 0;
+	at_risk = DatumGetInt32(internal_value(0, 2, &isnull));
+	guarded_events = DatumGetInt32(internal_value(0, 3, &isnull));
+	group_end = DatumGetInt64(internal_value(0, 4, &isnull));
 	if (isnull)
 		group_end = NO_GROUP;
 
-	meaning = mark_meaning(mark);
-	*lost = (meaning == MARK_IS_LOST);
+	meaning = token_meaning(token);
+	*lost = (meaning == TOKEN_IS_LOST);
 	if (*lost && !alone)
 		return false;
-	if (mark != 0 && shared_mark_is_released(mark))
+	if (token != 0 && shared_token_is_released(token))
 	{
-		/* what it could not write (crash_guard_disown_marks) */
-		careful = 0;
+		/* what it could not write (crash_guard_disown_tokens) */
+		guarded_events = 0;
 		group_end = NO_GROUP;
 	}
-	if (meaning != MARK_IS_OURS)
+	if (meaning != TOKEN_IS_OURS)
 	{
-		begin_phase(health, *lost ? at_risk : careful);
-		health->one_by_one = (group_end != NO_GROUP);
+		begin_phase(state, *lost ? at_risk : guarded_events);
+		state->one_by_one = (group_end != NO_GROUP);
 	}
 	if (*lost)
 		retry_recover_attempts(run->definition);
-	else if (meaning == MARK_IS_NOBODYS)
+	else if (meaning == TOKEN_IS_NOBODYS)
 	{
 		if (retry_give_back_attempts(handler))
 			run->next_retry_at = 0; /* now */
 	}
 	handler->group_end = group_end;
 
-	values[1] = Int64GetDatum(my_mark);
+	values[1] = Int64GetDatum(my_token);
 	values[2] = Int32GetDatum(MAX_UNSTORED + MAX_UNFLUSHED + handler->batch_size);
-	values[3] = Int32GetDatum(health->careful);
+	values[3] = Int32GetDatum(state->guarded_events);
 	values[4] = Int64GetDatum(group_end);
 	if (group_end == NO_GROUP)
 		nulls[4] = 'n';
-	own_execute(&update_mark, values, nulls, 0);
+	internal_execute(&update_token, values, nulls, 0);
 	return true;
 }
 
@@ -354,7 +354,7 @@ write_mark(HandlerRun *run, bool alone, bool *lost)
 static void
 taken_up(HandlerRun *run)
 {
-	run->health->marked = run->health->taken_up = true;
+	run->state->has_token = run->state->taken_up = true;
 }
 
 /*
@@ -366,17 +366,17 @@ taken_over(HandlerRun *run)
 	run->next_retry_at = 0;		/* look again */
 	if (loglimit_allows(LOG_TOPIC_HANDLERS))
 		ereport(LOG,
-				(errmsg("event handler \"%s\" goes on carefully: an executor that ran it was lost",
+				(errmsg("event handler \"%s\" is guarded: an executor that ran it was lost",
 						run->definition->name),
-				 run->health->one_by_one ?
+				 run->state->one_by_one ?
 				 errdetail("One of the events that it was trying may be the cause. They are tried one by one, each attempt recorded before it.") :
 				 errdetail("One of its events may be the cause. Those that are there, or the next %d, are tried in groups of %d, each recorded before it.",
-						   run->health->careful, GROUP_SIZE)));
+						   run->state->guarded_events, GROUP_SIZE)));
 }
 
 /*
  * Before the first batch of handlers in this process, and of each of their
- * definitions: leave our mark, and find out whether a predecessor was lost.  Those
+ * definitions: leave our token, and find out whether a predecessor was lost.  Those
  * that cannot go on for now are not taken up.
  *
  * One transaction for all of them, as it waits for its flush; but one of its own
@@ -401,7 +401,7 @@ crash_guard_take_up(List *runs)
 
 		if (!progress_lock(run))
 			continue;
-		done = write_mark(run, alone, &lost);
+		done = write_token(run, alone, &lost);
 		old = MemoryContextSwitchTo(context);
 		if (done)
 			marked = lappend(marked, run);
@@ -412,7 +412,7 @@ crash_guard_take_up(List *runs)
 	if (marked != NIL)
 		ForceSyncCommit();
 	transaction_commit(0);
-	FAULT_POINT("after-mark");
+	FAULT_POINT("after-token");
 
 	/* all, before anything that could be interrupted: who has a mark releases it */
 	foreach(lc, marked)
@@ -433,38 +433,38 @@ crash_guard_take_up(List *runs)
  * let it be and return false.
  */
 static bool
-release_mark(const HandlerHealth *health, bool wait)
+release_token(const HandlerState *state, bool wait)
 {
-#define LOCK_MARK \
+#define LOCK_TOKEN \
 	"SELECT 1 FROM @s._event_handler_progress AS p " \
-	"WHERE p.handler OPERATOR(pg_catalog.=) $1 AND p.in_use OPERATOR(pg_catalog.=) $2 " \
+	"WHERE p.handler OPERATOR(pg_catalog.=) $1 AND p.owner_token OPERATOR(pg_catalog.=) $2 " \
 	"AND p.created OPERATOR(pg_catalog.=) $3 FOR UPDATE"
-	static OwnStatement lock_mark = {
-		.sql = LOCK_MARK,
-		.target = OWN_PROGRESS,
+	static InternalStatement lock_token = {
+		.sql = LOCK_TOKEN,
+		.target = TABLE_PROGRESS,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, INT8OID},
 	};
-	static OwnStatement lock_mark_if_free = {
-		.sql = LOCK_MARK " SKIP LOCKED",
-		.target = OWN_PROGRESS,
+	static InternalStatement lock_token_if_free = {
+		.sql = LOCK_TOKEN " SKIP LOCKED",
+		.target = TABLE_PROGRESS,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, INT8OID},
 	};
-	static OwnStatement clear_mark = {
-		.sql = "UPDATE @s._event_handler_progress SET in_use = NULL, careful = $2, "
+	static InternalStatement clear_token = {
+		.sql = "UPDATE @s._event_handler_progress SET owner_token = NULL, guarded_events = $2, "
 		"tried_upto = CASE WHEN $3 THEN tried_upto END "
 		"WHERE handler OPERATOR(pg_catalog.=) $1",
-		.target = OWN_PROGRESS,
+		.target = TABLE_PROGRESS,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT4OID, BOOLOID},
 	};
-	Datum		keys[3] = {CStringGetTextDatum(health->name), Int64GetDatum(my_mark), Int64GetDatum(health->created)};
-	Datum		values[3] = {keys[0], Int32GetDatum(health->careful), BoolGetDatum(health->one_by_one)};
+	Datum		keys[3] = {CStringGetTextDatum(state->name), Int64GetDatum(my_token), Int64GetDatum(state->created)};
+	Datum		values[3] = {keys[0], Int32GetDatum(state->guarded_events), BoolGetDatum(state->one_by_one)};
 
-	if (own_execute(wait ? &lock_mark : &lock_mark_if_free, keys, NULL, 1) != 1)
+	if (internal_execute(wait ? &lock_token : &lock_token_if_free, keys, NULL, 1) != 1)
 		return wait;
-	own_execute(&clear_mark, values, NULL, 0);
+	internal_execute(&clear_token, values, NULL, 0);
 	return true;
 }
 
@@ -473,38 +473,38 @@ release_mark(const HandlerHealth *health, bool wait)
  * more, in a transaction that was started for it.  Nobody is waited for.
  */
 static void
-release_free_marks(List *healths, bool all)
+release_free_tokens(List *states, bool all)
 {
 	ListCell   *lc;
 
-	foreach(lc, healths)
+	foreach(lc, states)
 	{
-		HandlerHealth *health = lfirst(lc);
+		HandlerState *state = lfirst(lc);
 
-		health->released = health->marked && (all || health->gone) && release_mark(health, false);
+		state->released = state->has_token && (all || state->gone) && release_token(state, false);
 	}
 	transaction_commit(0);
 
 	/* not before: who is terminated in between has not released them */
-	foreach(lc, healths)
+	foreach(lc, states)
 	{
-		HandlerHealth *health = lfirst(lc);
+		HandlerState *state = lfirst(lc);
 
-		if (health->released)
-			health->marked = false;
+		if (state->released)
+			state->has_token = false;
 	}
 }
 
 static bool
-any_mark(List *healths, bool all)
+any_token(List *states, bool all)
 {
 	ListCell   *lc;
 
-	foreach(lc, healths)
+	foreach(lc, states)
 	{
-		HandlerHealth *health = lfirst(lc);
+		HandlerState *state = lfirst(lc);
 
-		if (health->marked && (all || health->gone))
+		if (state->has_token && (all || state->gone))
 			return true;
 	}
 	return false;
@@ -515,29 +515,29 @@ any_mark(List *healths, bool all)
  * those.
  */
 void
-crash_guard_release_gone(List **healths)
+crash_guard_release_gone(List **states)
 {
 	ListCell   *lc;
 
-	if (any_mark(*healths, false))
+	if (any_token(*states, false))
 	{
 		FAULT_POINT("before-release");
 		transaction_start_own();
-		release_free_marks(*healths, false);
+		release_free_tokens(*states, false);
 	}
 
-	foreach(lc, *healths)
+	foreach(lc, *states)
 	{
-		HandlerHealth *health = lfirst(lc);
+		HandlerState *state = lfirst(lc);
 
-		if (!health->gone)
+		if (!state->gone)
 			continue;
-		*healths = foreach_delete_current(*healths, lc);
-		if (health->problem != NULL)
-			pfree(health->problem);
-		if (health->careful_upto != NULL)
-			pfree(health->careful_upto);
-		pfree(health);
+		*states = foreach_delete_current(*states, lc);
+		if (state->problem != NULL)
+			pfree(state->problem);
+		if (state->guarded_upto != NULL)
+			pfree(state->guarded_upto);
+		pfree(state);
 	}
 }
 
@@ -547,26 +547,26 @@ crash_guard_release_gone(List **healths)
  * long as the caller has set a timeout for.
  */
 void
-crash_guard_release(List *healths)
+crash_guard_release(List *states)
 {
 	ListCell   *lc;
 
-	if (!any_mark(healths, true))
+	if (!any_token(states, true))
 		return;
 	FAULT_POINT("before-release");
 	transaction_start_own();
-	release_free_marks(healths, true);
+	release_free_tokens(states, true);
 
-	foreach(lc, healths)
+	foreach(lc, states)
 	{
-		HandlerHealth *health = lfirst(lc);
+		HandlerState *state = lfirst(lc);
 
-		if (!health->marked)
+		if (!state->has_token)
 			continue;
 		transaction_start_own();
-		(void) release_mark(health, true);
+		(void) release_token(state, true);
 		transaction_commit(0);
-		health->marked = false;
+		state->has_token = false;
 	}
 }
 
@@ -601,7 +601,7 @@ static void
 give_back_attempt(void)
 {
 	if (under_way.attempts > 0 &&
-		ConditionalLockRelationOid(catalog_lookup(false)->own_tables[OWN_RETRIES], RowExclusiveLock))
+		ConditionalLockRelationOid(catalog_lookup(false)->internal_tables[TABLE_RETRIES], RowExclusiveLock))
 		(void) retry_give_back(under_way.handler, under_way.event, under_way.attempts);
 }
 
@@ -624,20 +624,20 @@ nothing_is_in_doubt(void)
  * where it was careful itself and is not through with that.
  */
 void
-crash_guard_disown_marks(List *healths)
+crash_guard_disown_tokens(List *states)
 {
 	ListCell   *lc;
 
-	if (!nothing_is_in_doubt() || !any_mark(healths, true))
+	if (!nothing_is_in_doubt() || !any_token(states, true))
 		return;
-	foreach(lc, healths)
+	foreach(lc, states)
 	{
-		HandlerHealth *health = lfirst(lc);
+		HandlerState *state = lfirst(lc);
 
-		if (health->marked && (health->careful > 0 || health->one_by_one))
+		if (state->has_token && (state->guarded_events > 0 || state->one_by_one))
 			return;
 	}
-	shared_release_mark(my_mark);
+	shared_release_token(my_token);
 }
 
 /*
@@ -649,13 +649,13 @@ crash_guard_disown_marks(List *healths)
  * it tries again for a while.
  */
 void
-crash_guard_release_at_exit(List *healths)
+crash_guard_release_at_exit(List *states)
 {
-	if (!nothing_is_in_doubt() || !any_mark(healths, true))
+	if (!nothing_is_in_doubt() || !any_token(states, true))
 		return;
 	AbortOutOfAnyTransaction();
 	transaction_never_wait(0);
-	for (int i = 0; i < RELEASE_TRIES && any_mark(healths, true); i++)
+	for (int i = 0; i < RELEASE_TRIES && any_token(states, true); i++)
 	{
 		if (i > 0)
 			pg_usleep(RELEASE_PAUSE_US);
@@ -663,10 +663,10 @@ crash_guard_release_at_exit(List *healths)
 		{
 			if (executor_is_stopped_by_server())
 				give_back_attempt();
-			release_free_marks(healths, true);
+			release_free_tokens(states, true);
 		}
 		if (!executor_is_stopped_by_server())
 			break;
 	}
-	crash_guard_disown_marks(healths);
+	crash_guard_disown_tokens(states);
 }

@@ -58,7 +58,7 @@
 #include "delivery/transaction.h"
 
 /* what is done at leaving may take so long each, in ms */
-#define LEAVE_TIMEOUT_MS 1000
+#define STOP_TIMEOUT_MS 1000
 
 /*
  * Handlers that are taken up in one transaction.  It has locks of each, and the
@@ -69,7 +69,7 @@
 /* a position that passed only events of others is stored after this, in ms */
 #define LAZY_STORE_MS 5000
 
-static bool leaving_cleanly = false;
+static bool stopping_cleanly = false;
 
 static uint32 persist_requests_seen = 0;
 
@@ -77,7 +77,7 @@ static uint32 persist_requests_seen = 0;
  * Who is asked to leave does so soon, by itself: no handler's code runs, and
  * none of ours that could wait for long.
  */
-static volatile sig_atomic_t leaves_soon = false;
+static volatile sig_atomic_t stops_soon = false;
 
 /* when there was work last */
 static Instant worked_at = 0;
@@ -97,7 +97,7 @@ executor_on_exit(int code, Datum arg)
 	if (my_bell != NULL)
 		doorbell_detach(my_bell);
 
-	if (!leaving_cleanly && my_slot->handler[0] != '\0')
+	if (!stopping_cleanly && my_slot->handler[0] != '\0')
 	{
 		char		message[WORKER_ERROR_SIZE];
 
@@ -111,15 +111,15 @@ executor_on_exit(int code, Datum arg)
 					(errmsg_internal("%s", message),
 					 executor_call_is_unwanted() ?
 					 errhint("It may catch query_canceled. Its executor is ended.") :
-					 errhint("It may catch query_canceled. Its executor is ended, and the event is tried again carefully.")));
+					 errhint("It may catch query_canceled. Its executor is ended, and the event is tried again under guard.")));
 		worker_report_error(&my_slot->worker, message);
 	}
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	worker_went_away(&my_slot->worker, leaving_cleanly);
+	worker_went_away(&my_slot->worker, stopping_cleanly);
 	my_slot->handler[0] = '\0';
 	my_slot->wanted = false;
-	if (leaving_cleanly)
+	if (stopping_cleanly)
 		my_slot->in_use = false;
 	LWLockRelease(shared->lock);
 
@@ -135,8 +135,8 @@ executor_on_exit(int code, Datum arg)
 static void
 executor_release_on_exit(int code, Datum arg)
 {
-	if (!leaving_cleanly && PostmasterIsAlive())
-		crash_guard_release_at_exit(*runs_healths());
+	if (!stopping_cleanly && PostmasterIsAlive())
+		crash_guard_release_at_exit(*runs_states());
 }
 
 /*
@@ -167,7 +167,7 @@ executor_attach(const WorkerStart *start)
 	}
 	my_slot = slot;
 	my_database = database;
-	slot->mark = 0;
+	slot->token = 0;
 	worker_is_alive(&slot->worker);
 	LWLockRelease(shared->lock);
 
@@ -201,9 +201,9 @@ executor_terminate(PNE_SIGNAL_INFO_ARGS)
 	}
 	if (!ProcDiePending && PNE_SIGNAL_SENDER == (int) PostmasterPid)
 		executor_note_server_stop();
-	if (leaves_soon)
+	if (stops_soon)
 	{
-		pg_atomic_write_u32(&my_slot->leave, 1);
+		pg_atomic_write_u32(&my_slot->stop_requested, 1);
 		SetLatch(MyLatch);
 	}
 	else
@@ -234,7 +234,7 @@ store_positions(bool all)
 static void
 executor_exit(void)
 {
-	leaving_cleanly = true;
+	stopping_cleanly = true;
 	proc_exit(0);
 }
 
@@ -269,7 +269,7 @@ release_marks(void)
 	bool		unused;
 
 	if (extension_is_there(&unused))
-		crash_guard_release(*runs_healths());
+		crash_guard_release(*runs_states());
 }
 
 /*
@@ -283,8 +283,8 @@ try_to_leave(void (*part) (void))
 
 	PG_TRY();
 	{
-		call_timeout_arm(LEAVE_TIMEOUT_MS);
-		transaction_never_wait(LEAVE_TIMEOUT_MS);
+		call_timeout_arm(STOP_TIMEOUT_MS);
+		transaction_never_wait(STOP_TIMEOUT_MS);
 		part();
 		call_timeout_disarm();
 	}
@@ -302,13 +302,13 @@ try_to_leave(void (*part) (void))
  * us to leave shall not wait for a lock or a standby.
  */
 static void
-executor_leave(void)
+executor_stop(void)
 {
-	leaves_soon = true;
+	stops_soon = true;
 	loglimit_report(true);
 	try_to_leave(store_all_positions);
 	try_to_leave(release_marks);
-	crash_guard_disown_marks(*runs_healths());
+	crash_guard_disown_tokens(*runs_states());
 	executor_exit();
 }
 
@@ -369,7 +369,7 @@ read_windows(void)
 		return false;
 	}
 	SPI_connect();
-	(void) executor_asked_to_leave();	/* one whose owner was changed looks here */
+	(void) executor_stop_requested();	/* one whose owner was changed looks here */
 
 	/*
 	 * Positions first: a snapshot that is older than a position would give the
@@ -395,12 +395,12 @@ read_windows(void)
 			continue;
 		if (find_work(run, log, snapshot, upto) || handler_run_is_inside_window(run))
 			work = true;
-		else if (run->health->probes > 0 && run->next_retry_at == DT_NOEND)
+		else if (run->state->failed_trials > 0 && run->next_retry_at == DT_NOEND)
 			backoff_over(run);	/* nothing is left to probe with */
 	}
 
 	runs_release_windows();
-	pace_look(log);
+	throttle_look(log);
 	PopActiveSnapshot();
 	SPI_finish();
 	table_close(log, NoLock);
@@ -443,7 +443,7 @@ take_up_handlers(void)
 	{
 		HandlerRun *run = lfirst(lc);
 
-		if (has_batch(run) && !run->health->taken_up)
+		if (has_batch(run) && !run->state->taken_up)
 			fresh = lappend(fresh, run);
 		if (list_length(fresh) == TAKE_UP_AT_ONCE || (fresh != NIL && lnext(runs_all(), lc) == NULL))
 		{
@@ -464,11 +464,11 @@ take_turn(HandlerRun *run)
 
 	if (!handler_run_may_run(run))
 		return;
-	if (run->health->probes > 0)
+	if (run->state->failed_trials > 0)
 	{
 		if (has_batch(run))
 		{
-			if (run->health->taken_up)
+			if (run->state->taken_up)
 				batch_turn(run);
 		}
 		else if (retries_due)
@@ -478,7 +478,7 @@ take_turn(HandlerRun *run)
 
 	if (retries_due)
 		retry_run_due(run);
-	if (has_batch(run) && run->health->taken_up)
+	if (has_batch(run) && run->state->taken_up)
 		batch_turn(run);
 }
 
@@ -497,7 +497,7 @@ take_turns(MemoryContext turn_context)
 	{
 		HandlerRun *run = lfirst(lc);
 
-		if (executor_asked_to_leave())
+		if (executor_stop_requested())
 			return 0;
 		MemoryContextReset(turn_context);
 		MemoryContextSwitchTo(turn_context);
@@ -509,7 +509,7 @@ take_turns(MemoryContext turn_context)
 		CHECK_FOR_INTERRUPTS();
 		pgstat_report_stat(false);
 	}
-	return backlog ? 0 : pace_round(nturns);
+	return backlog ? 0 : throttle_round(nturns);
 }
 
 /*
@@ -530,8 +530,8 @@ next_deadline(void)
 
 		Instant		due = instant_of_time(run->next_retry_at);
 
-		if (run->health->probe_at > now)
-			due = run->health->probe_at;
+		if (run->state->next_trial_at > now)
+			due = run->state->next_trial_at;
 		if (run->ahead_since != 0)
 			due = Min(due, instant_after(run->ahead_since, LAZY_STORE_MS));
 		if (run->not_before > now)
@@ -544,9 +544,9 @@ next_deadline(void)
 static void
 executor_sleep(Instant until)
 {
-	leaves_soon = true;
+	stops_soon = true;
 	worker_sleep(my_bell, until);
-	leaves_soon = false;
+	stops_soon = false;
 }
 
 /*
@@ -555,9 +555,9 @@ executor_sleep(Instant until)
 static void
 executor_pause(int ms)
 {
-	leaves_soon = true;
+	stops_soon = true;
 	worker_pause(ms);
-	leaves_soon = false;
+	stops_soon = false;
 }
 
 /*
@@ -586,13 +586,13 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		requests = pg_atomic_read_u32(&my_database->persist_requests);
 		work = read_windows();
 		MemoryContextSwitchTo(cycle_context);
-		if (executor_asked_to_leave())
-			executor_leave();
-		crash_guard_release_gone(runs_healths());
+		if (executor_stop_requested())
+			executor_stop();
+		crash_guard_release_gone(runs_states());
 		if (!work)
 			break;
 		worked = worked || work;
-		if (!executor_asked_to_leave())
+		if (!executor_stop_requested())
 			take_up_handlers();
 		interval = take_turns(turn_context);
 		MemoryContextSwitchTo(cycle_context);
@@ -602,8 +602,8 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 		pg_atomic_write_u32(&my_slot->persisted, requests);
 		worker_recovered(&my_slot->worker);
 		executor_pause(interval);
-		if (executor_asked_to_leave())
-			executor_leave();
+		if (executor_stop_requested())
+			executor_stop();
 	}
 
 	/* who asked during the rounds may have to wait for what came in the last */
@@ -619,14 +619,14 @@ static void
 executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 {
 	/* also after an error, such as a lock that was waited for in vain */
-	if (executor_asked_to_leave())
-		executor_leave();
+	if (executor_stop_requested())
+		executor_stop();
 	if (my_slot->worker.not_before > instant_now())
 	{
 		/* backing off */
 		(void) doorbell_answer(my_bell);
-		if (executor_asked_to_leave())
-			executor_leave();
+		if (executor_stop_requested())
+			executor_stop();
 		executor_sleep(my_slot->worker.not_before);
 		return;
 	}
@@ -637,7 +637,7 @@ executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 
 	if (pne_executor_idle_timeout > 0 &&
 		instant_passed(worked_at, instant_now(), pne_executor_idle_timeout))
-		executor_leave();
+		executor_stop();
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	my_slot->handler[0] = '\0';
@@ -647,16 +647,16 @@ executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 	/* all is done, stored, counted and shown: that is what they wait for */
 	pg_atomic_write_u32(&my_slot->persisted, persist_requests_seen);
 	ConditionVariableBroadcast(&my_database->progress);
-	if (pg_atomic_read_u32(&shared->place_wanted) != 0)
+	if (pg_atomic_read_u32(&shared->slot_wanted) != 0)
 		doorbell_ring_launcher();
 
 	pgstat_report_stat(true);
 
 	/* a change of the owner's role is noticed at any lock, and rings no bell */
-	if (!executor_asked_to_leave())
+	if (!executor_stop_requested())
 		executor_sleep(next_deadline());
-	if (executor_asked_to_leave())
-		executor_leave();
+	if (executor_stop_requested())
+		executor_stop();
 }
 
 /*
@@ -695,7 +695,7 @@ pne_executor_main(Datum main_arg)
 		}
 		PG_CATCH();
 		{
-			leaves_soon = false;
+			stops_soon = false;
 			crash_guard_attempt_ends();
 			MemoryContextSwitchTo(cycle_context);
 			if (geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE)

@@ -53,11 +53,11 @@ executor_report_error(const char *message)
  * rights that this one still has, or got other settings.
  */
 bool
-executor_asked_to_leave(void)
+executor_stop_requested(void)
 {
 	if (IsTransactionState() && owner_has_changed())
-		pg_atomic_write_u32(&my_slot->leave, 1);
-	return pg_atomic_read_u32(&my_slot->leave) != 0;
+		pg_atomic_write_u32(&my_slot->stop_requested, 1);
+	return pg_atomic_read_u32(&my_slot->stop_requested) != 0;
 }
 
 /*
@@ -112,10 +112,10 @@ executor_report_running(const char *handler, int64 first_event, int nevents)
  * From now on this is what tells our handlers from those of a lost executor.
  */
 void
-executor_show_mark(int64 mark)
+executor_show_token(int64 token)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	my_slot->mark = mark;
+	my_slot->token = token;
 	LWLockRelease(shared->lock);
 }
 

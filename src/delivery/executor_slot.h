@@ -17,12 +17,12 @@ extern Bell *my_bell;
 
 extern bool executor_is_me(void);
 extern void executor_report_error(const char *message);
-extern bool executor_asked_to_leave(void);
+extern bool executor_stop_requested(void);
 extern bool executor_call_is_unwanted(void);
 extern void executor_note_server_stop(void);
 extern bool executor_is_stopped_by_server(void);
 extern void executor_report_running(const char *handler, int64 first_event, int nevents);
 extern void executor_progress_committed(int nevents);
-extern void executor_show_mark(int64 mark);
+extern void executor_show_token(int64 token);
 
 #endif							/* PNE_EXECUTOR_SLOT_H */

@@ -20,7 +20,7 @@
 static void
 end_phase(HandlerRun *run)
 {
-	run->health->careful = 0;
+	run->state->guarded_events = 0;
 	if (loglimit_allows(LOG_TOPIC_HANDLERS))
 		ereport(LOG,
 				(errmsg("event handler \"%s\" goes on with whole batches", run->definition->name)));
@@ -32,14 +32,14 @@ end_phase(HandlerRun *run)
 void
 handler_run_note_passed(HandlerRun *run, int nevents)
 {
-	HandlerHealth *health = run->health;
+	HandlerState *state = run->state;
 
 	if (run->definition->group_end == NO_GROUP)
-		health->one_by_one = false;
-	if (health->careful == 0)
+		state->one_by_one = false;
+	if (state->guarded_events == 0)
 		return;
-	health->careful -= Min(nevents, health->careful);
-	if (health->careful == 0)
+	state->guarded_events -= Min(nevents, state->guarded_events);
+	if (state->guarded_events == 0)
 		end_phase(run);
 }
 
@@ -50,11 +50,11 @@ handler_run_note_passed(HandlerRun *run, int nevents)
 static void
 note_window_end(HandlerRun *run)
 {
-	const EventSnapshot *upto = run->health->careful_upto;
+	const EventSnapshot *upto = run->state->guarded_upto;
 	const EventPosition *position = &run->position;
 
 	/* asked only where the cursor is later, which makes it a short question */
-	if (run->health->careful > 0 && position->window == NULL && position->cursor->xmax >= upto->xmax &&
+	if (run->state->guarded_events > 0 && position->window == NULL && position->cursor->xmax >= upto->xmax &&
 		event_snapshot_covers(position->cursor, upto))
 		end_phase(run);
 }
@@ -112,7 +112,7 @@ handler_run_pass_over(HandlerRun *run, int64 next, int nevents)
 	if (next == run->next)
 		return;
 	run->next = next;
-	run->health->unstored += nevents;
+	run->state->unstored += nevents;
 	if (run->ahead_since == 0)
 		run->ahead_since = instant_now();
 }
@@ -134,7 +134,7 @@ handler_run_may_run(const HandlerRun *run)
 {
 	Instant		now = instant_now();
 
-	return !run->stale && run->not_before <= now && run->health->probe_at <= now;
+	return !run->stale && run->not_before <= now && run->state->next_trial_at <= now;
 }
 
 /*

@@ -18,29 +18,29 @@
  * How a handler fares in this process: what has to outlive a change of its
  * definition, which makes everything else be read anew.
  */
-typedef struct HandlerHealth
+typedef struct HandlerState
 {
 	char		name[HANDLER_NAME_SIZE];
 	int64		created;
 	int64		version;		/* of the definition that was read last */
 	bool		gone;			/* not the owner's any more */
-	bool		marked;			/* our mark stands in its progress row (crash_guard.c) */
+	bool		has_token;			/* our mark stands in its progress row (crash_guard.c) */
 	bool		released;		/* it is being taken away */
 	bool		taken_up;		/* it stands there for this definition */
-	int			careful;		/* so many events are to be tried carefully */
-	EventSnapshot *careful_upto;	/* but none that this does not see */
+	int			guarded_events;		/* so many events are to be tried carefully */
+	EventSnapshot *guarded_upto;	/* but none that this does not see */
 	bool		one_by_one;		/* who tried the stored group was lost */
 	int			unstored;		/* events since the position was stored */
 	int			batch_limit;	/* of events, as a larger batch failed; 0: none */
 	int			good_batches;	/* since that, or since the limit was raised */
 	int64		suspect;		/* id of an event to be run alone; 0: none */
 	int			failed_in_row;	/* events since one succeeded */
-	int			probes;			/* that failed since the outage began; 0: none is */
-	bool		parked;			/* events wait for the end of an outage */
-	Instant		probe_at;		/* when the next probe may be */
+	int			failed_trials;			/* that failed since the outage began; 0: none is */
+	bool		deferred;			/* events wait for the end of an outage */
+	Instant		next_trial_at;		/* when the next probe may be */
 	char	   *problem;		/* what was logged of why it is suspended */
 	char	   *unreadable;		/* ... and of why its events cannot be read */
-} HandlerHealth;
+} HandlerState;
 
 /*
  * A handler as its executor runs it.  What is stored of its position, and
@@ -51,7 +51,7 @@ typedef struct HandlerRun
 {
 	MemoryContext context;		/* holds all of this but the window */
 	Handler    *definition;
-	HandlerHealth *health;
+	HandlerState *state;
 	Oid			approved;		/* the function that this transaction may call */
 	HandlerCall call;
 	ItemPointerData progress_tid;	/* where the progress row was last; or invalid */

@@ -118,7 +118,7 @@ lock_row(HandlerRun *run)
 
 	if (!ItemPointerIsValid(&run->progress_tid))
 		return TM_Deleted;
-	progress = own_open(OWN_PROGRESS);
+	progress = internal_open(TABLE_PROGRESS);
 	slot = table_slot_create(progress, NULL);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	result = lock_place(progress, &run->progress_tid, run->definition, slot);
@@ -136,19 +136,19 @@ lock_row(HandlerRun *run)
 static bool
 find_row(HandlerRun *run)
 {
-	static OwnStatement find_progress = {
+	static InternalStatement find_progress = {
 		.sql = "SELECT p.ctid FROM @s._event_handler_progress AS p "
 		"WHERE p.handler OPERATOR(pg_catalog.=) $1",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
 	Datum		name = CStringGetTextDatum(run->definition->name);
 	bool		isnull;
 
-	if (own_execute(&find_progress, &name, NULL, 0) != 1)
+	if (internal_execute(&find_progress, &name, NULL, 0) != 1)
 		return false;
-	run->progress_tid = *(ItemPointer) DatumGetPointer(own_value(0, 1, &isnull));
+	run->progress_tid = *(ItemPointer) DatumGetPointer(internal_value(0, 1, &isnull));
 	return true;
 }
 
@@ -211,7 +211,7 @@ group_end_at(const HandlerRun *run, const EventPosition *position)
 
 static void
 store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
-			   const ProgressFigures *figures)
+			   const ProgressCounters *counters)
 {
 #define UPDATE_PROGRESS(place) \
 	"UPDATE @s._event_handler_progress SET " \
@@ -224,15 +224,15 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	"tried_upto = $9 " \
 	"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8" place " " \
 	"RETURNING ctid"
-	static OwnStatement update_progress = {
+	static InternalStatement update_progress = {
 		.sql = UPDATE_PROGRESS(""),
-		.target = OWN_PROGRESS,
+		.target = TABLE_PROGRESS,
 		.nargs = 9,
 		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID},
 	};
-	static OwnStatement update_progress_at = {
+	static InternalStatement update_progress_at = {
 		.sql = UPDATE_PROGRESS(" AND ctid OPERATOR(pg_catalog.=) $10"),
-		.target = OWN_PROGRESS,
+		.target = TABLE_PROGRESS,
 		.nargs = 10,
 		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIDOID},
 	};
@@ -249,10 +249,10 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	}
 	else
 		nulls[2] = nulls[3] = 'n';
-	values[4] = Int64GetDatum(figures->delivered);
-	values[5] = Int64GetDatum(figures->retried);
-	values[6] = Int64GetDatum(figures->last_event_id);
-	if (figures->delivered == 0)
+	values[4] = Int64GetDatum(counters->delivered);
+	values[5] = Int64GetDatum(counters->retried);
+	values[6] = Int64GetDatum(counters->last_event_id);
+	if (counters->delivered == 0)
 		nulls[6] = 'n';
 	values[7] = Int64GetDatum(run->definition->created);
 	values[8] = Int64GetDatum(group_end);
@@ -265,12 +265,12 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	 * itself again, that is another handler.
 	 */
 	values[9] = PointerGetDatum(&run->progress_tid);
-	if (own_execute(&update_progress_at, values, nulls, 0) == 1 ||
-		own_execute(&update_progress, values, nulls, 0) == 1)
-		run->progress_tid = *(ItemPointer) DatumGetPointer(own_value(0, 1, &isnull));
+	if (internal_execute(&update_progress_at, values, nulls, 0) == 1 ||
+		internal_execute(&update_progress, values, nulls, 0) == 1)
+		run->progress_tid = *(ItemPointer) DatumGetPointer(internal_value(0, 1, &isnull));
 	else
 		run->stale = true;
-	pace_progress_written(GetTopFullTransactionId());
+	throttle_progress_written(GetTopFullTransactionId());
 }
 
 /*
@@ -278,11 +278,11 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
  * locked its row.
  */
 void
-progress_store(HandlerRun *run, int64 next, const ProgressFigures *figures)
+progress_store(HandlerRun *run, int64 next, const ProgressCounters *counters)
 {
 	EventPosition position = position_at(run, next);
 
-	store_position(run, &position, group_end_at(run, &position), figures);
+	store_position(run, &position, group_end_at(run, &position), counters);
 }
 
 /*
@@ -314,7 +314,7 @@ progress_stored(HandlerRun *run, int64 next)
 	if (run->window != NULL && next >= run->window->nevents)
 		handler_run_finish_window(run);
 	run->ahead_since = 0;
-	run->health->unstored = 0;
+	run->state->unstored = 0;
 }
 
 /*
@@ -340,7 +340,7 @@ enter_position(HandlerRun *run)
 bool
 progress_record_group(HandlerRun *run, int64 group_end)
 {
-	static const ProgressFigures nothing = {0};
+	static const ProgressCounters nothing = {0};
 	EventPosition position = position_at(run, run->next);
 
 	if (position.window == NULL)
@@ -357,7 +357,7 @@ progress_record_group(HandlerRun *run, int64 group_end)
 	remember_position(run, &position, group_end);
 	enter_position(run);
 	run->ahead_since = 0;
-	run->health->unstored = 0;
+	run->state->unstored = 0;
 	return true;
 }
 
@@ -368,7 +368,7 @@ progress_record_group(HandlerRun *run, int64 group_end)
 void
 progress_flush(HandlerRun *run, bool durable)
 {
-	static const ProgressFigures nothing = {0};
+	static const ProgressCounters nothing = {0};
 
 	if (run->ahead_since == 0)
 		return;

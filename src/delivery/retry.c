@@ -49,13 +49,13 @@
  */
 static BatchOutcome
 failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int attempts,
-				 bool parked, TimestampTz due, ErrorData *error)
+				 bool deferred, TimestampTz due, ErrorData *error)
 {
 	if (event_name != NULL)
-		stats_event_failed(event_name);
+		event_counters_failed(event_name);
 	run->next_retry_at = Min(run->next_retry_at, due);
-	if (parked)
-		backoff_event_parked(run, event_id, due, error);
+	if (deferred)
+		backoff_event_deferred(run, event_id, due, error);
 	else
 	{
 		retry_log_failure(run->definition, event_id, attempts, due == DT_NOEND, error);
@@ -63,7 +63,7 @@ failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int at
 	}
 	executor_progress_committed(0);
 	FreeErrorData(error);
-	return run->health->probes > 0 ? BATCH_SUSPENDED : BATCH_DONE;
+	return run->state->failed_trials > 0 ? BATCH_SUSPENDED : BATCH_DONE;
 }
 
 /*
@@ -74,9 +74,9 @@ failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int at
 BatchOutcome
 retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error)
 {
-	static const ProgressFigures nothing = {0};
-	bool		parked = backoff_is_to_blame(run, error);
-	TimestampTz due = parked ? backoff_next_probe(run) : retry_due_again(run->definition, 1);
+	static const ProgressCounters nothing = {0};
+	bool		deferred = backoff_is_to_blame(run, error);
+	TimestampTz due = deferred ? backoff_next_trial(run) : retry_due_again(run->definition, 1);
 	EventIdentity identity = {event->id, event->txid};
 	/* no name: the event was deleted, and what failed is to pass it */
 	char	   *event_name = event->name ? pstrdup(event->name) : NULL;
@@ -88,14 +88,14 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 		FreeErrorData(error);
 		return BATCH_STALE;
 	}
-	retry_write_failure(run->definition, identity, parked ? 0 : 1, due, parked, error);
+	retry_write_failure(run->definition, identity, deferred ? 0 : 1, due, deferred, error);
 	progress_store(run, next, &nothing);
 	FAULT_POINT("before-failure-commit");
 	transaction_commit(0);
 
 	progress_stored(run, next);
 	crash_guard_note_commit(run, 1);
-	return failure_recorded(run, identity.id, event_name, 1, parked, due, error);
+	return failure_recorded(run, identity.id, event_name, 1, deferred, due, error);
 }
 
 /* ----------
@@ -111,27 +111,27 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 bool
 retry_first_attempt_open(const Handler *handler, const EventSnapshot *upto)
 {
-	static OwnStatement select_untried = {
-		.sql = "SELECT t.event_txid, t.attempt_began_at IS NOT NULL, p.in_use "
+	static InternalStatement select_untried = {
+		.sql = "SELECT t.event_txid, t.attempt_began_at IS NOT NULL, p.owner_token "
 		"FROM @s._event_retries AS t "
 		"JOIN @s._event_handler_progress AS p ON p.handler OPERATOR(pg_catalog.=) t.handler "
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.untried",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
 	Datum		name = CStringGetTextDatum(handler->name);
-	int			count = own_execute(&select_untried, &name, NULL, 0);
+	int			count = internal_execute(&select_untried, &name, NULL, 0);
 	bool		found = false;
 	bool		isnull;
 
 	for (int i = 0; i < count && !found; i++)
 	{
-		uint64		txid = U64FromFullTransactionId(DatumGetFullTransactionId(own_value(i, 1, &isnull)));
-		bool		began = DatumGetBool(own_value(i, 2, &isnull));
-		int64		mark = DatumGetInt64(own_value(i, 3, &isnull));
+		uint64		txid = U64FromFullTransactionId(DatumGetFullTransactionId(internal_value(i, 1, &isnull)));
+		bool		began = DatumGetBool(internal_value(i, 2, &isnull));
+		int64		token = DatumGetInt64(internal_value(i, 3, &isnull));
 
-		if (began && !isnull && crash_guard_mark_is_lost(mark))
+		if (began && !isnull && crash_guard_token_is_lost(token))
 			continue;
 		found = event_snapshot_sees(upto, txid);
 	}
@@ -160,19 +160,19 @@ static BatchOutcome
 record_failed_attempt(HandlerRun *run, EventIdentity event, const char *event_name, int attempts,
 					  ErrorData *error)
 {
-	bool		parked = backoff_is_to_blame(run, error);
-	TimestampTz due = parked ? backoff_next_probe(run) : retry_due_again(run->definition, attempts);
+	bool		deferred = backoff_is_to_blame(run, error);
+	TimestampTz due = deferred ? backoff_next_trial(run) : retry_due_again(run->definition, attempts);
 	bool		unused;
 
 	FAULT_POINT("before-record");
 	transaction_start_own();
 	if (retry_lock_attempt(run->definition->name, event, attempts, &unused))
 	{
-		retry_write_failure(run->definition, event, parked ? attempts - 1 : attempts, due, parked, error);
+		retry_write_failure(run->definition, event, deferred ? attempts - 1 : attempts, due, deferred, error);
 		ForceSyncCommit();
 	}
 	transaction_commit(0);
-	return failure_recorded(run, event.id, event_name, attempts, parked, due, error);
+	return failure_recorded(run, event.id, event_name, attempts, deferred, due, error);
 }
 
 /*
@@ -183,11 +183,11 @@ record_failed_attempt(HandlerRun *run, EventIdentity event, const char *event_na
  */
 static bool
 call_for_retry(HandlerRun *run, Relation log, EventIdentity identity, Event *event, bool fresh,
-			   bool never_failed, MemoryContext context, BatchFigures *figures,
+			   bool never_failed, MemoryContext context, BatchCounters *counters,
 			   volatile bool *ready)
 {
 	const char *name = run->definition->name;
-	ProgressFigures progress = {.delivered = 1, .retried = fresh ? 0 : 1, .last_event_id = identity.id};
+	ProgressCounters progress = {.delivered = 1, .retried = fresh ? 0 : 1, .last_event_id = identity.id};
 	MemoryContext old = MemoryContextSwitchTo(context);
 	bool		found = event_fetch(event, log, GetActiveSnapshot(), identity.id) && event->txid == identity.txid;
 	bool		passes;
@@ -215,11 +215,11 @@ call_for_retry(HandlerRun *run, Relation log, EventIdentity identity, Event *eve
 	}
 
 	handler_prepare_call(&run->call, run->definition, run->approved);
-	call_handler(run, &event, 1, RelationGetDescr(log), figures);
+	call_handler(run, &event, 1, RelationGetDescr(log), counters);
 	call_timeout_disarm();
 	retry_delete(name, identity);
 	progress_store(run, run->next, &progress);
-	backoff_charge_parked(run);
+	backoff_charge_deferred(run);
 	return true;
 }
 
@@ -231,14 +231,14 @@ try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, c
 			ErrorData **failure)
 {
 	MemoryContext context = CurrentMemoryContext;
-	BatchFigures figures;
+	BatchCounters counters;
 	volatile BatchOutcome outcome = BATCH_DONE;
 	volatile bool called = false;
 	volatile bool ready = false;
 	Event		event = {.id = identity.id};
 	ErrorData  *volatile error = NULL;
 
-	stats_batch_begins(&figures, 1);
+	handler_counters_batch_begins(&counters, 1);
 	PG_TRY();
 	{
 		Relation	log;
@@ -251,7 +251,7 @@ try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, c
 		else if (!progress_lock(run))
 			outcome = BATCH_STALE;
 		else if (retry_lock_attempt(run->definition->name, identity, attempts, &never_failed))
-			called = call_for_retry(run, log, identity, &event, fresh, never_failed, context, &figures,
+			called = call_for_retry(run, log, identity, &event, fresh, never_failed, context, &counters,
 									&ready);
 		ForceSyncCommit();
 		table_close(log, NoLock);
@@ -274,7 +274,7 @@ try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, c
 
 	if (called && outcome == BATCH_DONE)
 	{
-		stats_batch_committed(run->definition, &figures);
+		handler_counters_batch_committed(run->definition, &counters);
 		progress_stored(run, run->next);
 		backoff_over(run);
 		executor_progress_committed(1);
@@ -325,12 +325,12 @@ run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 BatchOutcome
 retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next)
 {
-	static const ProgressFigures nothing = {0};
+	static const ProgressCounters nothing = {0};
 	BatchOutcome outcome = BATCH_DONE;
 
 	executor_report_running(run->definition->name, event.id, 1);
 	transaction_start();
-	if (executor_asked_to_leave() || !call_check_handler(run))
+	if (executor_stop_requested() || !call_check_handler(run))
 		outcome = BATCH_SUSPENDED;
 	else if (!progress_lock(run))
 		outcome = BATCH_STALE;
@@ -361,7 +361,7 @@ retry_charge(HandlerRun *run, EventIdentity event, int *attempts)
 
 	*attempts = -1;
 	transaction_start();
-	if (executor_asked_to_leave() || !call_check_handler(run))
+	if (executor_stop_requested() || !call_check_handler(run))
 		outcome = BATCH_SUSPENDED;
 	else if (!progress_lock(run))
 		outcome = BATCH_STALE;
@@ -402,7 +402,7 @@ retry_run_due(HandlerRun *run)
 
 	transaction_start();
 	count = retry_find_waiting(run->definition->name, run->definition->ordered, waiting,
-						 run->health->probes > 0 ? 1 : DUE_RETRIES);
+						 run->state->failed_trials > 0 ? 1 : DUE_RETRIES);
 	transaction_commit(0);
 
 	for (int i = 0; i < count && outcome == BATCH_DONE; i++)
@@ -412,9 +412,9 @@ retry_run_due(HandlerRun *run)
 		CHECK_FOR_INTERRUPTS();
 		if (waiting[i].due > GetCurrentTimestamp() || (i > 0 && instant_now() >= deadline))
 			break;
-		if (!run->health->taken_up)
+		if (!run->state->taken_up)
 			crash_guard_take_up(list_make1(run));
-		if (!run->health->taken_up)
+		if (!run->state->taken_up)
 			return;
 		executor_report_running(run->definition->name, waiting[i].event.id, 1);
 		outcome = retry_charge(run, waiting[i].event, &attempts);

@@ -39,8 +39,8 @@ static MemoryContext runs_context = NULL;
 static List *runs = NIL;
 static uint32 definitions_seen = 0;
 
-/* a HandlerHealth for each handler that was run; in TopMemoryContext */
-static List *healths = NIL;
+/* a HandlerState for each handler that was run; in TopMemoryContext */
+static List *states = NIL;
 
 /* windows, of each of which this holds a reference */
 static MemoryContext windows_context = NULL;
@@ -51,7 +51,7 @@ typedef struct KnownHandler
 {
 	char		name[HANDLER_NAME_SIZE];
 	HandlerRun *run;			/* unless it is none, or stays */
-	HandlerHealth *health;		/* the last one; or NULL */
+	HandlerState *state;		/* the last one; or NULL */
 } KnownHandler;
 
 /*
@@ -77,9 +77,9 @@ runs_all(void)
  * How all handlers fare that were run here.
  */
 List **
-runs_healths(void)
+runs_states(void)
 {
-	return &healths;
+	return &states;
 }
 
 /* ----------
@@ -120,7 +120,7 @@ known_handler(HTAB *known, const char *name, HASHACTION action)
 	if (handler != NULL && !found)
 	{
 		handler->run = NULL;
-		handler->health = NULL;
+		handler->state = NULL;
 	}
 	return handler;
 }
@@ -132,16 +132,16 @@ static HTAB *
 known_handlers(void)
 {
 	HASHCTL		info = {.keysize = HANDLER_NAME_SIZE, .entrysize = sizeof(KnownHandler), .hcxt = CurrentMemoryContext};
-	HTAB	   *known = hash_create("known event handlers", list_length(healths) + 1, &info,
+	HTAB	   *known = hash_create("known event handlers", list_length(states) + 1, &info,
 									HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
 	ListCell   *lc;
 
-	foreach(lc, healths)
+	foreach(lc, states)
 	{
-		HandlerHealth *health = lfirst(lc);
+		HandlerState *state = lfirst(lc);
 
-		health->gone = true;
-		known_handler(known, health->name, HASH_ENTER)->health = health;
+		state->gone = true;
+		known_handler(known, state->name, HASH_ENTER)->state = state;
 	}
 	foreach(lc, runs)
 	{
@@ -158,27 +158,27 @@ known_handlers(void)
  * have run the handler meanwhile.
  */
 static void
-find_health(HandlerRun *run, HandlerHealth *health)
+find_state(HandlerRun *run, HandlerState *state)
 {
 	const Handler *handler = run->definition;
 
-	if (health == NULL || health->created != handler->created)
+	if (state == NULL || state->created != handler->created)
 	{
 		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
-		health = palloc0(sizeof(HandlerHealth));
-		strlcpy(health->name, handler->name, HANDLER_NAME_SIZE);
-		health->created = handler->created;
-		healths = lappend(healths, health);
+		state = palloc0(sizeof(HandlerState));
+		strlcpy(state->name, handler->name, HANDLER_NAME_SIZE);
+		state->created = handler->created;
+		states = lappend(states, state);
 		MemoryContextSwitchTo(old);
 	}
-	health->gone = false;
-	health->unstored = 0;
-	run->health = health;
-	if (health->version != handler->version)
+	state->gone = false;
+	state->unstored = 0;
+	run->state = state;
+	if (state->version != handler->version)
 	{
-		health->version = handler->version;
-		health->taken_up = false;
+		state->version = handler->version;
+		state->taken_up = false;
 		backoff_load(run);
 	}
 }
@@ -193,7 +193,7 @@ is_to_run(const Handler *handler)
  * Read a handler's definition.  NULL where it is not to run any more.
  */
 static HandlerRun *
-load_run(const char *name, Oid owner, HandlerHealth *health)
+load_run(const char *name, Oid owner, HandlerState *state)
 {
 	MemoryContext context = AllocSetContextCreate(runs_context, "event handler", ALLOCSET_SMALL_SIZES);
 	List	   *handlers = handler_load(name, owner, context);
@@ -210,7 +210,7 @@ load_run(const char *name, Oid owner, HandlerHealth *health)
 	old = MemoryContextSwitchTo(context);
 	run->position = event_position_copy(&run->definition->position);
 	MemoryContextSwitchTo(old);
-	find_health(run, health);
+	find_state(run, state);
 	return run;
 }
 
@@ -248,16 +248,16 @@ load_runs(Oid owner)
 		{
 			HandlerRun	left_out = {.definition = handler};
 
-			find_health(&left_out, entry->health);
+			find_state(&left_out, entry->state);
 			continue;
 		}
 		if (run != NULL && is_current(run, handler))
 		{
 			entry->run = NULL;
-			run->health->gone = false;
+			run->state->gone = false;
 		}
 		else
-			run = load_run(handler->name, owner, entry->health);
+			run = load_run(handler->name, owner, entry->state);
 		if (run == NULL)
 			continue;
 		handler_run_read_next_retry(run);

@@ -14,7 +14,7 @@
 extern void runs_init(void);
 extern void runs_follow(DatabaseSlot *database, Oid owner);
 extern List *runs_all(void);
-extern List **runs_healths(void);
+extern List **runs_states(void);
 extern void runs_forget(void);
 extern void runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto);
 extern void runs_release_windows(void);

@@ -128,5 +128,5 @@ session_discard(void)
 		}
 	} while (!try_discard_session(false));
 	/* not here: an attempt may have to be recorded still */
-	pg_atomic_write_u32(&my_slot->leave, 1);
+	pg_atomic_write_u32(&my_slot->stop_requested, 1);
 }

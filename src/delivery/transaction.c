@@ -29,7 +29,7 @@
 static MemoryContext outer_context = NULL;
 
 static bool never_wait = false;
-static Instant leave_until = INSTANT_NEVER;
+static Instant stop_until = INSTANT_NEVER;
 
 /*
  * From now on commits wait for neither disk nor standby, and what else there is
@@ -40,7 +40,7 @@ transaction_never_wait(int timeout)
 {
 	never_wait = true;
 	if (timeout > 0)
-		leave_until = instant_in(timeout);
+		stop_until = instant_in(timeout);
 }
 
 /*
@@ -67,8 +67,8 @@ begin(void)
 	set_synchronous_commit();
 	SetCurrentStatementStartTimestamp();
 	/* each commit ends that of its transaction */
-	if (leave_until != INSTANT_NEVER)
-		call_timeout_arm((int) Max(instant_ms_left(instant_now(), leave_until), 1));
+	if (stop_until != INSTANT_NEVER)
+		call_timeout_arm((int) Max(instant_ms_left(instant_now(), stop_until), 1));
 	StartTransactionCommand();
 }
 
@@ -109,7 +109,7 @@ transaction_start_if_free(void)
 	begin();
 	catalog = catalog_lookup(true);
 	if (catalog == NULL ||
-		!ConditionalLockRelationOid(catalog->own_tables[OWN_PROGRESS], RowExclusiveLock))
+		!ConditionalLockRelationOid(catalog->internal_tables[TABLE_PROGRESS], RowExclusiveLock))
 	{
 		CommitTransactionCommand();
 		return false;

@@ -475,7 +475,7 @@ throw_with_hint(MemoryContext context)
  * table must not change meanwhile.
  */
 ChangeRecord *
-record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *columns)
+change_record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *columns)
 {
 	ChangeRecord *record = palloc0(sizeof(ChangeRecord));
 
@@ -489,7 +489,7 @@ record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *columns)
  * Whether a relation is one of the row types of what is recorded.
  */
 bool
-record_has_row_type(const ChangeRecord *record, Oid relid)
+change_record_has_row_type(const ChangeRecord *record, Oid relid)
 {
 	return list_member_oid(record->traits.row_types, relid);
 }
@@ -498,7 +498,7 @@ record_has_row_type(const ChangeRecord *record, Oid relid)
  * The record of a change, as jsonb; either row may be NULL.
  */
 Datum
-record_make(const ChangeRecord *record, const TriggerData *trigdata, const char *operation,
+change_record_make(const ChangeRecord *record, const TriggerData *trigdata, const char *operation,
 			HeapTuple new_row, HeapTuple old_row)
 {
 	MemoryContext context = CurrentMemoryContext;

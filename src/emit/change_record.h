@@ -14,9 +14,9 @@
 
 typedef struct ChangeRecord ChangeRecord;
 
-extern ChangeRecord *record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *columns);
-extern bool record_has_row_type(const ChangeRecord *record, Oid relid);
-extern Datum record_make(const ChangeRecord *record, const TriggerData *trigdata, const char *operation,
+extern ChangeRecord *change_record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *columns);
+extern bool change_record_has_row_type(const ChangeRecord *record, Oid relid);
+extern Datum change_record_make(const ChangeRecord *record, const TriggerData *trigdata, const char *operation,
 						 HeapTuple new_row, HeapTuple old_row);
 
 #endif							/* PNE_CHANGE_RECORD_H */

@@ -108,7 +108,7 @@ emit_transition_rows(LogAppend *append, EmitTrigger *emitter, TriggerData *trigd
 		if (new_row == NULL && old_row == NULL)
 			break;
 		old = MemoryContextSwitchTo(row_context);
-		append_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
+		log_insert_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row_context);
 	}
@@ -156,7 +156,7 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 
 	by_row = TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) &&
 		(trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL);
-	append = append_begin(fcinfo->flinfo->fn_oid, by_row);
+	append = log_insert_begin(fcinfo->flinfo->fn_oid, by_row);
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 	{
 		HeapTuple	new_row = NULL;
@@ -168,13 +168,13 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 			old_row = trigdata->tg_trigtuple;
 		if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 			new_row = trigdata->tg_newtuple;
-		append_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
+		log_insert_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
 	}
 	else if (by_row)
 		emit_transition_rows(append, emitter, trigdata, name);
 	else
-		append_event(append, name, emit_trigger_data(emitter, trigdata, NULL, NULL), false, NULL);
-	append_end(append);
+		log_insert_event(append, name, emit_trigger_data(emitter, trigdata, NULL, NULL), false, NULL);
+	log_insert_end(append);
 
 	return PointerGetDatum(NULL);
 }
@@ -203,9 +203,9 @@ emit_call(FunctionCallInfo fcinfo, Datum data, bool data_is_null)
 	name = PG_GETARG_TEXT_PP(0);
 	check_event_name(VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 
-	append = append_begin(fcinfo->flinfo->fn_oid, false);
-	inserted = append_event(append, PointerGetDatum(name), data, data_is_null, &id);
-	append_end(append);
+	append = log_insert_begin(fcinfo->flinfo->fn_oid, false);
+	inserted = log_insert_event(append, PointerGetDatum(name), data, data_is_null, &id);
+	log_insert_end(append);
 
 	if (!inserted)
 		PG_RETURN_NULL();

@@ -132,7 +132,7 @@ static bool
 depends_on(const EmitTrigger *emitter, Oid relid)
 {
 	return emitter->table == relid || list_member_oid(emitter->ancestors, relid) ||
-		(emitter->record != NULL && record_has_row_type(emitter->record, relid));
+		(emitter->record != NULL && change_record_has_row_type(emitter->record, relid));
 }
 
 /*
@@ -276,7 +276,7 @@ make_record(const EmitTrigger *emitter, TriggerData *trigdata)
 					 errhint("Trigger \"%s\" names it among the columns to record.", trigger->tgname)));
 		columns[i] = (AttrNumber) attnum;
 	}
-	return record_prepare(rel, named_table(emitter), ncolumns, columns);
+	return change_record_prepare(rel, named_table(emitter), ncolumns, columns);
 }
 
 /*
@@ -401,5 +401,5 @@ emit_trigger_data(const EmitTrigger *emitter, TriggerData *trigdata,
 {
 	if (emitter->has_fixed_data)
 		return emitter->fixed_data;
-	return record_make(emitter->record, trigdata, trigger_operation(trigdata->tg_event), new_row, old_row);
+	return change_record_make(emitter->record, trigdata, trigger_operation(trigdata->tg_event), new_row, old_row);
 }

@@ -127,7 +127,7 @@ find_log(Oid function)
  * extension that was called.
  */
 LogAppend *
-append_begin(Oid function, bool many)
+log_insert_begin(Oid function, bool many)
 {
 	LogAppend  *append = palloc0(sizeof(LogAppend));
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
@@ -156,7 +156,7 @@ append_begin(Oid function, bool many)
 	ExecOpenIndices(append->result_rel, false);
 	append->defaults = prepare_defaults(append->log, append->estate);
 
-	append->stamps = stamp_trigger_is_alone(append->log);
+	append->stamps = log_trigger_is_alone(append->log);
 	if (append->stamps)
 		append->result_rel->ri_TrigDesc->trig_insert_before_row = false;	/* in our copy */
 	append->gathers = many && append->stamps && append->defaults == NULL &&
@@ -205,7 +205,7 @@ fill_slot(LogAppend *append, Datum name, Datum data, bool data_is_null)
 	values[Anum_event_created_at - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	nulls[Anum_event_created_at - 1] = false;
 	if (append->stamps)
-		stamp_event(append->log, values, nulls);
+		log_trigger_stamp(append->log, values, nulls);
 	ExecStoreVirtualTuple(slot);
 	return slot;
 }
@@ -290,7 +290,7 @@ store_row(LogAppend *append, TupleTableSlot *slot, int64 *id)
  * for itself, and may be stored later, at the end at the latest.
  */
 bool
-append_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id)
+log_insert_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id)
 {
 	TupleTableSlot *slot;
 
@@ -310,7 +310,7 @@ append_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64
  * Store what is left, fire AFTER triggers of the log and close it.
  */
 void
-append_end(LogAppend *append)
+log_insert_end(LogAppend *append)
 {
 	store_rows(append);
 	AfterTriggerEndQuery(append->estate);

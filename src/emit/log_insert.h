@@ -10,8 +10,8 @@
 
 typedef struct LogAppend LogAppend;
 
-extern LogAppend *append_begin(Oid function, bool many);
-extern bool append_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id);
-extern void append_end(LogAppend *append);
+extern LogAppend *log_insert_begin(Oid function, bool many);
+extern bool log_insert_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id);
+extern void log_insert_end(LogAppend *append);
 
 #endif							/* PNE_LOG_INSERT_H */

@@ -76,7 +76,7 @@ has_columns_of_log(TupleDesc desc)
  * row is stored, and certain to fire.
  */
 bool
-stamp_trigger_is_alone(Relation log)
+log_trigger_is_alone(Relation log)
 {
 	const EventCatalog *catalog = catalog_lookup(true);
 	const TriggerDesc *triggers = log->trigdesc;
@@ -108,7 +108,7 @@ stamp_trigger_is_alone(Relation log)
  * the row is not announced again.
  */
 void
-stamp_event(Relation log, Datum *values, bool *nulls)
+log_trigger_stamp(Relation log, Datum *values, bool *nulls)
 {
 	bool		restored = !nulls[Anum_event_txid - 1];
 	bool		announce = false;
@@ -169,6 +169,6 @@ pne_notification_event_row(PG_FUNCTION_ARGS)
 
 		check_event_name(VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 	}
-	stamp_event(trigdata->tg_relation, values, nulls);
+	log_trigger_stamp(trigdata->tg_relation, values, nulls);
 	return PointerGetDatum(heap_form_tuple(desc, values, nulls));
 }

@@ -10,7 +10,7 @@
 
 #include "utils/relcache.h"
 
-extern void stamp_event(Relation log, Datum *values, bool *nulls);
-extern bool stamp_trigger_is_alone(Relation log);
+extern void log_trigger_stamp(Relation log, Datum *values, bool *nulls);
+extern bool log_trigger_is_alone(Relation log);
 
 #endif							/* PNE_LOG_TRIGGER_H */

@@ -54,7 +54,7 @@ typedef struct NotedEntry
 	TimestampTz last_emitted_at;
 } NotedEntry;
 
-static LWLock *stats_lock = NULL;
+static LWLock *counters_lock = NULL;
 static HTAB *event_entries = NULL;
 static HTAB *noted_entries = NULL;
 
@@ -64,24 +64,24 @@ static HTAB *noted_entries = NULL;
  */
 
 Size
-stats_shmem_size(void)
+event_counters_shmem_size(void)
 {
-	return hash_estimate_size(MAX_EVENT_ENTRIES, sizeof(EventEntry));
+	return hash_estimate_size(MAX_EVENT_ENTRIES, sizeof(EventCounters));
 }
 
 /*
  * Called once per process, while the server starts.
  */
 void
-stats_shmem_startup(LWLock *lock)
+event_counters_shmem_startup(LWLock *lock)
 {
 	HASHCTL		info;
 
-	stats_lock = lock;
+	counters_lock = lock;
 
 	memset(&info, 0, sizeof(info));
 	info.keysize = sizeof(EventKey);
-	info.entrysize = sizeof(EventEntry);
+	info.entrysize = sizeof(EventCounters);
 	event_entries = pne_shmem_init_hash("pg_notify_events names", MAX_EVENT_ENTRIES, &info,
 										HASH_ELEM | HASH_BLOBS);
 }
@@ -90,11 +90,11 @@ stats_shmem_startup(LWLock *lock)
  * The entry of an event name, of all others where no room is left, or NULL
  * where there is not even room for that.  The caller holds the lock.
  */
-static EventEntry *
+static EventCounters *
 event_entry(const char *name)
 {
 	EventKey	key;
-	EventEntry *entry;
+	EventCounters *entry;
 	bool		found;
 	bool		full = hash_get_num_entries(event_entries) >= MAX_EVENT_ENTRIES - MAX_DATABASES;
 
@@ -133,7 +133,7 @@ compare_names(const void *a, const void *b)
  * Events have been handled, and that is committed.  Sorts them by name.
  */
 void
-stats_events_delivered(Event **events, int nevents)
+event_counters_delivered(Event **events, int nevents)
 {
 	int			end;
 
@@ -141,17 +141,17 @@ stats_events_delivered(Event **events, int nevents)
 	for (int i = 0; i < nevents; i = end)
 	{
 		end = Min(nevents - i, EVENTS_PER_LOCK) + i;
-		LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+		LWLockAcquire(counters_lock, LW_EXCLUSIVE);
 		for (int next = i; i < end; i = next)
 		{
-			EventEntry *event = event_entry(events[i]->name);
+			EventCounters *event = event_entry(events[i]->name);
 
 			while (next < end && strcmp(events[next]->name, events[i]->name) == 0)
 				next++;
 			if (event != NULL)
 				event->delivered += next - i;
 		}
-		LWLockRelease(stats_lock);
+		LWLockRelease(counters_lock);
 	}
 }
 
@@ -159,15 +159,15 @@ stats_events_delivered(Event **events, int nevents)
  * An attempt to handle an event has failed.
  */
 void
-stats_event_failed(const char *event_name)
+event_counters_failed(const char *event_name)
 {
-	EventEntry *event;
+	EventCounters *event;
 
-	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+	LWLockAcquire(counters_lock, LW_EXCLUSIVE);
 	event = event_entry(event_name);
 	if (event != NULL)
 		event->failed++;
-	LWLockRelease(stats_lock);
+	LWLockRelease(counters_lock);
 }
 
 /*
@@ -181,7 +181,7 @@ noted_entry(const char *event_name)
 	bool		found;
 
 	if (noted_entries != NULL && hash_get_num_entries(noted_entries) >= MAX_EVENT_ENTRIES)
-		stats_flush_noted();
+		event_counters_flush_noted();
 	if (noted_entries == NULL)
 	{
 		HASHCTL		info;
@@ -208,7 +208,7 @@ noted_entry(const char *event_name)
  * The listener has seen a new event; counted at the next flush.
  */
 void
-stats_event_emitted(const char *event_name, TimestampTz when)
+event_counters_emitted(const char *event_name, TimestampTz when)
 {
 	NotedEntry *entry = noted_entry(event_name);
 
@@ -220,7 +220,7 @@ stats_event_emitted(const char *event_name, TimestampTz when)
  * The listener has announced an event; counted at the next flush.
  */
 void
-stats_event_announced(const char *event_name)
+event_counters_announced(const char *event_name)
 {
 	noted_entry(event_name)->announced++;
 }
@@ -229,7 +229,7 @@ stats_event_announced(const char *event_name)
  * Count what the listener has noted.
  */
 void
-stats_flush_noted(void)
+event_counters_flush_noted(void)
 {
 	HASH_SEQ_STATUS status;
 	NotedEntry *noted;
@@ -237,11 +237,11 @@ stats_flush_noted(void)
 	if (noted_entries == NULL)
 		return;
 
-	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+	LWLockAcquire(counters_lock, LW_EXCLUSIVE);
 	hash_seq_init(&status, noted_entries);
 	while ((noted = hash_seq_search(&status)) != NULL)
 	{
-		EventEntry *event = event_entry(noted->name);
+		EventCounters *event = event_entry(noted->name);
 
 		if (event != NULL)
 		{
@@ -250,15 +250,15 @@ stats_flush_noted(void)
 			event->last_emitted_at = Max(event->last_emitted_at, noted->last_emitted_at);
 		}
 	}
-	LWLockRelease(stats_lock);
-	stats_discard_noted();
+	LWLockRelease(counters_lock);
+	event_counters_discard_noted();
 }
 
 /*
  * Forget what was noted since the last flush: it will be seen again.
  */
 void
-stats_discard_noted(void)
+event_counters_discard_noted(void)
 {
 	if (noted_entries != NULL)
 		hash_destroy(noted_entries);
@@ -274,19 +274,19 @@ stats_discard_noted(void)
  * Remove what is counted of event names of a database.  Does not throw.
  */
 void
-stats_forget_database(Oid dboid)
+event_counters_forget_database(Oid dboid)
 {
 	HASH_SEQ_STATUS status;
-	EventEntry *event;
+	EventCounters *event;
 
-	LWLockAcquire(stats_lock, LW_EXCLUSIVE);
+	LWLockAcquire(counters_lock, LW_EXCLUSIVE);
 	hash_seq_init(&status, event_entries);
 	while ((event = hash_seq_search(&status)) != NULL)
 	{
 		if (event->key.dboid == dboid)
 			hash_search(event_entries, &event->key, HASH_REMOVE, NULL);
 	}
-	LWLockRelease(stats_lock);
+	LWLockRelease(counters_lock);
 }
 
 /* ----------
@@ -297,21 +297,21 @@ stats_forget_database(Oid dboid)
 /*
  * Copies of the entries of this database.
  */
-EventEntry *
+EventCounters *
 event_counters_copy(int *count)
 {
-	EventEntry *entries = palloc(sizeof(EventEntry) * MAX_EVENT_ENTRIES);
+	EventCounters *entries = palloc(sizeof(EventCounters) * MAX_EVENT_ENTRIES);
 	HASH_SEQ_STATUS status;
-	EventEntry *event;
+	EventCounters *event;
 
 	*count = 0;
-	LWLockAcquire(stats_lock, LW_SHARED);
+	LWLockAcquire(counters_lock, LW_SHARED);
 	hash_seq_init(&status, event_entries);
 	while ((event = hash_seq_search(&status)) != NULL)
 	{
 		if (event->key.dboid == MyDatabaseId && *count < MAX_EVENT_ENTRIES)
 			entries[(*count)++] = *event;
 	}
-	LWLockRelease(stats_lock);
+	LWLockRelease(counters_lock);
 	return entries;
 }

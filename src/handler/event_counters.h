@@ -24,7 +24,7 @@ typedef struct EventKey
 	char		name[EVENT_NAME_SIZE];	/* zero-padded */
 } EventKey;
 
-typedef struct EventEntry
+typedef struct EventCounters
 {
 	EventKey	key;
 	int64		emitted;
@@ -32,18 +32,18 @@ typedef struct EventEntry
 	int64		delivered;
 	int64		failed;
 	TimestampTz last_emitted_at;
-} EventEntry;
+} EventCounters;
 
-extern Size stats_shmem_size(void);
-extern void stats_shmem_startup(LWLock *lock);
+extern Size event_counters_shmem_size(void);
+extern void event_counters_shmem_startup(LWLock *lock);
 
-extern void stats_events_delivered(Event **events, int nevents);
-extern void stats_event_failed(const char *event_name);
-extern void stats_event_emitted(const char *event_name, TimestampTz when);
-extern void stats_event_announced(const char *event_name);
-extern void stats_flush_noted(void);
-extern void stats_discard_noted(void);
-extern void stats_forget_database(Oid dboid);
-extern EventEntry *event_counters_copy(int *count);
+extern void event_counters_delivered(Event **events, int nevents);
+extern void event_counters_failed(const char *event_name);
+extern void event_counters_emitted(const char *event_name, TimestampTz when);
+extern void event_counters_announced(const char *event_name);
+extern void event_counters_flush_noted(void);
+extern void event_counters_discard_noted(void);
+extern void event_counters_forget_database(Oid dboid);
+extern EventCounters *event_counters_copy(int *count);
 
 #endif							/* PNE_EVENT_COUNTERS_H */

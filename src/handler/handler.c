@@ -67,36 +67,36 @@ handler_from_row(int row, bool with_filter)
 	Datum		event_name;
 	char	   *text;
 
-	strlcpy(handler->name, own_text(row, ++column), HANDLER_NAME_SIZE);
-	handler->number = DatumGetInt64(own_value(row, ++column, &isnull));
-	handler->owner = DatumGetObjectId(own_value(row, ++column, &isnull));
-	namestrcpy(&handler->function_schema, own_text(row, ++column));
-	namestrcpy(&handler->function_name, own_text(row, ++column));
-	handler->function_shape = DatumGetChar(own_value(row, ++column, &isnull));
-	handler->function_owner = DatumGetObjectId(own_value(row, ++column, &isnull));
-	event_name = own_value(row, ++column, &isnull);
-	value = own_value(row, ++column, &isnull);
+	strlcpy(handler->name, internal_text(row, ++column), HANDLER_NAME_SIZE);
+	handler->number = DatumGetInt64(internal_value(row, ++column, &isnull));
+	handler->owner = DatumGetObjectId(internal_value(row, ++column, &isnull));
+	namestrcpy(&handler->function_schema, internal_text(row, ++column));
+	namestrcpy(&handler->function_name, internal_text(row, ++column));
+	handler->function_shape = DatumGetChar(internal_value(row, ++column, &isnull));
+	handler->function_owner = DatumGetObjectId(internal_value(row, ++column, &isnull));
+	event_name = internal_value(row, ++column, &isnull);
+	value = internal_value(row, ++column, &isnull);
 	match_read_pattern(&handler->pattern, event_name, isnull ? (Datum) 0 : value, with_filter);
-	handler->batch_size = DatumGetInt32(own_value(row, ++column, &isnull));
-	handler->max_attempts = DatumGetInt32(own_value(row, ++column, &isnull));
-	handler->retry_delay = interval_to_ms(own_value(row, ++column, &isnull));
-	handler->max_retry_delay = interval_to_ms(own_value(row, ++column, &isnull));
+	handler->batch_size = DatumGetInt32(internal_value(row, ++column, &isnull));
+	handler->max_attempts = DatumGetInt32(internal_value(row, ++column, &isnull));
+	handler->retry_delay = interval_to_ms(internal_value(row, ++column, &isnull));
+	handler->max_retry_delay = interval_to_ms(internal_value(row, ++column, &isnull));
 	/* create_event_handler() has seen to it that this fits */
-	handler->timeout = (int) interval_to_ms(own_value(row, ++column, &isnull));
-	handler->ordered = DatumGetBool(own_value(row, ++column, &isnull));
-	handler->paused = DatumGetBool(own_value(row, ++column, &isnull));
-	handler->dormant = DatumGetBool(own_value(row, ++column, &isnull));
-	handler->created_at = DatumGetTimestampTz(own_value(row, ++column, &isnull));
-	handler->created = DatumGetInt64(own_value(row, ++column, &isnull));
-	handler->version = DatumGetInt64(own_value(row, ++column, &isnull));
-	handler->position.cursor = event_snapshot_parse(own_text(row, ++column));
-	text = own_text(row, ++column);
+	handler->timeout = (int) interval_to_ms(internal_value(row, ++column, &isnull));
+	handler->ordered = DatumGetBool(internal_value(row, ++column, &isnull));
+	handler->paused = DatumGetBool(internal_value(row, ++column, &isnull));
+	handler->dormant = DatumGetBool(internal_value(row, ++column, &isnull));
+	handler->created_at = DatumGetTimestampTz(internal_value(row, ++column, &isnull));
+	handler->created = DatumGetInt64(internal_value(row, ++column, &isnull));
+	handler->version = DatumGetInt64(internal_value(row, ++column, &isnull));
+	handler->position.cursor = event_snapshot_parse(internal_text(row, ++column));
+	text = internal_text(row, ++column);
 	if (text != NULL)
 		handler->position.window = event_snapshot_parse(text);
-	value = own_value(row, ++column, &isnull);
+	value = internal_value(row, ++column, &isnull);
 	handler->position.last_id = isnull ? 0 : DatumGetInt64(value);
-	handler->start = event_snapshot_parse(own_text(row, ++column));
-	value = own_value(row, ++column, &isnull);
+	handler->start = event_snapshot_parse(internal_text(row, ++column));
+	value = internal_value(row, ++column, &isnull);
 	handler->group_end = isnull ? NO_GROUP : DatumGetInt64(value);
 	return handler;
 }
@@ -108,21 +108,21 @@ handler_from_row(int row, bool with_filter)
 static List *
 load_handlers(const char *name, Oid owner, bool with_filters, MemoryContext context)
 {
-	static OwnStatement select_handlers = {
+	static InternalStatement select_handlers = {
 		.sql = "SELECT h.name, h.number, h.owner, h.function_schema, h.function_name, h.function_shape, "
 		"h.function_owner, h.event_name, h.filter, h.batch_size, h.max_attempts, "
 		"h.retry_delay, h.max_retry_delay, h.timeout, h.ordered, h.paused, "
-		"(h.incarnation OPERATOR(pg_catalog.<>) i.incarnation "
+		"(h.install_id OPERATOR(pg_catalog.<>) i.install_id "
 		" OR h.database OPERATOR(pg_catalog.<>) $3), "
 		"h.created_at, p.created, p.version, p.cursor::pg_catalog.text, p.window::pg_catalog.text, p.last_id, "
 		"p.start::pg_catalog.text, p.tried_upto "
 		"FROM @s._event_handlers AS h "
 		"JOIN @s._event_handler_progress AS p ON p.handler OPERATOR(pg_catalog.=) h.name "
-		"CROSS JOIN @s._event_incarnation AS i "
+		"CROSS JOIN @s._event_install AS i "
 		"WHERE ($1 IS NULL OR h.name OPERATOR(pg_catalog.=) $1) "
 		"AND ($2 IS NULL OR h.owner OPERATOR(pg_catalog.=) $2) "
 		"ORDER BY h.name",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 3,
 		.argtypes = {TEXTOID, OIDOID, OIDOID},
 	};
@@ -144,7 +144,7 @@ load_handlers(const char *name, Oid owner, bool with_filters, MemoryContext cont
 	}
 	values[2] = ObjectIdGetDatum(MyDatabaseId);
 
-	count = own_execute(&select_handlers, values, nulls, 0);
+	count = internal_execute(&select_handlers, values, nulls, 0);
 	old = MemoryContextSwitchTo(context);
 	for (int row = 0; row < count; row++)
 		result = lappend(result, handler_from_row(row, with_filters));
@@ -182,7 +182,7 @@ handler_load_without_filters(Oid owner, MemoryContext context)
 bool
 handler_begin_batch(const Handler *handler)
 {
-	return numbered_lock_if_free(OWN_HANDLERS, handler->number, AccessShareLock);
+	return numbered_lock_if_free(TABLE_HANDLERS, handler->number, AccessShareLock);
 }
 
 /*
@@ -191,7 +191,7 @@ handler_begin_batch(const Handler *handler)
 void
 handler_wait_for_batch(const Handler *handler)
 {
-	numbered_lock(OWN_HANDLERS, handler->number, AccessExclusiveLock);
+	numbered_lock(TABLE_HANDLERS, handler->number, AccessExclusiveLock);
 }
 
 /* what handler_end_batch() has asked for */

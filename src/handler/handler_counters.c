@@ -21,7 +21,7 @@
  * An entry is that of a definition, not of a name: created_at is part of its
  * key.  So nobody has to remove it when the handler is dropped, let alone to
  * know what becomes of that transaction.  The listener does so later, by what
- * is committed (handler_figures_forget_dropped).
+ * is committed (handler_counters_forget_dropped).
  *
  *-------------------------------------------------------------------------
  */
@@ -63,11 +63,11 @@ typedef struct HandlerKey
 typedef struct HandlerEntry
 {
 	HandlerKey	key;
-	HandlerFigures figures;
+	HandlerCounters counters;
 	/* not a figure, and kept when those are reset (backoff.c) */
-	int			probes;
-	Instant		probe_at;
-	int64		probed_version; /* of the definition */
+	int			failed_trials;
+	Instant		next_trial_at;
+	int64		tried_version; /* of the definition */
 } HandlerEntry;
 
 /* what processes have to know of the table */
@@ -94,7 +94,7 @@ static ResourceOwner segments_owner = NULL;
  */
 
 Size
-handler_figures_shmem_size(void)
+handler_counters_shmem_size(void)
 {
 	return MAXALIGN(sizeof(SharedTable)) + AREA_IN_PLACE;
 }
@@ -104,7 +104,7 @@ handler_figures_shmem_size(void)
  * locks in the table.
  */
 void
-handler_figures_shmem_startup(int tranche)
+handler_counters_shmem_startup(int tranche)
 {
 	bool		found;
 	dsa_area   *new_area;
@@ -113,7 +113,7 @@ handler_figures_shmem_startup(int tranche)
 	table_parameters.tranche_id = tranche;
 	area = NULL;
 	entries = NULL;
-	shared_table = ShmemInitStruct("pg_notify_events handlers", handler_figures_shmem_size(), &found);
+	shared_table = ShmemInitStruct("pg_notify_events handlers", handler_counters_shmem_size(), &found);
 	if (found)
 		return;
 
@@ -267,7 +267,7 @@ lock_entry(const Handler *handler)
 typedef struct EntryUse
 {
 	const Handler *handler;
-	const HandlerFigures *add;
+	const HandlerCounters *add;
 	HandlerEntry copy;
 	bool		found;
 } EntryUse;
@@ -306,11 +306,11 @@ latency_bucket(double ms)
  * Start to measure a batch of at most nevents.
  */
 void
-stats_batch_begins(BatchFigures *figures, int nevents)
+handler_counters_batch_begins(BatchCounters *counters, int nevents)
 {
-	memset(figures, 0, sizeof(BatchFigures));
-	figures->events = palloc(sizeof(Event *) * nevents);
-	figures->latencies = palloc(sizeof(double) * nevents);
+	memset(counters, 0, sizeof(BatchCounters));
+	counters->events = palloc(sizeof(Event *) * nevents);
+	counters->latencies = palloc(sizeof(double) * nevents);
 }
 
 /*
@@ -319,19 +319,19 @@ stats_batch_begins(BatchFigures *figures, int nevents)
  * call costs.
  */
 void
-stats_call_begins(BatchFigures *figures, Event **events, int nevents)
+handler_counters_call_begins(BatchCounters *counters, Event **events, int nevents)
 {
-	if (figures->calls == 0)
+	if (counters->calls == 0)
 	{
-		figures->now = instant_now();
-		figures->time_ahead = GetCurrentTimestamp() - figures->now;
+		counters->now = instant_now();
+		counters->time_ahead = GetCurrentTimestamp() - counters->now;
 	}
 	for (int i = 0; i < nevents; i++)
 	{
-		figures->events[figures->nevents] = events[i];
+		counters->events[counters->nevents] = events[i];
 		/* an event without a time has no latency */
-		figures->latencies[figures->nevents++] = TIMESTAMP_NOT_FINITE(events[i]->created_at) ? NAN :
-			((double) (figures->time_ahead + figures->now) - (double) events[i]->created_at) / 1000.0;
+		counters->latencies[counters->nevents++] = TIMESTAMP_NOT_FINITE(events[i]->created_at) ? NAN :
+			((double) (counters->time_ahead + counters->now) - (double) events[i]->created_at) / 1000.0;
 	}
 }
 
@@ -339,15 +339,15 @@ stats_call_begins(BatchFigures *figures, Event **events, int nevents)
  * That call has returned.
  */
 void
-stats_call_ends(BatchFigures *figures)
+handler_counters_call_ends(BatchCounters *counters)
 {
 	Instant		now = instant_now();
-	double		ms = (double) (now - figures->now) / 1000.0;
+	double		ms = (double) (now - counters->now) / 1000.0;
 
-	figures->now = now;
-	figures->calls++;
-	figures->total_time += ms;
-	figures->max_time = Max(figures->max_time, ms);
+	counters->now = now;
+	counters->calls++;
+	counters->total_time += ms;
+	counters->max_time = Max(counters->max_time, ms);
 }
 
 static void
@@ -355,14 +355,14 @@ add_to_entry(void *arg)
 {
 	EntryUse   *use = (EntryUse *) arg;
 	HandlerEntry *entry = lock_entry(use->handler);
-	HandlerFigures *figures = &entry->figures;
+	HandlerCounters *counters = &entry->counters;
 
-	figures->calls += use->add->calls;
-	figures->batches += use->add->batches;
-	figures->total_time += use->add->total_time;
-	figures->max_time = Max(figures->max_time, use->add->max_time);
+	counters->calls += use->add->calls;
+	counters->batches += use->add->batches;
+	counters->total_time += use->add->total_time;
+	counters->max_time = Max(counters->max_time, use->add->max_time);
 	for (int i = 0; i < LATENCY_BUCKETS; i++)
-		figures->latencies[i] += use->add->latencies[i];
+		counters->latencies[i] += use->add->latencies[i];
 	dshash_release_lock(entries, entry);
 }
 
@@ -370,24 +370,24 @@ add_to_entry(void *arg)
  * The batch is committed: count it.  Does not throw.
  */
 void
-stats_batch_committed(const Handler *handler, const BatchFigures *batch)
+handler_counters_batch_committed(const Handler *handler, const BatchCounters *batch)
 {
-	HandlerFigures figures = {
+	HandlerCounters counters = {
 		.calls = batch->calls,
 		.batches = 1,
 		.total_time = batch->total_time,
 		.max_time = batch->max_time,
 	};
-	EntryUse	use = {.handler = handler, .add = &figures};
+	EntryUse	use = {.handler = handler, .add = &counters};
 
 	for (int i = 0; i < batch->nevents; i++)
 	{
 		if (!isnan(batch->latencies[i]))
-			figures.latencies[latency_bucket(batch->latencies[i])]++;
+			counters.latencies[latency_bucket(batch->latencies[i])]++;
 	}
 	if (!use_table(add_to_entry, &use))
 		pg_atomic_write_u32(&shared_table->incomplete, 1);
-	stats_events_delivered(batch->events, batch->nevents);
+	event_counters_delivered(batch->events, batch->nevents);
 }
 
 /* ----------
@@ -396,47 +396,47 @@ stats_batch_committed(const Handler *handler, const BatchFigures *batch)
  */
 
 static void
-set_outage(void *arg)
+set_backoff(void *arg)
 {
 	EntryUse   *use = (EntryUse *) arg;
 	HandlerEntry *entry = lock_entry(use->handler);
 
-	entry->probes = use->copy.probes;
-	entry->probe_at = use->copy.probe_at;
-	entry->probed_version = use->handler->version;
+	entry->failed_trials = use->copy.failed_trials;
+	entry->next_trial_at = use->copy.next_trial_at;
+	entry->tried_version = use->handler->version;
 	dshash_release_lock(entries, entry);
 }
 
 /*
- * A handler backs off, and its next probe is due at probe_at; or, with no
- * probes, it does not any more.  Where there is no room, the successor of an
+ * A handler backs off, and its next probe is due at next_trial_at; or, with no
+ * failed_trials, it does not any more.  Where there is no room, the successor of an
  * executor that leaves will try too early.
  */
 void
-stats_note_outage(const Handler *handler, int probes, Instant probe_at)
+handler_counters_note_backoff(const Handler *handler, int failed_trials, Instant next_trial_at)
 {
 	EntryUse	use = {.handler = handler};
 
-	use.copy.probes = probes;
-	use.copy.probe_at = probe_at;
-	(void) use_table(set_outage, &use);
+	use.copy.failed_trials = failed_trials;
+	use.copy.next_trial_at = next_trial_at;
+	(void) use_table(set_backoff, &use);
 }
 
 /*
  * What was noted last.  Another definition need not wait for the probe.
  */
 void
-stats_read_outage(const Handler *handler, int *probes, Instant *probe_at)
+handler_counters_read_backoff(const Handler *handler, int *failed_trials, Instant *next_trial_at)
 {
 	EntryUse	use = {.handler = handler};
 
-	*probes = 0;
-	*probe_at = 0;
+	*failed_trials = 0;
+	*next_trial_at = 0;
 	if (!use_table(copy_entry, &use) || !use.found)
 		return;
-	*probes = use.copy.probes;
-	if (use.copy.probed_version == handler->version)
-		*probe_at = use.copy.probe_at;
+	*failed_trials = use.copy.failed_trials;
+	if (use.copy.tried_version == handler->version)
+		*next_trial_at = use.copy.next_trial_at;
 }
 
 /* ----------
@@ -449,17 +449,17 @@ stats_read_outage(const Handler *handler, int *probes, Instant *probe_at)
  * where that is not known.
  */
 bool
-handler_figures_read(const Handler *handler, HandlerFigures *figures)
+handler_counters_read(const Handler *handler, HandlerCounters *counters)
 {
 	EntryUse	use = {.handler = handler};
 
-	memset(figures, 0, sizeof(HandlerFigures));
+	memset(counters, 0, sizeof(HandlerCounters));
 	if (shared_table == NULL)
 		return true;
 	if (!use_table(copy_entry, &use))
 		return false;
 	if (use.found)
-		*figures = use.copy.figures;
+		*counters = use.copy.counters;
 	return use.found || pg_atomic_read_u32(&shared_table->incomplete) == 0;
 }
 
@@ -468,16 +468,16 @@ handler_figures_read(const Handler *handler, HandlerFigures *figures)
  * bucket.  False without any.
  */
 bool
-handler_figures_percentile(const HandlerFigures *figures, double share, double *ms)
+handler_counters_percentile(const HandlerCounters *counters, double share, double *ms)
 {
 	uint64		total = 0;
 	uint64		seen = 0;
 
 	for (int i = 0; i < LATENCY_BUCKETS; i++)
-		total += figures->latencies[i];
+		total += counters->latencies[i];
 	for (int i = 0; i < LATENCY_BUCKETS && total > 0; i++)
 	{
-		seen += figures->latencies[i];
+		seen += counters->latencies[i];
 		if ((double) seen >= share * (double) total)
 		{
 			*ms = pow(2.0, (i + 0.5) / BUCKETS_PER_OCTAVE + FIRST_OCTAVE);
@@ -515,10 +515,10 @@ list_keys(void *arg)
 
 /*
  * The handlers of this database that have entries, for
- * handler_figures_forget_dropped().
+ * handler_counters_forget_dropped().
  */
 List *
-handler_figures_list(void)
+handler_counters_list(void)
 {
 	List	   *keys = NIL;
 
@@ -542,24 +542,24 @@ remove_keys(void *arg)
  * that is not visible now it was dropped.
  */
 void
-handler_figures_forget_dropped(List *keys)
+handler_counters_forget_dropped(List *keys)
 {
-	static OwnStatement select_handlers = {
+	static InternalStatement select_handlers = {
 		.sql = "SELECT h.name, h.created_at FROM @s._event_handlers AS h",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 	};
 	HASHCTL		info = {.keysize = sizeof(HandlerKey), .entrysize = sizeof(HandlerKey)};
 	HTAB	   *defined;
 	List	   *dropped = NIL;
 	ListCell   *lc;
-	int			count = own_execute(&select_handlers, NULL, NULL, 0);
+	int			count = internal_execute(&select_handlers, NULL, NULL, 0);
 
 	info.hcxt = CurrentMemoryContext;
 	defined = hash_create("defined handlers", count + 1, &info, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	for (int row = 0; row < count; row++)
 	{
 		bool		isnull;
-		HandlerKey	key = handler_key(own_text(row, 1), DatumGetTimestampTz(own_value(row, 2, &isnull)));
+		HandlerKey	key = handler_key(internal_text(row, 1), DatumGetTimestampTz(internal_value(row, 2, &isnull)));
 
 		(void) hash_search(defined, &key, HASH_ENTER, NULL);
 	}
@@ -598,13 +598,13 @@ remove_database(void *arg)
  * Remove all entries of a database.  Does not throw.
  */
 void
-handler_figures_forget_database(Oid dboid)
+handler_counters_forget_database(Oid dboid)
 {
 	(void) use_table(remove_database, &dboid);
 }
 
 static void
-reset_figures(void *arg)
+reset_counters(void *arg)
 {
 	dshash_seq_status status;
 	HandlerEntry *entry;
@@ -613,7 +613,7 @@ reset_figures(void *arg)
 	while ((entry = dshash_seq_next(&status)) != NULL)
 	{
 		if (entry->key.dboid == MyDatabaseId)
-			memset(&entry->figures, 0, sizeof(HandlerFigures));
+			memset(&entry->counters, 0, sizeof(HandlerCounters));
 	}
 	dshash_seq_term(&status);
 }
@@ -622,7 +622,7 @@ reset_figures(void *arg)
  * Set the figures of this database to zero, and keep what is known of outages.
  */
 void
-handler_figures_reset(void)
+handler_counters_reset(void)
 {
-	(void) use_table(reset_figures, NULL);
+	(void) use_table(reset_counters, NULL);
 }

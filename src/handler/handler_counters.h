@@ -14,7 +14,7 @@
 #define LATENCY_BUCKETS 256
 
 /* what a batch measures, to be counted when it has committed */
-typedef struct BatchFigures
+typedef struct BatchCounters
 {
 	int			nevents;		/* that the handler was called for */
 	Event	  **events;
@@ -24,33 +24,33 @@ typedef struct BatchFigures
 	double		max_time;		/* ms */
 	Instant		now;			/* when the present call began, or the last one ended */
 	TimestampTz time_ahead;		/* what the time of day was ahead of that at the first call */
-} BatchFigures;
+} BatchCounters;
 
 /* what is counted of a handler since the server started, or since a reset */
-typedef struct HandlerFigures
+typedef struct HandlerCounters
 {
 	int64		calls;
 	int64		batches;
 	double		total_time;		/* ms */
 	double		max_time;		/* ms */
 	uint64		latencies[LATENCY_BUCKETS];
-} HandlerFigures;
+} HandlerCounters;
 
-extern Size handler_figures_shmem_size(void);
-extern void handler_figures_shmem_startup(int tranche);
+extern Size handler_counters_shmem_size(void);
+extern void handler_counters_shmem_startup(int tranche);
 
-extern void stats_batch_begins(BatchFigures *figures, int nevents);
-extern void stats_call_begins(BatchFigures *figures, Event **events, int nevents);
-extern void stats_call_ends(BatchFigures *figures);
-extern void stats_batch_committed(const Handler *handler, const BatchFigures *figures);
-extern void stats_note_outage(const Handler *handler, int probes, Instant probe_at);
-extern void stats_read_outage(const Handler *handler, int *probes, Instant *probe_at);
+extern void handler_counters_batch_begins(BatchCounters *counters, int nevents);
+extern void handler_counters_call_begins(BatchCounters *counters, Event **events, int nevents);
+extern void handler_counters_call_ends(BatchCounters *counters);
+extern void handler_counters_batch_committed(const Handler *handler, const BatchCounters *counters);
+extern void handler_counters_note_backoff(const Handler *handler, int failed_trials, Instant next_trial_at);
+extern void handler_counters_read_backoff(const Handler *handler, int *failed_trials, Instant *next_trial_at);
 
-extern bool handler_figures_read(const Handler *handler, HandlerFigures *figures);
-extern bool handler_figures_percentile(const HandlerFigures *figures, double share, double *ms);
-extern List *handler_figures_list(void);
-extern void handler_figures_forget_dropped(List *keys);
-extern void handler_figures_forget_database(Oid dboid);
-extern void handler_figures_reset(void);
+extern bool handler_counters_read(const Handler *handler, HandlerCounters *counters);
+extern bool handler_counters_percentile(const HandlerCounters *counters, double share, double *ms);
+extern List *handler_counters_list(void);
+extern void handler_counters_forget_dropped(List *keys);
+extern void handler_counters_forget_database(Oid dboid);
+extern void handler_counters_reset(void);
 
 #endif							/* PNE_HANDLER_COUNTERS_H */

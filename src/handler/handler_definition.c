@@ -251,17 +251,17 @@ confirm_handler(Handler *handler)
  * finds it.
  */
 static void
-check_own_definition(OwnStatement *select_owner, const char *name)
+check_own_definition(InternalStatement *select_owner, const char *name)
 {
 	Datum		value = CStringGetTextDatum(name);
 	bool		isnull;
 
-	if (own_execute(select_owner, &value, NULL, 1) == 0)
+	if (internal_execute(select_owner, &value, NULL, 1) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("event handler \"%s\" does not exist", name),
 				 errhint("The view event_handlers shows those that you may see.")));
-	if (!has_privs_of_role(GetUserId(), DatumGetObjectId(own_value(0, 1, &isnull))))
+	if (!has_privs_of_role(GetUserId(), DatumGetObjectId(internal_value(0, 1, &isnull))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of event handler \"%s\"", name),
@@ -280,15 +280,15 @@ lock_own_handler(const char *name)
 {
 #define SELECT_OWNER \
 	"SELECT h.owner FROM @s._event_handlers AS h WHERE h.name OPERATOR(pg_catalog.=) $1"
-	static OwnStatement find_definition = {
+	static InternalStatement find_definition = {
 		.sql = SELECT_OWNER,
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
-	static OwnStatement lock_definition = {
+	static InternalStatement lock_definition = {
 		.sql = SELECT_OWNER " FOR UPDATE",
-		.target = OWN_HANDLERS,
+		.target = TABLE_HANDLERS,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -331,39 +331,39 @@ write_definition(const Handler *handler, bool update)
 #define DEFINITION_ARGTYPES \
 	{TEXTOID, OIDOID, NAMEOID, NAMEOID, NAMEOID, CHAROID, OIDOID, NAMEOID, TEXTOID, JSONPATHOID, \
 	 INT4OID, INT4OID, INTERVALOID, INTERVALOID, INTERVALOID, BOOLOID, UUIDOID, OIDOID}
-	static OwnStatement insert_definition = {
+	static InternalStatement insert_definition = {
 		.sql = "INSERT INTO @s._event_handlers (name, owner, owner_name, function_schema, "
 		"function_name, function_shape, function_owner, function_owner_name, event_name, filter, "
-		"batch_size, max_attempts, retry_delay, max_retry_delay, timeout, ordered, incarnation, database) "
+		"batch_size, max_attempts, retry_delay, max_retry_delay, timeout, ordered, install_id, database) "
 		"VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) "
 		"ON CONFLICT DO NOTHING",
-		.target = OWN_HANDLERS,
+		.target = TABLE_HANDLERS,
 		.nargs = 18,
 		.argtypes = DEFINITION_ARGTYPES,
 	};
-	static OwnStatement find_definition = {
+	static InternalStatement find_definition = {
 		.sql = "SELECT 1 FROM @s._event_handlers AS h WHERE h.name OPERATOR(pg_catalog.=) $1",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = DEFINITION_ARGTYPES,
 	};
-	static OwnStatement update_definition = {
+	static InternalStatement update_definition = {
 		.sql = "UPDATE @s._event_handlers SET owner = $2, owner_name = $3, function_schema = $4, "
 		"function_name = $5, function_shape = $6, function_owner = $7, function_owner_name = $8, "
 		"event_name = $9, filter = $10, batch_size = $11, max_attempts = $12, retry_delay = $13, "
 		"max_retry_delay = $14, timeout = $15, ordered = $16, altered_at = pg_catalog.now() "
 		"WHERE name OPERATOR(pg_catalog.=) $1",
-		.target = OWN_HANDLERS,
+		.target = TABLE_HANDLERS,
 		.nargs = 16,
 		.argtypes = DEFINITION_ARGTYPES,
 	};
 	Datum		values[18];
 	char		nulls[18];
-	pg_uuid_t	incarnation;
+	pg_uuid_t	install_id;
 	NameData	owner_name;
 	NameData	function_owner_name;
 
-	catalog_incarnation(&incarnation);
+	catalog_install_id(&install_id);
 	namestrcpy(&owner_name, GetUserNameFromId(handler->owner, false));
 	namestrcpy(&function_owner_name, GetUserNameFromId(handler->function_owner, false));
 
@@ -384,12 +384,12 @@ write_definition(const Handler *handler, bool update)
 	values[13] = ms_to_interval(handler->max_retry_delay);
 	values[14] = ms_to_interval(handler->timeout);
 	values[15] = BoolGetDatum(handler->ordered);
-	values[16] = UUIDPGetDatum(&incarnation);
+	values[16] = UUIDPGetDatum(&install_id);
 	values[17] = ObjectIdGetDatum(MyDatabaseId);
 
 	if (update)
-		return own_execute(&update_definition, values, nulls, 0) == 1;
-	return own_insert_numbered(&insert_definition, values, nulls, &find_definition);
+		return internal_execute(&update_definition, values, nulls, 0) == 1;
+	return internal_insert_numbered(&insert_definition, values, nulls, &find_definition);
 }
 
 /*
@@ -409,51 +409,51 @@ new_version(void)
 static void
 bump_version(const Handler *handler)
 {
-	static OwnStatement update_version = {
+	static InternalStatement update_version = {
 		.sql = "UPDATE @s._event_handler_progress SET version = $2 "
 		"WHERE handler OPERATOR(pg_catalog.=) $1",
-		.target = OWN_PROGRESS,
+		.target = TABLE_PROGRESS,
 		.nargs = 2,
 		.argtypes = {TEXTOID, INT8OID},
 	};
-	static OwnStatement probe_now = {
+	static InternalStatement probe_now = {
 		.sql = "UPDATE @s._event_retries SET next_attempt_at = pg_catalog.clock_timestamp() "
-		"WHERE handler OPERATOR(pg_catalog.=) $1 AND in_outage "
+		"WHERE handler OPERATOR(pg_catalog.=) $1 AND deferred "
 		"AND state OPERATOR(pg_catalog.=) 'waiting'",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
 	Datum		values[2] = {CStringGetTextDatum(handler->name), new_version()};
 
 	handler_wait_for_batch(handler);
-	own_execute(&update_version, values, NULL, 0);
-	own_execute(&probe_now, values, NULL, 0);
+	internal_execute(&update_version, values, NULL, 0);
+	internal_execute(&probe_now, values, NULL, 0);
 	doorbell_handlers_at_commit(handler->owner);
 }
 
 static void
 insert_progress(const char *name, const EventSnapshot *start)
 {
-	static OwnStatement insert = {
+	static InternalStatement insert = {
 		.sql = "INSERT INTO @s._event_handler_progress (handler, created, version, cursor, start) "
 		"VALUES ($1, $2, $2, $3::pg_catalog.pg_snapshot, $3::pg_catalog.pg_snapshot)",
-		.target = OWN_PROGRESS,
+		.target = TABLE_PROGRESS,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, TEXTOID},
 	};
 	Datum		values[3] = {CStringGetTextDatum(name), new_version(),
 	CStringGetTextDatum(event_snapshot_text(start))};
 
-	own_execute(&insert, values, NULL, 0);
+	internal_execute(&insert, values, NULL, 0);
 }
 
 static void
-delete_rows(OwnStatement *statement, const char *name)
+delete_rows(InternalStatement *statement, const char *name)
 {
 	Datum		value = CStringGetTextDatum(name);
 
-	own_execute(statement, &value, NULL, 0);
+	internal_execute(statement, &value, NULL, 0);
 }
 
 /* ----------
@@ -603,23 +603,23 @@ pne_alter_event_handler(PG_FUNCTION_ARGS)
 Datum
 pne_drop_event_handler(PG_FUNCTION_ARGS)
 {
-	static OwnStatement statements[] = {
+	static InternalStatement statements[] = {
 		/* retries before failures, as who records a failure */
 		{
 			.sql = "DELETE FROM @s._event_retries WHERE handler OPERATOR(pg_catalog.=) $1",
-			.target = OWN_RETRIES, .nargs = 1, .argtypes = {TEXTOID},
+			.target = TABLE_RETRIES, .nargs = 1, .argtypes = {TEXTOID},
 		},
 		{
 			.sql = "DELETE FROM @s._event_handler_failures WHERE handler OPERATOR(pg_catalog.=) $1",
-			.target = OWN_FAILURES, .nargs = 1, .argtypes = {TEXTOID},
+			.target = TABLE_FAILURES, .nargs = 1, .argtypes = {TEXTOID},
 		},
 		{
 			.sql = "DELETE FROM @s._event_handler_progress WHERE handler OPERATOR(pg_catalog.=) $1",
-			.target = OWN_PROGRESS, .nargs = 1, .argtypes = {TEXTOID},
+			.target = TABLE_PROGRESS, .nargs = 1, .argtypes = {TEXTOID},
 		},
 		{
 			.sql = "DELETE FROM @s._event_handlers WHERE name OPERATOR(pg_catalog.=) $1",
-			.target = OWN_HANDLERS, .nargs = 1, .argtypes = {TEXTOID},
+			.target = TABLE_HANDLERS, .nargs = 1, .argtypes = {TEXTOID},
 		},
 	};
 	char	   *name = name_argument(fcinfo, 0, "name", "event handler");
@@ -639,10 +639,10 @@ pne_drop_event_handler(PG_FUNCTION_ARGS)
 static void
 set_paused(FunctionCallInfo fcinfo, bool paused)
 {
-	static OwnStatement update_paused = {
+	static InternalStatement update_paused = {
 		.sql = "UPDATE @s._event_handlers SET paused = $2, altered_at = pg_catalog.now() "
 		"WHERE name OPERATOR(pg_catalog.=) $1",
-		.target = OWN_HANDLERS,
+		.target = TABLE_HANDLERS,
 		.nargs = 2,
 		.argtypes = {TEXTOID, BOOLOID},
 	};
@@ -653,7 +653,7 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 	require_writable(paused ? "pause_event_handler()" : "resume_event_handler()");
 	SPI_connect();
 	handler = lock_own_handler(name);
-	own_execute(&update_paused, values, NULL, 0);
+	internal_execute(&update_paused, values, NULL, 0);
 	bump_version(handler);
 	SPI_finish();
 }

@@ -49,7 +49,7 @@ PG_FUNCTION_INFO_V1(pne_replay_events);
  * many there were.
  */
 static int64
-change_dead_events(FunctionCallInfo fcinfo, const char *function, OwnStatement *statement)
+change_dead_events(FunctionCallInfo fcinfo, const char *function, InternalStatement *statement)
 {
 	char	   *name = name_argument(fcinfo, 0, "handler", "event handler");
 	Datum		value = CStringGetTextDatum(name);
@@ -59,7 +59,7 @@ change_dead_events(FunctionCallInfo fcinfo, const char *function, OwnStatement *
 	require_writable(function);
 	SPI_connect();
 	handler = lock_own_handler(name);
-	count = own_execute(statement, &value, NULL, 0);
+	count = internal_execute(statement, &value, NULL, 0);
 	if (count > 0)
 		doorbell_handlers_at_commit(handler->owner);
 	SPI_finish();
@@ -75,11 +75,11 @@ change_dead_events(FunctionCallInfo fcinfo, const char *function, OwnStatement *
 Datum
 pne_retry_dead_events(PG_FUNCTION_ARGS)
 {
-	static OwnStatement revive = {
+	static InternalStatement revive = {
 		.sql = "UPDATE @s._event_retries SET state = 'waiting', attempts = 0, "
 		"next_attempt_at = pg_catalog.clock_timestamp(), attempt_began_at = NULL "
 		"WHERE handler OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'dead'",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -96,10 +96,10 @@ pne_retry_dead_events(PG_FUNCTION_ARGS)
 Datum
 pne_discard_dead_events(PG_FUNCTION_ARGS)
 {
-	static OwnStatement discard = {
+	static InternalStatement discard = {
 		.sql = "UPDATE @s._event_retries SET state = 'discarded' "
 		"WHERE handler OPERATOR(pg_catalog.=) $1 AND state OPERATOR(pg_catalog.=) 'dead'",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -131,7 +131,7 @@ typedef struct ReplayState
 static void
 schedule_replay(ReplayState *state)
 {
-	static OwnStatement insert_retries = {
+	static InternalStatement insert_retries = {
 		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, event_txid, state, attempts, next_attempt_at) "
 		"SELECT $1, i.id, i.txid, 'waiting', 0, pg_catalog.clock_timestamp() "
 		"FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3)) AS i (id, txid) "
@@ -139,7 +139,7 @@ schedule_replay(ReplayState *state)
 		"next_attempt_at = excluded.next_attempt_at, last_error = NULL, last_sqlstate = NULL, "
 		"last_error_at = NULL, attempt_began_at = NULL "
 		"WHERE t.state OPERATOR(pg_catalog.<>) 'waiting'",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8ARRAYOID, XID8ARRAYOID},
 	};
@@ -164,7 +164,7 @@ schedule_replay(ReplayState *state)
 		values[0] = CStringGetTextDatum(handler->name);
 		values[1] = event_ids_datum(wanted, nwanted);
 		values[2] = event_txids_datum(wanted, nwanted);
-		state->scheduled += own_execute(&insert_retries, values, NULL, 0);
+		state->scheduled += internal_execute(&insert_retries, values, NULL, 0);
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(state->context);
@@ -201,10 +201,10 @@ replay_event(TupleTableSlot *slot, int64 id, void *arg)
 Datum
 pne_replay_events(PG_FUNCTION_ARGS)
 {
-	static OwnStatement lock_progress = {
+	static InternalStatement lock_progress = {
 		.sql = "SELECT 1 FROM @s._event_handler_progress AS p "
 		"WHERE p.handler OPERATOR(pg_catalog.=) $1 FOR UPDATE",
-		.target = OWN_PROGRESS,
+		.target = TABLE_PROGRESS,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -228,7 +228,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 	state->context = AllocSetContextCreate(CurrentMemoryContext, "replayed events", ALLOCSET_DEFAULT_SIZES);
 	SPI_connect();
 	handler_wait_for_batch(lock_own_handler(name));
-	own_execute(&lock_progress, &value, NULL, 1);
+	internal_execute(&lock_progress, &value, NULL, 1);
 	/* once more: its position as it is now that nobody moves it */
 	state->handler = lock_own_handler(name);
 	if (state->handler->dormant)

@@ -93,21 +93,21 @@ error_text(const ErrorData *error)
 static void
 count_failure(const Handler *handler, const ErrorData *error)
 {
-	static OwnStatement upsert_failure = {
+	static InternalStatement upsert_failure = {
 		.sql = "INSERT INTO @s._event_handler_failures AS f "
 		"(handler, failed, last_error, last_sqlstate, last_error_at) "
 		"VALUES ($1, 1, $2, $3, pg_catalog.clock_timestamp()) "
 		"ON CONFLICT (handler) DO UPDATE SET failed = f.failed OPERATOR(pg_catalog.+) 1, "
 		"last_error = excluded.last_error, last_sqlstate = excluded.last_sqlstate, "
 		"last_error_at = excluded.last_error_at",
-		.target = OWN_FAILURES,
+		.target = TABLE_FAILURES,
 		.nargs = 3,
 		.argtypes = {TEXTOID, TEXTOID, TEXTOID},
 	};
 	Datum		values[3] = {CStringGetTextDatum(handler->name), error_text(error),
 	CStringGetTextDatum(unpack_sql_state(error->sqlerrcode))};
 
-	own_execute(&upsert_failure, values, NULL, 0);
+	internal_execute(&upsert_failure, values, NULL, 0);
 }
 
 /*
@@ -128,19 +128,19 @@ lost_attempt_error(void)
  * included if it is charged: until due, or dead where that is DT_NOEND.
  */
 void
-retry_write_failure(const Handler *handler, EventIdentity event, int attempts, TimestampTz due, bool in_outage,
+retry_write_failure(const Handler *handler, EventIdentity event, int attempts, TimestampTz due, bool deferred,
 			  const ErrorData *error)
 {
-	static OwnStatement upsert_retry = {
+	static InternalStatement upsert_retry = {
 		.sql = "INSERT INTO @s._event_retries AS t "
-		"(handler, event_id, state, attempts, next_attempt_at, last_error, last_sqlstate, last_error_at, in_outage, "
+		"(handler, event_id, state, attempts, next_attempt_at, last_error, last_sqlstate, last_error_at, deferred, "
 		"event_txid) VALUES ($1, $2, $3, $4, $5, $6, $7, pg_catalog.clock_timestamp(), $8, $9) "
 		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET state = excluded.state, "
 		"attempts = excluded.attempts, next_attempt_at = excluded.next_attempt_at, "
 		"last_error = excluded.last_error, last_sqlstate = excluded.last_sqlstate, "
-		"last_error_at = excluded.last_error_at, in_outage = excluded.in_outage, "
+		"last_error_at = excluded.last_error_at, deferred = excluded.deferred, "
 		"attempt_began_at = NULL, untried = false",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 9,
 		.argtypes = {TEXTOID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, TEXTOID, BOOLOID, XID8OID},
 	};
@@ -156,9 +156,9 @@ retry_write_failure(const Handler *handler, EventIdentity event, int attempts, T
 		nulls[4] = 'n';
 	values[5] = error_text(error);
 	values[6] = CStringGetTextDatum(unpack_sql_state(error->sqlerrcode));
-	values[7] = BoolGetDatum(in_outage);
+	values[7] = BoolGetDatum(deferred);
 	values[8] = event_txid_datum(event.txid);
-	own_execute(&upsert_retry, values, nulls, 0);
+	internal_execute(&upsert_retry, values, nulls, 0);
 	count_failure(handler, error);
 }
 
@@ -220,7 +220,7 @@ retry_find_waiting(const char *handler, bool ordered, DueRetry *found, int limit
 		.only_column = Anum_retry_state,
 		.only_value = "waiting",
 	};
-	Relation	retries = table_open(catalog_lookup(false)->own_tables[OWN_RETRIES], AccessShareLock);
+	Relation	retries = table_open(catalog_lookup(false)->internal_tables[TABLE_RETRIES], AccessShareLock);
 	Relation	index = index_open_wanted(retries, ordered ? &by_id : &by_time);
 	IndexScanDesc scan = pne_index_beginscan(retries, index, GetActiveSnapshot(), 1);
 	TupleTableSlot *slot = table_slot_create(retries, NULL);
@@ -275,22 +275,22 @@ retry_earliest(const Handler *handler)
 int
 retry_lock_due(const char *handler, EventIdentity event)
 {
-	static OwnStatement lock_row = {
+	static InternalStatement lock_row = {
 		.sql = "SELECT t.attempts OPERATOR(pg_catalog.-) "
 		"CASE WHEN t.attempt_began_at IS NULL THEN 0 ELSE 1 END FROM @s._event_retries AS t WHERE " OF_EVENT("$2", "$3")
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' "
 		"AND t.next_attempt_at OPERATOR(pg_catalog.<=) pg_catalog.clock_timestamp() "
 		"FOR UPDATE SKIP LOCKED",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, XID8OID},
 	};
 	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event.id), event_txid_datum(event.txid)};
 	bool		isnull;
 
-	if (own_execute(&lock_row, values, NULL, 1) != 1)
+	if (internal_execute(&lock_row, values, NULL, 1) != 1)
 		return -1;
-	return DatumGetInt32(own_value(0, 1, &isnull));
+	return DatumGetInt32(internal_value(0, 1, &isnull));
 }
 
 /*
@@ -301,12 +301,12 @@ retry_lock_due(const char *handler, EventIdentity event)
 bool
 retry_lock_attempt(const char *handler, EventIdentity event, int attempts, bool *never_failed)
 {
-	static OwnStatement lock_row = {
+	static InternalStatement lock_row = {
 		.sql = "SELECT t.last_sqlstate IS NULL OR t.last_sqlstate OPERATOR(pg_catalog.=) $4 "
 		"FROM @s._event_retries AS t WHERE " OF_EVENT("$2", "$5")
 		"AND t.state OPERATOR(pg_catalog.=) 'waiting' AND t.attempts OPERATOR(pg_catalog.=) $3 "
 		"FOR UPDATE SKIP LOCKED",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 5,
 		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID, XID8OID},
 	};
@@ -314,9 +314,9 @@ retry_lock_attempt(const char *handler, EventIdentity event, int attempts, bool 
 	CStringGetTextDatum(unpack_sql_state(LOST_ATTEMPT)), event_txid_datum(event.txid)};
 	bool		isnull;
 
-	if (own_execute(&lock_row, values, NULL, 1) != 1)
+	if (internal_execute(&lock_row, values, NULL, 1) != 1)
 		return false;
-	*never_failed = DatumGetBool(own_value(0, 1, &isnull));
+	*never_failed = DatumGetBool(internal_value(0, 1, &isnull));
 	return true;
 }
 
@@ -328,13 +328,13 @@ retry_lock_attempt(const char *handler, EventIdentity event, int attempts, bool 
 void
 retry_write_attempt(const Handler *handler, EventIdentity event, int attempts, bool fresh)
 {
-	static OwnStatement upsert_attempt = {
+	static InternalStatement upsert_attempt = {
 		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at, attempt_began_at, "
 		"event_txid, untried) VALUES ($1, $2, 'waiting', $3, $4, pg_catalog.clock_timestamp(), $5, $6) "
 		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET attempts = excluded.attempts, "
 		"next_attempt_at = excluded.next_attempt_at, attempt_began_at = excluded.attempt_began_at, "
 		"untried = t.untried OR excluded.untried",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 6,
 		.argtypes = {TEXTOID, INT8OID, INT4OID, TIMESTAMPTZOID, XID8OID, BOOLOID},
 	};
@@ -349,21 +349,21 @@ retry_write_attempt(const Handler *handler, EventIdentity event, int attempts, b
 	values[3] = TimestampTzGetDatum(due);
 	values[4] = event_txid_datum(event.txid);
 	values[5] = BoolGetDatum(fresh);
-	own_execute(&upsert_attempt, values, NULL, 0);
+	internal_execute(&upsert_attempt, values, NULL, 0);
 }
 
 void
 retry_delete(const char *handler, EventIdentity event)
 {
-	static OwnStatement delete_row = {
+	static InternalStatement delete_row = {
 		.sql = "DELETE FROM @s._event_retries WHERE " OF_EVENT("$2", "$3"),
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, XID8OID},
 	};
 	Datum		values[3] = {CStringGetTextDatum(handler), Int64GetDatum(event.id), event_txid_datum(event.txid)};
 
-	own_execute(&delete_row, values, NULL, 0);
+	internal_execute(&delete_row, values, NULL, 0);
 }
 
 /*
@@ -373,18 +373,18 @@ retry_delete(const char *handler, EventIdentity event)
 void
 retry_discard(const char *handler, EventIdentity event, const char *reason)
 {
-	static OwnStatement update_row = {
+	static InternalStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET state = 'discarded', next_attempt_at = NULL, "
-		"last_error = $3, attempt_began_at = NULL, in_outage = false, untried = false, "
+		"last_error = $3, attempt_began_at = NULL, deferred = false, untried = false, "
 		"last_error_at = pg_catalog.clock_timestamp() WHERE " OF_EVENT("$2", "$4"),
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 4,
 		.argtypes = {TEXTOID, INT8OID, TEXTOID, XID8OID},
 	};
 	Datum		values[4] = {CStringGetTextDatum(handler), Int64GetDatum(event.id),
 	CStringGetTextDatum(reason), event_txid_datum(event.txid)};
 
-	own_execute(&update_row, values, NULL, 0);
+	internal_execute(&update_row, values, NULL, 0);
 }
 
 /*
@@ -408,11 +408,11 @@ retry_drop(const char *handler, EventIdentity event, bool never_failed, const ch
 bool
 retry_give_back(const char *handler, EventIdentity event, int attempts)
 {
-	static OwnStatement update_row = {
+	static InternalStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET attempts = attempts OPERATOR(pg_catalog.-) 1, "
 		"attempt_began_at = NULL, next_attempt_at = pg_catalog.clock_timestamp() WHERE " OF_EVENT("$2", "$4")
 		"AND attempts OPERATOR(pg_catalog.=) $3 AND attempt_began_at IS NOT NULL",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 4,
 		.argtypes = {TEXTOID, INT8OID, INT4OID, XID8OID},
 	};
@@ -421,7 +421,7 @@ retry_give_back(const char *handler, EventIdentity event, int attempts)
 	bool		unused;
 
 	return retry_lock_attempt(handler, event, attempts, &unused) &&
-		own_execute(&update_row, values, NULL, 0) == 1;
+		internal_execute(&update_row, values, NULL, 0) == 1;
 }
 
 /*
@@ -430,17 +430,17 @@ retry_give_back(const char *handler, EventIdentity event, int attempts)
 void
 retry_mark_dead(const Handler *handler, EventIdentity event, int attempts)
 {
-	static OwnStatement update_row = {
+	static InternalStatement update_row = {
 		.sql = "UPDATE @s._event_retries SET state = 'dead', next_attempt_at = NULL, "
-		"in_outage = false, attempt_began_at = NULL, untried = false WHERE " OF_EVENT("$2", "$3"),
-		.target = OWN_RETRIES,
+		"deferred = false, attempt_began_at = NULL, untried = false WHERE " OF_EVENT("$2", "$3"),
+		.target = TABLE_RETRIES,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, XID8OID},
 	};
 	Datum		values[3] = {CStringGetTextDatum(handler->name), Int64GetDatum(event.id),
 	event_txid_datum(event.txid)};
 
-	own_execute(&update_row, values, NULL, 0);
+	internal_execute(&update_row, values, NULL, 0);
 	log_death(handler, event.id, attempts);
 }
 
@@ -450,12 +450,12 @@ retry_mark_dead(const Handler *handler, EventIdentity event, int attempts)
  * DT_NOEND: never, it is dead.
  */
 TimestampTz
-retry_charge_parked(const Handler *handler, EventIdentity event, int attempts)
+retry_charge_deferred(const Handler *handler, EventIdentity event, int attempts)
 {
-	static OwnStatement update_row = {
-		.sql = "UPDATE @s._event_retries SET attempts = $3, state = $4, next_attempt_at = $5, in_outage = false "
+	static InternalStatement update_row = {
+		.sql = "UPDATE @s._event_retries SET attempts = $3, state = $4, next_attempt_at = $5, deferred = false "
 		"WHERE " OF_EVENT("$2", "$6"),
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 6,
 		.argtypes = {TEXTOID, INT8OID, INT4OID, TEXTOID, TIMESTAMPTZOID, XID8OID},
 	};
@@ -471,7 +471,7 @@ retry_charge_parked(const Handler *handler, EventIdentity event, int attempts)
 	if (due == DT_NOEND)
 		nulls[4] = 'n';
 	values[5] = event_txid_datum(event.txid);
-	own_execute(&update_row, values, nulls, 0);
+	internal_execute(&update_row, values, nulls, 0);
 	if (due == DT_NOEND)
 		log_death(handler, event.id, attempts);
 	return due;
@@ -491,9 +491,9 @@ retry_charge_parked(const Handler *handler, EventIdentity event, int attempts)
 void
 retry_recover_attempts(const Handler *handler)
 {
-	static OwnStatement select_lost = {
+	static InternalStatement select_lost = {
 		.sql = SELECT_OPEN_ATTEMPT " FOR UPDATE",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -501,11 +501,11 @@ retry_recover_attempts(const Handler *handler)
 	ErrorData  *error = lost_attempt_error();
 	bool		isnull;
 
-	while (own_execute(&select_lost, &name, NULL, 1) == 1)
+	while (internal_execute(&select_lost, &name, NULL, 1) == 1)
 	{
-		EventIdentity event = {DatumGetInt64(own_value(0, 1, &isnull)),
-		event_txid_from_datum(own_value(0, 2, &isnull))};
-		int			attempts = DatumGetInt32(own_value(0, 3, &isnull));
+		EventIdentity event = {DatumGetInt64(internal_value(0, 1, &isnull)),
+		event_txid_from_datum(internal_value(0, 2, &isnull))};
+		int			attempts = DatumGetInt32(internal_value(0, 3, &isnull));
 		TimestampTz due = retry_due_again(handler, attempts);
 
 		retry_write_failure(handler, event, attempts, due, false, error);
@@ -522,9 +522,9 @@ retry_recover_attempts(const Handler *handler)
 bool
 retry_give_back_attempts(const Handler *handler)
 {
-	static OwnStatement select_ended = {
+	static InternalStatement select_ended = {
 		.sql = SELECT_OPEN_ATTEMPT " FOR UPDATE SKIP LOCKED",
-		.target = OWN_RETRIES,
+		.target = TABLE_RETRIES,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -532,12 +532,12 @@ retry_give_back_attempts(const Handler *handler)
 	bool		given_back = false;
 	bool		isnull;
 
-	while (own_execute(&select_ended, &name, NULL, 1) == 1)
+	while (internal_execute(&select_ended, &name, NULL, 1) == 1)
 	{
-		EventIdentity event = {DatumGetInt64(own_value(0, 1, &isnull)),
-		event_txid_from_datum(own_value(0, 2, &isnull))};
+		EventIdentity event = {DatumGetInt64(internal_value(0, 1, &isnull)),
+		event_txid_from_datum(internal_value(0, 2, &isnull))};
 
-		if (!retry_give_back(handler->name, event, DatumGetInt32(own_value(0, 3, &isnull))))
+		if (!retry_give_back(handler->name, event, DatumGetInt32(internal_value(0, 3, &isnull))))
 			break;
 		given_back = true;
 	}

@@ -12,7 +12,7 @@
  * are held in memory is taken up in parts; then the position is inside of it, and
  * each event is counted with the first part.
  *
- * The position is stored some seconds later (relay_store), so a listener that
+ * The position is stored some seconds later (announcer_store), so a listener that
  * is lost, or a crash, has what was announced since then announced again, and
  * nothing left out.  A chunk whose transaction fails, because the queue is full
  * for example, is announced again from its beginning.
@@ -47,7 +47,7 @@
 /* events announced in one transaction, if batch_bytes does not end it before */
 #define ANNOUNCE_CHUNK 1000
 
-static MemoryContext relay_context = NULL;
+static MemoryContext announcer_context = NULL;
 
 /* the log that all this is about: a new extension has another one */
 static Oid	followed = InvalidOid;
@@ -70,10 +70,10 @@ static EventChunk *chunk = NULL;
  * Once per listener.
  */
 void
-relay_init(void)
+announcer_init(void)
 {
-	relay_context = AllocSetContextCreate(TopMemoryContext, "relay", ALLOCSET_DEFAULT_SIZES);
-	chunk = chunk_create(relay_context);
+	announcer_context = AllocSetContextCreate(TopMemoryContext, "relay", ALLOCSET_DEFAULT_SIZES);
+	chunk = chunk_create(announcer_context);
 }
 
 /*
@@ -82,19 +82,19 @@ relay_init(void)
 static void
 load_cursor(void)
 {
-	static OwnStatement select_cursor = {
-		.sql = "SELECT r.cursor::pg_catalog.text FROM @s._event_relay AS r",
-		.target = OWN_NONE,
+	static InternalStatement select_cursor = {
+		.sql = "SELECT r.cursor::pg_catalog.text FROM @s._event_announcer AS r",
+		.target = TABLE_NONE,
 	};
 	MemoryContext old;
 
-	if (own_execute(&select_cursor, NULL, NULL, 1) != 1)
+	if (internal_execute(&select_cursor, NULL, NULL, 1) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"_event_relay\" is empty"),
+				 errmsg("table \"_event_announcer\" is empty"),
 				 errhint("Drop the extension and create it again.")));
-	old = MemoryContextSwitchTo(relay_context);
-	position.cursor = event_snapshot_parse(own_text(0, 1));
+	old = MemoryContextSwitchTo(announcer_context);
+	position.cursor = event_snapshot_parse(internal_text(0, 1));
 	MemoryContextSwitchTo(old);
 }
 
@@ -135,7 +135,7 @@ see_event(TupleTableSlot *slot, int64 id, void *arg)
 		if (isnull || TIMESTAMP_NOT_FINITE(DatumGetTimestampTz(created_at)))
 			created_at = TimestampTzGetDatum(GetCurrentTimestamp());
 		name = TextDatumGetCString(slot_getattr(slot, Anum_event_name, &isnull));
-		stats_event_emitted(name, DatumGetTimestampTz(created_at));
+		event_counters_emitted(name, DatumGetTimestampTz(created_at));
 		pfree(name);
 	}
 
@@ -151,7 +151,7 @@ finish_window(bool found)
 {
 	EventPosition come_to = window_position(window, window->nevents);
 	EventPosition previous = position;
-	MemoryContext old = MemoryContextSwitchTo(relay_context);
+	MemoryContext old = MemoryContextSwitchTo(announcer_context);
 
 	position = event_position_copy(&come_to);
 	event_position_free(&previous);
@@ -184,7 +184,7 @@ start_anew(Oid log)
  * Returns whether anything has.
  */
 bool
-relay_take_up(Relation log, Snapshot snapshot)
+announcer_take_up(Relation log, Snapshot snapshot)
 {
 	bool		news = false;
 	bool		inside;
@@ -197,13 +197,13 @@ relay_take_up(Relation log, Snapshot snapshot)
 		load_cursor();
 
 	/* of an earlier try, which failed */
-	stats_discard_noted();
+	event_counters_discard_noted();
 	inside = (position.window != NULL);
 	window = window_read_wanted(log, &position, snapshot, event_snapshot_build(snapshot),
 								CurrentMemoryContext, inside ? is_marked : see_event, &news);
-	MemoryContextSetParent(window->context, relay_context);
+	MemoryContextSetParent(window->context, announcer_context);
 	next = 0;
-	stats_flush_noted();
+	event_counters_flush_noted();
 	if (window->nevents == 0)
 		finish_window(inside || news);
 	return news;
@@ -214,7 +214,7 @@ relay_take_up(Relation log, Snapshot snapshot)
  * commits.
  */
 void
-relay_announce(Relation log, Snapshot snapshot, const char *channel)
+announcer_announce(Relation log, Snapshot snapshot, const char *channel)
 {
 	TupleDesc	desc = RelationGetDescr(log);
 	MemoryContext event_context;
@@ -251,7 +251,7 @@ relay_announce(Relation log, Snapshot snapshot, const char *channel)
  * That transaction has committed.  Returns how many events it announced.
  */
 int
-relay_announced(void)
+announcer_announced(void)
 {
 	int			announced = 0;
 
@@ -264,10 +264,10 @@ relay_announced(void)
 
 		if (event->tuple == NULL)
 			continue;
-		stats_event_announced(event->name);
+		event_counters_announced(event->name);
 		announced++;
 	}
-	stats_flush_noted();
+	event_counters_flush_noted();
 	next += chunk->length;
 	if (next >= window->nevents)
 		finish_window(true);
@@ -278,7 +278,7 @@ relay_announced(void)
  * Whether something was taken up and is not announced yet.
  */
 bool
-relay_has_more(void)
+announcer_has_more(void)
 {
 	return window != NULL || position.window != NULL;
 }
@@ -287,7 +287,7 @@ relay_has_more(void)
  * Whether the position has been ahead of the stored one for so many ms.
  */
 bool
-relay_is_ahead(int ms)
+announcer_is_ahead(int ms)
 {
 	return ahead_since != 0 && instant_passed(ahead_since, instant_now(), ms);
 }
@@ -296,11 +296,11 @@ relay_is_ahead(int ms)
  * Store the position.
  */
 void
-relay_store(void)
+announcer_store(void)
 {
-	static OwnStatement update_cursor = {
-		.sql = "UPDATE @s._event_relay SET cursor = $1::pg_catalog.pg_snapshot",
-		.target = OWN_RELAY,
+	static InternalStatement update_cursor = {
+		.sql = "UPDATE @s._event_announcer SET cursor = $1::pg_catalog.pg_snapshot",
+		.target = TABLE_ANNOUNCER,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -312,7 +312,7 @@ relay_store(void)
 		SPI_connect();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		value = CStringGetTextDatum(event_snapshot_text(position.cursor));
-		own_execute(&update_cursor, &value, NULL, 0);
+		internal_execute(&update_cursor, &value, NULL, 0);
 		PopActiveSnapshot();
 		SPI_finish();
 	}

@@ -11,12 +11,12 @@
 #include "utils/relcache.h"
 #include "utils/snapshot.h"
 
-extern void relay_init(void);
-extern bool relay_take_up(Relation log, Snapshot snapshot);
-extern void relay_announce(Relation log, Snapshot snapshot, const char *channel);
-extern int	relay_announced(void);
-extern bool relay_has_more(void);
-extern bool relay_is_ahead(int ms);
-extern void relay_store(void);
+extern void announcer_init(void);
+extern bool announcer_take_up(Relation log, Snapshot snapshot);
+extern void announcer_announce(Relation log, Snapshot snapshot, const char *channel);
+extern int	announcer_announced(void);
+extern bool announcer_has_more(void);
+extern bool announcer_is_ahead(int ms);
+extern void announcer_store(void);
 
 #endif							/* PNE_ANNOUNCER_H */

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * channel.c
- *		Event channels: the functions that define them, and their figures.
+ *		Event channels: the functions that define them, and their counters.
  *
  * What is sent with NOTIFY on an event channel, by whomever, becomes an event;
  * the listener sees to that (ingest.c).  As any role may NOTIFY, a definition
@@ -53,7 +53,7 @@ typedef struct ChannelEntry
 {
 	ChannelKey	key;
 	TimestampTz created_at;		/* of the definition that this is about */
-	QueueFigures figures;
+	QueueCounters counters;
 	pid_t		listener;		/* who listens */
 	bool		suspended;
 } ChannelEntry;
@@ -63,7 +63,7 @@ static HTAB *channel_entries = NULL;
 
 PG_FUNCTION_INFO_V1(pne_listen_event_channel);
 PG_FUNCTION_INFO_V1(pne_unlisten_event_channel);
-PG_FUNCTION_INFO_V1(pne_channel_figures);
+PG_FUNCTION_INFO_V1(pne_channel_statistics);
 
 /* ----------
  * Definitions
@@ -71,10 +71,10 @@ PG_FUNCTION_INFO_V1(pne_channel_figures);
  */
 
 #define IS_DORMANT \
-	"(c.incarnation OPERATOR(pg_catalog.<>) i.incarnation OR c.database OPERATOR(pg_catalog.<>) $1)"
+	"(c.install_id OPERATOR(pg_catalog.<>) i.install_id OR c.database OPERATOR(pg_catalog.<>) $1)"
 #define SELECT_CHANNELS \
 	"SELECT c.channel, c.event_name, c.owner, c.created_at, " IS_DORMANT " " \
-	"FROM @s._event_channels AS c CROSS JOIN @s._event_incarnation AS i "
+	"FROM @s._event_channels AS c CROSS JOIN @s._event_install AS i "
 
 /*
  * Copy one row of those that the statements with this have selected.
@@ -86,15 +86,15 @@ channel_from_row(int row)
 	Datum		event_name;
 	bool		isnull;
 
-	strlcpy(channel->queue.name, own_text(row, 1), NAMEDATALEN);
-	event_name = own_value(row, 2, &isnull);
+	strlcpy(channel->queue.name, internal_text(row, 1), NAMEDATALEN);
+	event_name = internal_value(row, 2, &isnull);
 	channel->unfit = stored_size(event_name) > MAX_PATTERN_BYTES;
 	channel->event_name = channel->unfit ? pstrdup("") : TextDatumGetCString(event_name);
 	channel->unfit = channel->unfit || channel->event_name[0] == '\0' ||
 		pg_mbstrlen(channel->event_name) > EVENT_NAME_MAX_CHARS;
-	channel->owner = DatumGetObjectId(own_value(row, 3, &isnull));
-	channel->created_at = DatumGetTimestampTz(own_value(row, 4, &isnull));
-	channel->dormant = DatumGetBool(own_value(row, 5, &isnull));
+	channel->owner = DatumGetObjectId(internal_value(row, 3, &isnull));
+	channel->created_at = DatumGetTimestampTz(internal_value(row, 4, &isnull));
+	channel->dormant = DatumGetBool(internal_value(row, 5, &isnull));
 	return channel;
 }
 
@@ -107,16 +107,16 @@ channel_from_row(int row)
 List *
 channel_load_all(MemoryContext context, ChannelsLeftOut *left_out)
 {
-	static OwnStatement select_channels = {
+	static InternalStatement select_channels = {
 		.sql = SELECT_CHANNELS "WHERE NOT " IS_DORMANT " ORDER BY c.created_at, c.channel",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {OIDOID},
 	};
-	static OwnStatement count_channels = {
+	static InternalStatement count_channels = {
 		.sql = "SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE " IS_DORMANT ") "
-		"FROM @s._event_channels AS c CROSS JOIN @s._event_incarnation AS i",
-		.target = OWN_NONE,
+		"FROM @s._event_channels AS c CROSS JOIN @s._event_install AS i",
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {OIDOID},
 	};
@@ -127,11 +127,11 @@ channel_load_all(MemoryContext context, ChannelsLeftOut *left_out)
 	int			count;
 	bool		isnull;
 
-	own_execute(&count_channels, &database, NULL, 1);
-	all = DatumGetInt64(own_value(0, 1, &isnull));
-	left_out->dormant = DatumGetInt64(own_value(0, 2, &isnull));
+	internal_execute(&count_channels, &database, NULL, 1);
+	all = DatumGetInt64(internal_value(0, 1, &isnull));
+	left_out->dormant = DatumGetInt64(internal_value(0, 2, &isnull));
 
-	count = own_execute(&select_channels, &database, NULL, MAX_CHANNELS);
+	count = internal_execute(&select_channels, &database, NULL, MAX_CHANNELS);
 	/* somebody may have committed in between */
 	left_out->beyond = (count < MAX_CHANNELS) ? 0 : Max(all - left_out->dormant - count, 0);
 	old = MemoryContextSwitchTo(context);
@@ -147,15 +147,15 @@ channel_load_all(MemoryContext context, ChannelsLeftOut *left_out)
 static EventChannel *
 find_channel(const char *name)
 {
-	static OwnStatement select_channel = {
+	static InternalStatement select_channel = {
 		.sql = SELECT_CHANNELS "WHERE c.channel OPERATOR(pg_catalog.=) $2",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 2,
 		.argtypes = {OIDOID, TEXTOID},
 	};
 	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId), CStringGetTextDatum(name)};
 
-	return own_execute(&select_channel, values, NULL, 1) == 1 ? channel_from_row(0) : NULL;
+	return internal_execute(&select_channel, values, NULL, 1) == 1 ? channel_from_row(0) : NULL;
 }
 
 /*
@@ -164,12 +164,12 @@ find_channel(const char *name)
 static void
 check_number_of_channels(void)
 {
-	static OwnStatement select_any = {
+	static InternalStatement select_any = {
 		.sql = "SELECT 1 FROM @s._event_channels",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 	};
 
-	if (own_execute(&select_any, NULL, NULL, MAX_CHANNELS + 1) > MAX_CHANNELS)
+	if (internal_execute(&select_any, NULL, NULL, MAX_CHANNELS + 1) > MAX_CHANNELS)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("a database cannot have more than %d event channels", MAX_CHANNELS),
@@ -211,10 +211,10 @@ is_plain_name(const char *channel)
 Datum
 pne_listen_event_channel(PG_FUNCTION_ARGS)
 {
-	static OwnStatement insert_channel = {
-		.sql = "INSERT INTO @s._event_channels (channel, event_name, owner, owner_name, incarnation, database) "
+	static InternalStatement insert_channel = {
+		.sql = "INSERT INTO @s._event_channels (channel, event_name, owner, owner_name, install_id, database) "
 		"VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
-		.target = OWN_CHANNELS,
+		.target = TABLE_CHANNELS,
 		.nargs = 6,
 		.argtypes = {TEXTOID, TEXTOID, OIDOID, NAMEOID, UUIDOID, OIDOID},
 	};
@@ -222,7 +222,7 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 	char	   *event_name = PG_ARGISNULL(1) ? channel : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	Datum		values[6];
 	NameData	owner_name;
-	pg_uuid_t	incarnation;
+	pg_uuid_t	install_id;
 
 	require_writable("listen_event_channel()");
 	check_event_name(event_name, (int) strlen(event_name));
@@ -239,14 +239,14 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	namestrcpy(&owner_name, GetUserNameFromId(GetUserId(), false));
-	catalog_incarnation(&incarnation);
+	catalog_install_id(&install_id);
 	values[0] = CStringGetTextDatum(channel);
 	values[1] = CStringGetTextDatum(event_name);
 	values[2] = ObjectIdGetDatum(GetUserId());
 	values[3] = NameGetDatum(&owner_name);
-	values[4] = UUIDPGetDatum(&incarnation);
+	values[4] = UUIDPGetDatum(&install_id);
 	values[5] = ObjectIdGetDatum(MyDatabaseId);
-	if (own_execute(&insert_channel, values, NULL, 0) == 0)
+	if (internal_execute(&insert_channel, values, NULL, 0) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("event channel \"%s\" exists already", channel),
@@ -268,17 +268,17 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
  * finds it.
  */
 static void
-check_own_channel(OwnStatement *return_owner, const char *channel)
+check_own_channel(InternalStatement *return_owner, const char *channel)
 {
 	Datum		value = CStringGetTextDatum(channel);
 	bool		isnull;
 
-	if (own_execute(return_owner, &value, NULL, 0) == 0)
+	if (internal_execute(return_owner, &value, NULL, 0) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("event channel \"%s\" does not exist", channel),
 				 errhint("The view event_channels shows those that you may see.")));
-	if (!has_privs_of_role(GetUserId(), DatumGetObjectId(own_value(0, 1, &isnull))))
+	if (!has_privs_of_role(GetUserId(), DatumGetObjectId(internal_value(0, 1, &isnull))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of event channel \"%s\"", channel),
@@ -294,17 +294,17 @@ check_own_channel(OwnStatement *return_owner, const char *channel)
 Datum
 pne_unlisten_event_channel(PG_FUNCTION_ARGS)
 {
-	static OwnStatement find_channel = {
+	static InternalStatement find_channel = {
 		.sql = "SELECT c.owner FROM @s._event_channels AS c "
 		"WHERE c.channel OPERATOR(pg_catalog.=) $1",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
-	static OwnStatement delete_channel = {
+	static InternalStatement delete_channel = {
 		.sql = "DELETE FROM @s._event_channels AS c "
 		"WHERE c.channel OPERATOR(pg_catalog.=) $1 RETURNING c.owner",
-		.target = OWN_CHANNELS,
+		.target = TABLE_CHANNELS,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -361,12 +361,12 @@ channel_entry(const char *name, HASHACTION action, bool *found)
 
 /*
  * Show that this process listens on a channel, and whether that is suspended;
- * move what was counted since the last time to its figures.  Does not throw.
+ * move what was counted since the last time to its counters.  Does not throw.
  */
 void
 channel_publish(EventChannel *channel)
 {
-	QueueFigures *counted = &channel->queue.counted;
+	QueueCounters *counted = &channel->queue.counted;
 	ChannelEntry *entry;
 	bool		found;
 	bool		full;
@@ -377,20 +377,20 @@ channel_publish(EventChannel *channel)
 	if (entry != NULL && (!found || entry->created_at < channel->created_at))
 	{
 		entry->created_at = channel->created_at;
-		memset(&entry->figures, 0, sizeof(entry->figures));
+		memset(&entry->counters, 0, sizeof(entry->counters));
 	}
 	/* what was kept for an earlier definition is not the present one's */
 	if (entry != NULL && entry->created_at == channel->created_at)
 	{
 		entry->listener = MyProcPid;
 		entry->suspended = channel->suspended;
-		entry->figures.notifications += counted->notifications;
-		entry->figures.bytes += counted->bytes;
-		entry->figures.dropped += counted->dropped;
-		entry->figures.last_received_at = Max(entry->figures.last_received_at, counted->last_received_at);
+		entry->counters.notifications += counted->notifications;
+		entry->counters.bytes += counted->bytes;
+		entry->counters.dropped += counted->dropped;
+		entry->counters.last_received_at = Max(entry->counters.last_received_at, counted->last_received_at);
 	}
 	LWLockRelease(channel_lock);
-	memset(counted, 0, sizeof(QueueFigures));
+	memset(counted, 0, sizeof(QueueCounters));
 }
 
 /*
@@ -434,7 +434,7 @@ channel_forget_database(Oid dboid, bool keep_states)
 		if (entry->key.dboid != dboid)
 			continue;
 		if (keep_states)
-			memset(&entry->figures, 0, sizeof(entry->figures));
+			memset(&entry->counters, 0, sizeof(entry->counters));
 		else
 			hash_search(channel_entries, &entry->key, HASH_REMOVE, NULL);
 	}
@@ -530,16 +530,16 @@ channel_state(const EventChannel *channel, const ChannelEntry *entry)
 }
 
 /*
- * _channel_figures(channel text) returns one row, all null for a channel that
+ * _channel_statistics(channel text) returns one row, all null for a channel that
  * the caller may not see, or that there was no room for.
  */
 Datum
-pne_channel_figures(PG_FUNCTION_ARGS)
+pne_channel_statistics(PG_FUNCTION_ARGS)
 {
-#define CHANNEL_FIGURES 5
+#define CHANNEL_STATISTICS 5
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	Datum		values[CHANNEL_FIGURES] = {0};
-	bool		nulls[CHANNEL_FIGURES];
+	Datum		values[CHANNEL_STATISTICS] = {0};
+	bool		nulls[CHANNEL_STATISTICS];
 	ChannelEntry entry;
 	TupleDesc	desc;
 	EventChannel *channel;
@@ -554,11 +554,11 @@ pne_channel_figures(PG_FUNCTION_ARGS)
 	if (channel != NULL && catalog_owner_is_visible(channel->owner) && read_entry(channel, &entry))
 	{
 		memset(nulls, false, sizeof(nulls));
-		values[0] = Int64GetDatum(entry.figures.notifications);
-		values[1] = Int64GetDatum(entry.figures.bytes);
-		values[2] = Int64GetDatum(entry.figures.dropped);
-		values[3] = TimestampTzGetDatum(entry.figures.last_received_at);
-		nulls[3] = (entry.figures.last_received_at == 0);
+		values[0] = Int64GetDatum(entry.counters.notifications);
+		values[1] = Int64GetDatum(entry.counters.bytes);
+		values[2] = Int64GetDatum(entry.counters.dropped);
+		values[3] = TimestampTzGetDatum(entry.counters.last_received_at);
+		nulls[3] = (entry.counters.last_received_at == 0);
 		values[4] = CStringGetTextDatum(channel_state(channel, &entry));
 	}
 	/* the row must outlive SPI's memory */

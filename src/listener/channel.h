@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * channel.h
- *		Event channels: their definitions and figures.
+ *		Event channels: their definitions and counters.
  *
  *-------------------------------------------------------------------------
  */

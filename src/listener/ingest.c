@@ -90,7 +90,7 @@ static ChannelsLeftOut left_out_seen = {0};
  * What is kept when the process ends is lost.
  */
 static void
-bridge_on_exit(int code, Datum arg)
+ingest_on_exit(int code, Datum arg)
 {
 	Notification *notification;
 
@@ -184,7 +184,7 @@ suspend_for_trigger(const char *trigger)
  * event data in them, and back off.
  */
 static void
-bridge_failed(Worker *worker)
+ingest_failed(Worker *worker)
 {
 	int			sqlstate = geterrcode();
 
@@ -197,7 +197,7 @@ bridge_failed(Worker *worker)
 }
 
 static void
-bridge_succeeded(void)
+ingest_succeeded(void)
 {
 	complaint[0] = '\0';
 	backoff = 0;
@@ -329,7 +329,7 @@ load_channels(void)
 	{
 		retired_context = AllocSetContextCreate(TopMemoryContext, "former event channels",
 												ALLOCSET_SMALL_SIZES);
-		before_shmem_exit(bridge_on_exit, (Datum) 0);
+		before_shmem_exit(ingest_on_exit, (Datum) 0);
 	}
 
 	if (!begin_transaction())
@@ -407,13 +407,13 @@ payload_to_jsonb(const char *payload)
 static int
 insert_events(void)
 {
-	static OwnStatement insert = {
+	static InternalStatement insert = {
 		.sql = "INSERT INTO @s.notification_events (event_name, event_data) "
 		"SELECT u.event_name, u.event_data "
 		"FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) "
 		"WITH ORDINALITY AS u (event_name, event_data, place) "
 		"ORDER BY u.place",
-		.target = OWN_LOG,
+		.target = TABLE_LOG,
 		.nargs = 2,
 		.argtypes = {TEXTARRAYOID, JSONBARRAYOID},
 	};
@@ -442,7 +442,7 @@ insert_events(void)
 
 	values[0] = PointerGetDatum(construct_array(names, count, TEXTOID, -1, false, TYPALIGN_INT));
 	values[1] = PointerGetDatum(construct_array(data, count, JSONBOID, -1, false, TYPALIGN_INT));
-	own_execute(&insert, values, NULL, 0);
+	internal_execute(&insert, values, NULL, 0);
 	return count;
 }
 
@@ -459,7 +459,7 @@ insert_batch(void)
 
 	if (!begin_transaction())
 		return;
-	foreign = catalog_foreign_trigger(OWN_LOG, trigger);
+	foreign = catalog_foreign_trigger(TABLE_LOG, trigger);
 	if (!foreign)
 		count = insert_events();
 	FAULT_POINT("bridging");
@@ -473,7 +473,7 @@ insert_batch(void)
 	notify_queue_forget(count);
 	if (notify_queue_kept() == NULL && retired_context != NULL)
 		MemoryContextDeleteChildren(retired_context);
-	bridge_succeeded();
+	ingest_succeeded();
 }
 
 /* ----------
@@ -486,7 +486,7 @@ insert_batch(void)
  * Called in each cycle, outside of a transaction; does not throw.
  */
 void
-bridge_work(DatabaseSlot *slot)
+ingest_work(DatabaseSlot *slot)
 {
 	uint32		definitions = pg_atomic_read_u32(&slot->channel_definitions);
 	MemoryContext context = CurrentMemoryContext;
@@ -510,22 +510,22 @@ bridge_work(DatabaseSlot *slot)
 		if (notify_queue_kept() != NULL)
 			insert_batch();
 		else if (channels_valid)
-			bridge_succeeded();
+			ingest_succeeded();
 	}
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
-		bridge_failed(&slot->listener);
+		ingest_failed(&slot->listener);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 }
 
 /*
- * When to call bridge_work() again though nothing happens; INSTANT_NEVER: never.
+ * When to call ingest_work() again though nothing happens; INSTANT_NEVER: never.
  */
 Instant
-bridge_due(void)
+ingest_due(void)
 {
 	return channels_valid && notify_queue_kept() == NULL ? INSTANT_NEVER : not_before;
 }
@@ -534,7 +534,7 @@ bridge_due(void)
  * The listener leaves: insert what it has, if that does not take long.
  */
 void
-bridge_leave(DatabaseSlot *slot)
+ingest_stop(DatabaseSlot *slot)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Instant		until = instant_in(LEAVE_MS);
@@ -554,7 +554,7 @@ bridge_leave(DatabaseSlot *slot)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
-		bridge_failed(&slot->listener);
+		ingest_failed(&slot->listener);
 	}
 	PG_END_TRY();
 }

@@ -10,8 +10,8 @@
 
 #include "base/shared.h"
 
-extern void bridge_work(DatabaseSlot *slot);
-extern Instant bridge_due(void);
-extern void bridge_leave(DatabaseSlot *slot);
+extern void ingest_work(DatabaseSlot *slot);
+extern Instant ingest_due(void);
+extern void ingest_stop(DatabaseSlot *slot);
 
 #endif							/* PNE_INGEST_H */

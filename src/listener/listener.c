@@ -70,7 +70,7 @@
 #define WAKEUP_SLACK_MS 100
 
 static DatabaseSlot *my_slot = NULL;
-static bool leaving_cleanly = false;
+static bool stopping_cleanly = false;
 
 /* survives the cycles */
 static MemoryContext listener_context = NULL;
@@ -78,11 +78,11 @@ static char *channel = NULL;
 static char *database_settings = NULL;	/* as they were when we came */
 
 /* what can fail without the rest */
-static Duty following = {0};
-static Duty storing = {0};
-static Duty looking_after_owners = {0};
-static Duty forgetting_dropped = {0};
-static Duty *const duties[] = {
+static WorkerTask following = {0};
+static WorkerTask storing = {0};
+static WorkerTask looking_after_owners = {0};
+static WorkerTask forgetting_dropped = {0};
+static WorkerTask *const tasks[] = {
 	&following, &storing, &looking_after_owners, &forgetting_dropped
 };
 
@@ -107,8 +107,8 @@ listener_on_exit(int code, Datum arg)
 {
 	doorbell_detach(&my_slot->bells[LISTENER_BELL]);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	worker_went_away(&my_slot->listener, leaving_cleanly);
-	if (leaving_cleanly)
+	worker_went_away(&my_slot->listener, stopping_cleanly);
+	if (stopping_cleanly)
 		my_slot->listener.not_before = instant_in(YIELD_CHECK_MS);
 	LWLockRelease(shared->lock);
 	doorbell_ring_launcher();
@@ -173,7 +173,7 @@ set_presence(ExtensionPresence presence, uint32 installs)
  * its settings were changed, which only a new session takes up.
  */
 static bool
-should_leave(void)
+should_stop(void)
 {
 	LOCKTAG		tag;
 	bool		result;
@@ -198,20 +198,20 @@ should_leave(void)
  * served, or has no extension.
  */
 static void
-listener_leave(void)
+listener_stop(void)
 {
-	bridge_leave(my_slot);
+	ingest_stop(my_slot);
 	loglimit_report(true);
 
 	/* or our successor would announce and count the same events again */
-	if (relay_is_ahead(0))
-		(void) worker_perform(&my_slot->listener, &storing, relay_store);
+	if (announcer_is_ahead(0))
+		(void) worker_perform(&my_slot->listener, &storing, announcer_store);
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	shared_dismiss_executors(MyDatabaseId);
 	LWLockRelease(shared->lock);
 	doorbell_ring_database(MyDatabaseId);
-	leaving_cleanly = true;
+	stopping_cleanly = true;
 	proc_exit(0);
 }
 
@@ -259,8 +259,8 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 {
 	HandlerProblem problem;
 	Instant		due;
-	Instant		probe_at;
-	int			probes;
+	Instant		next_trial_at;
+	int			failed_trials;
 
 	if (handler->paused)
 		return false;
@@ -285,10 +285,10 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 	}
 	unserved_can_run(handler);
 
-	stats_read_outage(handler, &probes, &probe_at);
-	if (probe_at > instant_now())
+	handler_counters_read_backoff(handler, &failed_trials, &next_trial_at);
+	if (next_trial_at > instant_now())
 	{
-		next_retry = Min(next_retry, probe_at);
+		next_retry = Min(next_retry, next_trial_at);
 		return false;
 	}
 
@@ -410,7 +410,7 @@ forget_dropped_handlers(void)
 		return;
 
 	/* before the snapshot */
-	listed = handler_figures_list();
+	listed = handler_counters_list();
 	if (listed != NIL)
 	{
 		Relation	log;
@@ -421,7 +421,7 @@ forget_dropped_handlers(void)
 		{
 			SPI_connect();
 			PushActiveSnapshot(GetTransactionSnapshot());
-			handler_figures_forget_dropped(listed);
+			handler_counters_forget_dropped(listed);
 			PopActiveSnapshot();
 			SPI_finish();
 			table_close(log, NoLock);
@@ -464,21 +464,21 @@ follow_log(void)
 		if (exists)
 			return;
 		set_presence(EXTENSION_ABSENT, installs);
-		listener_leave();
+		listener_stop();
 		return;					/* not reached */
 	}
 	incomplete_since = 0;
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	found = relay_take_up(log, GetActiveSnapshot());
-	relay_announce(log, GetActiveSnapshot(), channel);
+	found = announcer_take_up(log, GetActiveSnapshot());
+	announcer_announce(log, GetActiveSnapshot(), channel);
 	PopActiveSnapshot();
 	SPI_finish();
 	table_close(log, NoLock);
 	FAULT_POINT("before-announce");
 	worker_commit_short_transaction();
 	FAULT_POINT("after-announce");
-	announced = relay_announced();
+	announced = announcer_announced();
 	pg_atomic_fetch_add_u64(&my_slot->listener.events_announced, announced);
 
 	/*
@@ -510,8 +510,8 @@ look(void)
 		forget_owners(definitions);
 		next_retry = INSTANT_NEVER;	/* the duty wakes us itself */
 	}
-	if (relay_is_ahead(LAZY_STORE_MS))
-		(void) worker_perform(&my_slot->listener, &storing, relay_store);
+	if (announcer_is_ahead(LAZY_STORE_MS))
+		(void) worker_perform(&my_slot->listener, &storing, announcer_store);
 	(void) worker_perform(&my_slot->listener, &forgetting_dropped, forget_dropped_handlers);
 	FAULT_POINT("after-look");
 }
@@ -554,7 +554,7 @@ follow_channel(void)
 static bool
 has_more_to_announce(void)
 {
-	return relay_has_more() && following.backoff == 0;
+	return announcer_has_more() && following.backoff == 0;
 }
 
 /*
@@ -565,10 +565,10 @@ next_thing_due(void)
 {
 	Instant		due = Min(next_look, next_retry);
 
-	for (int i = 0; i < (int) lengthof(duties); i++)
+	for (int i = 0; i < (int) lengthof(tasks); i++)
 	{
-		if (duties[i]->backoff != 0)
-			due = Min(due, duties[i]->not_before);
+		if (tasks[i]->backoff != 0)
+			due = Min(due, tasks[i]->not_before);
 	}
 	return due;
 }
@@ -581,9 +581,9 @@ show_phase(void)
 {
 	WorkerPhase phase = WORKER_LISTENING;
 
-	for (int i = 0; i < (int) lengthof(duties); i++)
+	for (int i = 0; i < (int) lengthof(tasks); i++)
 	{
-		if (duties[i]->backoff != 0)
+		if (tasks[i]->backoff != 0)
 			phase = WORKER_BACKING_OFF;
 	}
 	if (my_slot->listener.phase != phase)
@@ -608,19 +608,19 @@ listener_cycle(MemoryContext cycle_context)
 	pg_atomic_fetch_add_u64(&my_slot->listener.wakeups, 1);
 	if (worker_reload_config())
 		follow_channel();
-	if (pg_atomic_read_u32(&my_slot->leave) != 0)
-		listener_leave();
+	if (pg_atomic_read_u32(&my_slot->stop_requested) != 0)
+		listener_stop();
 
 	read_queue();
-	bridge_work(my_slot);
+	ingest_work(my_slot);
 	loglimit_report(false);
 
 	/* what is due in a moment is done now, to wake up once for both */
 	now = instant_in(WAKEUP_SLACK_MS);
 	if (now >= next_yield_check)
 	{
-		if (should_leave())
-			listener_leave();
+		if (should_stop())
+			listener_stop();
 		next_yield_check = instant_after(now, YIELD_CHECK_MS);
 	}
 	if (channel == NULL || my_slot->listener.not_before > now)
@@ -633,11 +633,11 @@ listener_cycle(MemoryContext cycle_context)
 		show_phase();
 	}
 
-	until = Min(next_yield_check, bridge_due());
+	until = Min(next_yield_check, ingest_due());
 	if (my_slot->listener.not_before <= now)
 		until = Min(until, next_thing_due());
 	if (looked && !has_more_to_announce())
-		worker_pause(pace_round(0));
+		worker_pause(throttle_round(0));
 	if (!notifyInterruptPending && !doorbell_is_rung(bell) && !has_more_to_announce())
 	{
 		pgstat_report_stat(true);
@@ -672,10 +672,10 @@ pne_listener_main(Datum main_arg)
 	CommitTransactionCommand();
 	set_presence(installed ? EXTENSION_PRESENT : EXTENSION_ABSENT, installs);
 	if (!installed)
-		listener_leave();
+		listener_stop();
 	doorbell_ring_launcher();	/* it may wait to look into further databases */
 
-	relay_init();
+	announcer_init();
 	listener_context = AllocSetContextCreate(TopMemoryContext, "listener", ALLOCSET_DEFAULT_SIZES);
 	owners_context = AllocSetContextCreate(TopMemoryContext, "handler owners", ALLOCSET_DEFAULT_SIZES);
 	cycle_context = AllocSetContextCreate(TopMemoryContext, "listener cycle", ALLOCSET_DEFAULT_SIZES);

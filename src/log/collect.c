@@ -37,7 +37,7 @@ collect_begin(EventCollection *collection, int64 limit, bool with_names)
 	collection->events = palloc(collection->room * sizeof(EventRef));
 	collection->ascending = true;
 	if (with_names)
-		collection->names = names_create();
+		collection->names = name_set_create();
 }
 
 /*
@@ -83,7 +83,7 @@ event_to_keep(EventCollection *collection, TupleTableSlot *slot, int64 id)
 		bool		isnull;
 		text	   *name = DatumGetTextPP(slot_getattr(slot, Anum_event_name, &isnull));
 
-		event.name = names_number(collection->names, VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
+		event.name = name_set_number(collection->names, VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 	}
 	return event;
 }

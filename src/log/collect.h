@@ -20,7 +20,7 @@ typedef struct EventCollection
 	int64		nevents;		/* that are kept */
 	int64		room;			/* for so many there is memory */
 	EventRef   *events;
-	EventNames *names;			/* where the names of those that are kept go; or NULL */
+	NameSet *names;			/* where the names of those that are kept go; or NULL */
 	bool		ascending;		/* all ids so far */
 	bool		overflowed;		/* there were more; events is a heap, the largest id on top */
 	int64		largest;		/* id that was given */

@@ -62,7 +62,7 @@
 #endif
 
 /*
- * Transactions and ids of events as arguments for own_execute(), and back.
+ * Transactions and ids of events as arguments for internal_execute(), and back.
  */
 Datum
 event_txid_datum(uint64 txid)
@@ -94,7 +94,7 @@ event_ids_datum(const EventIdentity *events, int nevents)
 
 	for (int i = 0; i < nevents; i++)
 		ids[i] = events[i].id;
-	return own_ids(ids, nevents);
+	return internal_ids(ids, nevents);
 }
 
 /*
@@ -129,7 +129,7 @@ event_slot_id(TupleTableSlot *slot)
 EventRef
 event_slot_ref(TupleTableSlot *slot, int64 id)
 {
-	EventRef	ref = {.id = id, .place = slot->tts_tid};
+	EventRef	ref = {.id = id, .tid = slot->tts_tid};
 
 	if (TTS_IS_BUFFERTUPLE(slot))
 	{
@@ -149,7 +149,7 @@ event_ref(int64 id)
 {
 	EventRef	ref = {.id = id};
 
-	ItemPointerSetInvalid(&ref.place);
+	ItemPointerSetInvalid(&ref.tid);
 	return ref;
 }
 
@@ -359,7 +359,7 @@ prefetch_rows(const EventRef *refs, int nrefs)
 		prefetch(ref->row + CACHE_LINE);
 		prefetch(page);
 		prefetch(page + SizeOfPageHeaderData +
-				 (ItemPointerGetOffsetNumber(&ref->place) - 1) * sizeof(ItemIdData));
+				 (ItemPointerGetOffsetNumber(&ref->tid) - 1) * sizeof(ItemIdData));
 		prefetch(GetBufferDescriptor((uint32) (at / BLCKSZ)));
 	}
 }
@@ -393,7 +393,7 @@ place_scan_end(PlaceScan *by_place)
 static bool
 fetch_where_it_was(PlaceScan *by_place, const EventRef *ref, TupleTableSlot *slot)
 {
-	ItemPointerData place = ref->place;
+	ItemPointerData place = ref->tid;
 	bool		more = false;
 
 	if (!ItemPointerIsValid(&place) || !table_tuple_tid_valid(by_place->places, &place))

@@ -45,7 +45,7 @@ typedef struct EventRef
 {
 	int64		id;
 	const char *row;			/* in shared buffers, or NULL; not to be read */
-	ItemPointerData place;		/* in the table, or invalid */
+	ItemPointerData tid;		/* in the table, or invalid */
 	NameNumber	name;			/* in a window with names */
 } EventRef;
 

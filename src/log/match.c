@@ -173,7 +173,7 @@ match_name_datum(const EventPattern *pattern, Datum event_name)
  * Which of some names fit, by their numbers.  What has no number of its own may.
  */
 WantedNames *
-match_names(const EventPattern *pattern, const EventNames *names)
+match_names(const EventPattern *pattern, const NameSet *names)
 {
 	WantedNames *wanted = palloc(offsetof(WantedNames, names) + sizeof(bool) * names->count);
 
@@ -363,12 +363,12 @@ match_row_security(Relation log, Event *events, int nevents)
 	ids = palloc(sizeof(int64) * nevents);
 	for (int i = 0; i < nevents; i++)
 		ids[i] = events[i].id;
-	value = own_ids(ids, nevents);
+	value = internal_ids(ids, nevents);
 	select_visible(log, value);
 
 	seen = palloc(sizeof(int64) * (SPI_processed + 1));
 	for (uint64 i = 0; i < SPI_processed; i++)
-		seen[i] = DatumGetInt64(own_value((int) i, 1, &isnull));
+		seen[i] = DatumGetInt64(internal_value((int) i, 1, &isnull));
 	qsort(seen, SPI_processed, sizeof(int64), compare_ids);
 	for (int i = 0; i < nevents; i++)
 		events[i].hidden = (bsearch(&events[i].id, seen, SPI_processed, sizeof(int64), compare_ids) == NULL);

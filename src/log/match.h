@@ -29,7 +29,7 @@ extern const char *match_oversized(const EventPattern *pattern);
 extern void match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool with_filter);
 extern bool match_name(const EventPattern *pattern, const char *event_name);
 extern bool match_name_datum(const EventPattern *pattern, Datum event_name);
-extern WantedNames *match_names(const EventPattern *pattern, const EventNames *names);
+extern WantedNames *match_names(const EventPattern *pattern, const NameSet *names);
 extern bool match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc desc);
 extern bool match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc desc);
 extern bool match_pending(const EventPattern *pattern, EventSnapshot *cursor, Relation log,

@@ -63,10 +63,10 @@ compare_names(const void *a, const void *b, Size keysize)
 /*
  * No names yet.  They are kept in the memory context that is current now.
  */
-EventNames *
-names_create(void)
+NameSet *
+name_set_create(void)
 {
-	EventNames *names = palloc0(sizeof(EventNames));
+	NameSet *names = palloc0(sizeof(NameSet));
 
 	names->context = CurrentMemoryContext;
 	names->room = FEW_NAMES;
@@ -77,7 +77,7 @@ names_create(void)
 }
 
 static bool
-is_name(const EventNames *names, NameNumber number, const NameKey *key)
+is_name(const NameSet *names, NameNumber number, const NameKey *key)
 {
 	const char *name = names->names[number];
 
@@ -88,7 +88,7 @@ is_name(const EventNames *names, NameNumber number, const NameKey *key)
  * The number of a name that is there, or NAME_UNKNOWN.
  */
 static NameNumber
-find_name(const EventNames *names, const NameKey *key)
+find_name(const NameSet *names, const NameKey *key)
 {
 	NameEntry  *entry;
 
@@ -106,7 +106,7 @@ find_name(const EventNames *names, const NameKey *key)
 }
 
 static void
-enter_name(EventNames *names, NameNumber number)
+enter_name(NameSet *names, NameNumber number)
 {
 	NameKey		key = {names->names[number], (int) strlen(names->names[number])};
 	NameEntry  *entry = hash_search(names->table, &key, HASH_ENTER, NULL);
@@ -118,7 +118,7 @@ enter_name(EventNames *names, NameNumber number)
  * There are more than a few: from now on they are found by their hashes.
  */
 static void
-begin_table(EventNames *names)
+begin_table(NameSet *names)
 {
 	HASHCTL		control = {
 		.keysize = sizeof(NameKey),
@@ -138,7 +138,7 @@ begin_table(EventNames *names)
  * The number of a name, which is given as length bytes.
  */
 NameNumber
-names_number(EventNames *names, const char *text, int length)
+name_set_number(NameSet *names, const char *text, int length)
 {
 	NameKey		key = {text, length};
 	char	   *name;

@@ -16,7 +16,7 @@
 
 typedef uint16 NameNumber;
 
-typedef struct EventNames
+typedef struct NameSet
 {
 	MemoryContext context;
 	NameNumber	count;			/* of numbers, NAME_UNKNOWN among them */
@@ -25,7 +25,7 @@ typedef struct EventNames
 	NameNumber	last;			/* that was asked for */
 	bool		has_unknown;	/* NAME_UNKNOWN was given to some */
 	HTAB	   *table;			/* or NULL as long as there are few */
-} EventNames;
+} NameSet;
 
 /* names that somebody wants */
 typedef struct WantedNames
@@ -35,7 +35,7 @@ typedef struct WantedNames
 	bool		names[FLEXIBLE_ARRAY_MEMBER];	/* by number */
 } WantedNames;
 
-extern EventNames *names_create(void);
-extern NameNumber names_number(EventNames *names, const char *text, int length);
+extern NameSet *name_set_create(void);
+extern NameNumber name_set_number(NameSet *names, const char *text, int length);
 
 #endif							/* PNE_NAME_SET_H */

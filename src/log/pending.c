@@ -101,7 +101,7 @@ typedef struct PendingLook
 	Snapshot	snapshot;		/* likewise */
 	EventSnapshot *upto;		/* what the snapshot sees */
 	CommandId	command;		/* of this transaction; what it deletes is gone */
-	EventNames *names;
+	NameSet *names;
 	SeenEvent  *events;
 	int64		nevents;
 	int64		room;
@@ -123,7 +123,7 @@ look_create(MemoryContext parent, const EventSnapshot *upto, CommandId command)
 	look->context = context;
 	look->upto = event_snapshot_copy(upto);
 	look->command = command;
-	look->names = names_create();
+	look->names = name_set_create();
 	look->room = INITIAL_EVENTS;
 	look->events = palloc(look->room * sizeof(SeenEvent));
 	look->stretch_room = INITIAL_STRETCHES;
@@ -182,7 +182,7 @@ keep_event(PendingLook *look, TupleTableSlot *slot, uint64 txid)
 	event = &look->events[look->nevents++];
 	event->txid = txid;
 	event->id = event_slot_id(slot);
-	event->name = names_number(look->names, VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
+	event->name = name_set_number(look->names, VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 	event->name_text = NULL;
 	if (event->name == NAME_UNKNOWN)
 	{

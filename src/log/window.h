@@ -29,7 +29,7 @@ typedef struct Window
 	EventSnapshot *upto;
 	int64		nevents;
 	EventRef   *events;
-	EventNames *names;			/* of its events, or NULL: they were not read */
+	NameSet *names;			/* of its events, or NULL: they were not read */
 	int64	   *by_name;		/* indexes of the events, by the numbers of their names, or
 								 * NULL: all have the same */
 	int64	   *name_ends;		/* where in there those of each name end */

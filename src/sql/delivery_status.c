@@ -72,7 +72,7 @@ typedef struct Receiver
 	bool		dormant;
 	bool		paused;
 	bool		holds_event;	/* a consumer has it in its open batch */
-	OwnStatement *select_retry; /* of the event, as RETRIES_OF_EVENT has it:
+	InternalStatement *select_retry; /* of the event, as RETRIES_OF_EVENT has it:
 								 * state, attempts, next attempt, last error */
 } Receiver;
 
@@ -138,11 +138,11 @@ put_status(const Receiver *receiver, const EventOfInterest *event, ReturnSetInfo
 	keys[2] = known_txids(receiver, event, &key_nulls[2]);
 	values[0] = keys[0];
 	values[1] = CStringGetTextDatum(receiver->kind);
-	if (own_execute(receiver->select_retry, keys, key_nulls, 1) == 1)
+	if (internal_execute(receiver->select_retry, keys, key_nulls, 1) == 1)
 	{
-		values[2] = CStringGetTextDatum(own_text(0, 1));
+		values[2] = CStringGetTextDatum(internal_text(0, 1));
 		for (int i = 3; i < STATUS_COLUMNS; i++)
-			values[i] = own_value(0, i - 1, &nulls[i]);
+			values[i] = internal_value(0, i - 1, &nulls[i]);
 	}
 	else if (event->tuple != NULL)
 		values[2] = CStringGetTextDatum(delivery_status(receiver, event));
@@ -158,10 +158,10 @@ put_status(const Receiver *receiver, const EventOfInterest *event, ReturnSetInfo
 static bool
 put_handlers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
 {
-	static OwnStatement select_retry = {
+	static InternalStatement select_retry = {
 		.sql = "SELECT t.state, t.attempts, t.next_attempt_at, t.last_error FROM @s._event_retries AS t "
 		"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND " RETRIES_OF_EVENT,
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, XID8ARRAYOID},
 	};
@@ -204,11 +204,11 @@ holds_event(const Consumer *consumer, const EventOfInterest *event)
 static bool
 put_consumers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
 {
-	static OwnStatement select_retry = {
+	static InternalStatement select_retry = {
 		.sql = "SELECT CASE WHEN t.next_attempt_at IS NULL THEN 'pending' ELSE 'waiting' END, "
 		"t.attempts, t.next_attempt_at, NULL::pg_catalog.text FROM @s._event_consumer_retries AS t "
 		"WHERE t.consumer OPERATOR(pg_catalog.=) $1 AND " RETRIES_OF_EVENT,
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 3,
 		.argtypes = {TEXTOID, INT8OID, XID8ARRAYOID},
 	};

@@ -62,7 +62,7 @@ schema_creators(Oid schema)
 	SPI_connect();
 	if (SPI_execute_with_args(sql, 1, &argtype, &value, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the privileges on a schema");
-	creators = own_text(0, 1);
+	creators = internal_text(0, 1);
 	if (creators != NULL)
 		creators = MemoryContextStrdup(context, creators);
 	SPI_finish();
@@ -115,22 +115,22 @@ pne_extension_installing(PG_FUNCTION_ARGS)
 }
 
 /*
- * Last step of the install script: draw the incarnation, start the listener's
+ * Last step of the install script: draw the install_id, start the listener's
  * cursor, and have the workers start when all this commits.
  */
 Datum
 pne_extension_installed(PG_FUNCTION_ARGS)
 {
-	static OwnStatement insert_incarnation = {
-		.sql = "INSERT INTO @s._event_incarnation (incarnation, database) "
+	static InternalStatement insert_install = {
+		.sql = "INSERT INTO @s._event_install (install_id, database) "
 		"VALUES (pg_catalog.gen_random_uuid(), $1)",
-		.target = OWN_INCARNATION,
+		.target = TABLE_INSTALL,
 		.nargs = 1,
 		.argtypes = {OIDOID},
 	};
-	static OwnStatement insert_relay = {
-		.sql = "INSERT INTO @s._event_relay (cursor) VALUES ($1::pg_catalog.pg_snapshot)",
-		.target = OWN_RELAY,
+	static InternalStatement insert_announcer = {
+		.sql = "INSERT INTO @s._event_announcer (cursor) VALUES ($1::pg_catalog.pg_snapshot)",
+		.target = TABLE_ANNOUNCER,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -143,9 +143,9 @@ pne_extension_installed(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	value = ObjectIdGetDatum(MyDatabaseId);
-	own_execute(&insert_incarnation, &value, NULL, 0);
+	internal_execute(&insert_install, &value, NULL, 0);
 	value = CStringGetTextDatum(event_snapshot_text(event_snapshot_build(GetActiveSnapshot())));
-	own_execute(&insert_relay, &value, NULL, 0);
+	internal_execute(&insert_announcer, &value, NULL, 0);
 	SPI_finish();
 
 	doorbell_at_commit(RING_EXTENSION);
@@ -155,8 +155,8 @@ pne_extension_installed(PG_FUNCTION_ARGS)
 /* definitions of this installation that were made in another database */
 #define ADOPT_DEFINITIONS(table) \
 	"UPDATE @s." table " AS d SET database = $1 " \
-	"FROM @s._event_incarnation AS i " \
-	"WHERE d.incarnation OPERATOR(pg_catalog.=) i.incarnation " \
+	"FROM @s._event_install AS i " \
+	"WHERE d.install_id OPERATOR(pg_catalog.=) i.install_id " \
 	"AND d.database OPERATOR(pg_catalog.=) i.database " \
 	"AND d.database OPERATOR(pg_catalog.<>) $1"
 
@@ -169,15 +169,15 @@ pne_extension_installed(PG_FUNCTION_ARGS)
  * those that stay as they are.
  */
 static int64
-adopt_definitions(OwnStatement *adopt, OwnStatement *count_dormant, const char *what)
+adopt_definitions(InternalStatement *adopt, InternalStatement *count_dormant, const char *what)
 {
 	Datum		database = ObjectIdGetDatum(MyDatabaseId);
-	int64		adopted = own_execute(adopt, &database, NULL, 0);
+	int64		adopted = internal_execute(adopt, &database, NULL, 0);
 	int64		dormant;
 	bool		isnull;
 
-	own_execute(count_dormant, &database, NULL, 0);
-	dormant = DatumGetInt64(own_value(0, 1, &isnull));
+	internal_execute(count_dormant, &database, NULL, 0);
+	dormant = DatumGetInt64(internal_value(0, 1, &isnull));
 	if (dormant > 0)
 		ereport(WARNING,
 				(errcode(ERRCODE_WARNING),
@@ -185,14 +185,14 @@ adopt_definitions(OwnStatement *adopt, OwnStatement *count_dormant, const char *
 							   "%lld restored %ss stay dormant",
 							   (unsigned long) dormant, (long long) dormant, what),
 				 errhint("End them and make them again with %s.",
-						 own_table_functions(adopt->target))));
+						 internal_table_functions(adopt->target))));
 	return adopted;
 }
 
 /*
  * activate_events(): take the definitions of a copied database for its own.
  *
- * A database made with TEMPLATE has the same incarnation and a database oid of
+ * A database made with TEMPLATE has the same install_id and a database oid of
  * its own; transaction ids belong to the whole cluster, so the cursors stay
  * true.  Leases end: whoever holds one works with the original.  Returns how
  * many handlers, consumers and channels woke up.  Errors: not a superuser.
@@ -201,20 +201,20 @@ Datum
 pne_activate_events(PG_FUNCTION_ARGS)
 {
 #define OF_DATABASE(text, table) {.sql = (text), .target = (table), .nargs = 1, .argtypes = {OIDOID}}
-	static OwnStatement adopt_handlers = OF_DATABASE(ADOPT_DEFINITIONS("_event_handlers"), OWN_HANDLERS);
-	static OwnStatement adopt_consumers = OF_DATABASE(ADOPT_DEFINITIONS("_event_consumers"), OWN_CONSUMERS);
-	static OwnStatement adopt_channels = OF_DATABASE(ADOPT_DEFINITIONS("_event_channels"), OWN_CHANNELS);
-	static OwnStatement dormant_handlers = OF_DATABASE(COUNT_DORMANT("_event_handlers"), OWN_NONE);
-	static OwnStatement dormant_consumers = OF_DATABASE(COUNT_DORMANT("_event_consumers"), OWN_NONE);
-	static OwnStatement dormant_channels = OF_DATABASE(COUNT_DORMANT("_event_channels"), OWN_NONE);
-	static OwnStatement end_leases =
+	static InternalStatement adopt_handlers = OF_DATABASE(ADOPT_DEFINITIONS("_event_handlers"), TABLE_HANDLERS);
+	static InternalStatement adopt_consumers = OF_DATABASE(ADOPT_DEFINITIONS("_event_consumers"), TABLE_CONSUMERS);
+	static InternalStatement adopt_channels = OF_DATABASE(ADOPT_DEFINITIONS("_event_channels"), TABLE_CHANNELS);
+	static InternalStatement dormant_handlers = OF_DATABASE(COUNT_DORMANT("_event_handlers"), TABLE_NONE);
+	static InternalStatement dormant_consumers = OF_DATABASE(COUNT_DORMANT("_event_consumers"), TABLE_NONE);
+	static InternalStatement dormant_channels = OF_DATABASE(COUNT_DORMANT("_event_channels"), TABLE_NONE);
+	static InternalStatement end_leases =
 		OF_DATABASE("UPDATE @s._event_consumer_progress AS p SET leased_until = NULL "
 					"FROM @s._event_consumers AS d "
 					"WHERE d.name OPERATOR(pg_catalog.=) p.consumer "
-					"AND d.database OPERATOR(pg_catalog.<>) $1", OWN_CONSUMER_PROGRESS);
-	static OwnStatement adopt_incarnation =
-		OF_DATABASE("UPDATE @s._event_incarnation SET database = $1 "
-					"WHERE database OPERATOR(pg_catalog.<>) $1", OWN_INCARNATION);
+					"AND d.database OPERATOR(pg_catalog.<>) $1", TABLE_CONSUMER_PROGRESS);
+	static InternalStatement adopt_install =
+		OF_DATABASE("UPDATE @s._event_install SET database = $1 "
+					"WHERE database OPERATOR(pg_catalog.<>) $1", TABLE_INSTALL);
 	Datum		database = ObjectIdGetDatum(MyDatabaseId);
 	int64		activated;
 
@@ -228,11 +228,11 @@ pne_activate_events(PG_FUNCTION_ARGS)
 	LockRelationOid(catalog_lookup(false)->log, ExclusiveLock);
 
 	SPI_connect();
-	own_execute(&end_leases, &database, NULL, 0);
+	internal_execute(&end_leases, &database, NULL, 0);
 	activated = adopt_definitions(&adopt_handlers, &dormant_handlers, "event handler");
 	activated += adopt_definitions(&adopt_consumers, &dormant_consumers, "event consumer");
 	activated += adopt_definitions(&adopt_channels, &dormant_channels, "event channel");
-	own_execute(&adopt_incarnation, &database, NULL, 0);
+	internal_execute(&adopt_install, &database, NULL, 0);
 	SPI_finish();
 
 	doorbell_handlers_at_commit(InvalidOid);

@@ -39,10 +39,10 @@
 #include "log/pending.h"
 #include "sql/stats_views.h"
 
-PG_FUNCTION_INFO_V1(pne_handler_figures);
-PG_FUNCTION_INFO_V1(pne_consumer_figures);
-PG_FUNCTION_INFO_V1(pne_worker_figures);
-PG_FUNCTION_INFO_V1(pne_event_figures);
+PG_FUNCTION_INFO_V1(pne_handler_statistics);
+PG_FUNCTION_INFO_V1(pne_consumer_statistics);
+PG_FUNCTION_INFO_V1(pne_worker_statistics);
+PG_FUNCTION_INFO_V1(pne_event_statistics);
 PG_FUNCTION_INFO_V1(pne_reset_event_stats);
 
 /* what figures may tell of the log */
@@ -107,8 +107,8 @@ stats_handler_state(const Handler *handler, char **reason)
 	HandlerProblem problem;
 	const char *state = "ready";
 	ExecutorSlot *slot;
-	int			probes;
-	Instant		probe_at;
+	int			failed_trials;
+	Instant		next_trial_at;
 
 	*reason = NULL;
 	if (handler->dormant)
@@ -123,10 +123,10 @@ stats_handler_state(const Handler *handler, char **reason)
 	if (shared == NULL)
 		return state;
 
-	stats_read_outage(handler, &probes, &probe_at);
+	handler_counters_read_backoff(handler, &failed_trials, &next_trial_at);
 	LWLockAcquire(shared->lock, LW_SHARED);
 	slot = shared_find_executor(MyDatabaseId, handler->owner);
-	if (probes > 0 || (slot != NULL && slot->worker.phase == WORKER_BACKING_OFF))
+	if (failed_trials > 0 || (slot != NULL && slot->worker.phase == WORKER_BACKING_OFF))
 		state = "backing off";
 	else if (slot != NULL && slot->worker.phase == WORKER_RUNNING &&
 			 strcmp(slot->handler, handler->name) == 0)
@@ -155,25 +155,25 @@ static void
 put_times(const Handler *handler, Datum *values, bool *nulls)
 {
 	static const double shares[] = {0.50, 0.95, 0.99};
-	HandlerFigures figures;
+	HandlerCounters counters;
 
-	if (!handler_figures_read(handler, &figures))
+	if (!handler_counters_read(handler, &counters))
 		return;
-	values[0] = Int64GetDatum(figures.calls);
-	values[1] = Int64GetDatum(figures.batches);
-	values[2] = Float8GetDatum(figures.total_time);
-	values[4] = Float8GetDatum(figures.max_time);
+	values[0] = Int64GetDatum(counters.calls);
+	values[1] = Int64GetDatum(counters.batches);
+	values[2] = Float8GetDatum(counters.total_time);
+	values[4] = Float8GetDatum(counters.max_time);
 	nulls[0] = nulls[1] = nulls[2] = nulls[4] = false;
-	if (figures.calls > 0)
+	if (counters.calls > 0)
 	{
-		values[3] = Float8GetDatum(figures.total_time / (double) figures.calls);
+		values[3] = Float8GetDatum(counters.total_time / (double) counters.calls);
 		nulls[3] = false;
 	}
 	for (int i = 0; i < (int) lengthof(shares); i++)
 	{
 		double		ms;
 
-		if (!handler_figures_percentile(&figures, shares[i], &ms))
+		if (!handler_counters_percentile(&counters, shares[i], &ms))
 			continue;
 		values[5 + i] = Float8GetDatum(ms);
 		nulls[5 + i] = false;
@@ -181,16 +181,16 @@ put_times(const Handler *handler, Datum *values, bool *nulls)
 }
 
 /*
- * _handler_figures(handler) returns one row, all null for a handler that the
+ * _handler_statistics(handler) returns one row, all null for a handler that the
  * caller may not see.
  */
 Datum
-pne_handler_figures(PG_FUNCTION_ARGS)
+pne_handler_statistics(PG_FUNCTION_ARGS)
 {
-#define HANDLER_FIGURES 13
+#define HANDLER_STATISTICS 13
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	Datum		values[HANDLER_FIGURES] = {0};
-	bool		nulls[HANDLER_FIGURES];
+	Datum		values[HANDLER_STATISTICS] = {0};
+	bool		nulls[HANDLER_STATISTICS];
 	TupleDesc	desc;
 	List	   *handlers;
 
@@ -250,16 +250,16 @@ put_consumer_state(const Consumer *consumer, Datum *values, bool *nulls)
 }
 
 /*
- * _consumer_figures(consumer) returns one row, all null for a consumer that the
+ * _consumer_statistics(consumer) returns one row, all null for a consumer that the
  * caller may not see.
  */
 Datum
-pne_consumer_figures(PG_FUNCTION_ARGS)
+pne_consumer_statistics(PG_FUNCTION_ARGS)
 {
-#define CONSUMER_FIGURES 6
+#define CONSUMER_STATISTICS 6
 	char	   *name = text_to_cstring(PG_GETARG_TEXT_PP(0));
-	Datum		values[CONSUMER_FIGURES] = {0};
-	bool		nulls[CONSUMER_FIGURES];
+	Datum		values[CONSUMER_STATISTICS] = {0};
+	bool		nulls[CONSUMER_STATISTICS];
 	TupleDesc	desc;
 	Consumer   *consumer;
 
@@ -316,9 +316,9 @@ put_foreign_name(NameData *to, const char *from)
 static void
 put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker *worker)
 {
-#define WORKER_FIGURES 12
-	Datum		values[WORKER_FIGURES] = {0};
-	bool		nulls[WORKER_FIGURES] = {false};
+#define WORKER_STATISTICS 12
+	Datum		values[WORKER_STATISTICS] = {0};
+	bool		nulls[WORKER_STATISTICS] = {false};
 	NameData	database;
 	NameData	owner_name;
 	char	   *name;
@@ -361,10 +361,10 @@ put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker
 }
 
 /*
- * _worker_figures() returns a row for each worker of the cluster.
+ * _worker_statistics() returns a row for each worker of the cluster.
  */
 Datum
-pne_worker_figures(PG_FUNCTION_ARGS)
+pne_worker_statistics(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 	SharedState *copy;
@@ -401,10 +401,10 @@ pne_worker_figures(PG_FUNCTION_ARGS)
 /*
  * All events together, without a name.
  */
-static EventEntry
-total_of_events(const EventEntry *entries, int count)
+static EventCounters
+total_of_events(const EventCounters *entries, int count)
 {
-	EventEntry	total = {0};
+	EventCounters	total = {0};
 
 	for (int i = 0; i < count; i++)
 	{
@@ -421,11 +421,11 @@ total_of_events(const EventEntry *entries, int count)
  * Add the row of one event name, or of all of them.
  */
 static void
-put_event(ReturnSetInfo *rsinfo, const EventEntry *event)
+put_event(ReturnSetInfo *rsinfo, const EventCounters *event)
 {
-#define EVENT_FIGURES 6
-	Datum		values[EVENT_FIGURES] = {0};
-	bool		nulls[EVENT_FIGURES] = {false};
+#define EVENT_STATISTICS 6
+	Datum		values[EVENT_STATISTICS] = {0};
+	bool		nulls[EVENT_STATISTICS] = {false};
 
 	/* no event has an empty name */
 	nulls[0] = (event->key.name[0] == '\0');
@@ -441,14 +441,14 @@ put_event(ReturnSetInfo *rsinfo, const EventEntry *event)
 }
 
 /*
- * _event_figures() returns a row for each event name of this database; one
+ * _event_statistics() returns a row for each event name of this database; one
  * without a name for all of them, or none, to who may not see the names.
  */
 Datum
-pne_event_figures(PG_FUNCTION_ARGS)
+pne_event_statistics(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	EventEntry *entries;
+	EventCounters *entries;
 	LogSight	sight;
 	int			count;
 
@@ -462,7 +462,7 @@ pne_event_figures(PG_FUNCTION_ARGS)
 	entries = event_counters_copy(&count);
 	if (sight == LOG_TOTALS && count > 0)
 	{
-		EventEntry	total = total_of_events(entries, count);
+		EventCounters	total = total_of_events(entries, count);
 
 		put_event(rsinfo, &total);
 	}
@@ -481,8 +481,8 @@ Datum
 pne_reset_event_stats(PG_FUNCTION_ARGS)
 {
 	shared_require_preload("reset_event_stats()");
-	stats_forget_database(MyDatabaseId);
+	event_counters_forget_database(MyDatabaseId);
 	channel_forget_database(MyDatabaseId, true);
-	handler_figures_reset();
+	handler_counters_reset();
 	PG_RETURN_VOID();
 }

@@ -58,7 +58,7 @@ PG_FUNCTION_INFO_V1(pne_wait_for_events);
 
 /*
  * When all is done, wait this long, in ms, for the executors to count it: for
- * whoever waits and then looks at the figures.
+ * whoever waits and then looks at the counters.
  */
 #define COUNT_GRACE_MS 1000
 
@@ -285,10 +285,10 @@ check_no_future(List *handlers, Relation log, Snapshot snapshot, const EventSnap
 static void
 explain_handler(const Handler *handler, StringInfo details)
 {
-	static OwnStatement select_failure = {
+	static InternalStatement select_failure = {
 		.sql = "SELECT f.last_error, f.last_error_at FROM @s._event_handler_failures AS f "
 		"WHERE f.handler OPERATOR(pg_catalog.=) $1",
-		.target = OWN_NONE,
+		.target = TABLE_NONE,
 		.nargs = 1,
 		.argtypes = {TEXTOID},
 	};
@@ -298,12 +298,12 @@ explain_handler(const Handler *handler, StringInfo details)
 
 	appendStringInfo(details, "%s\"%s\" is %s, ", details->len > 0 ? "\n" : "", handler->name,
 					 stats_handler_state(handler, &reason));
-	if (own_execute(&select_failure, &name, NULL, 1) == 1)
+	if (internal_execute(&select_failure, &name, NULL, 1) == 1)
 	{
-		char	   *error = own_text(0, 1);
+		char	   *error = internal_text(0, 1);
 
 		appendStringInfo(details, "its last error, at %s: %.*s",
-						 timestamptz_to_str(DatumGetTimestampTz(own_value(0, 2, &isnull))),
+						 timestamptz_to_str(DatumGetTimestampTz(internal_value(0, 2, &isnull))),
 						 pg_mbcliplen(error, (int) strlen(error), EXPLAINED_ERROR_SIZE), error);
 	}
 	else

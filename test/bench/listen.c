@@ -224,7 +224,7 @@ run_load(char **command, bool with_probes)
 {
 	int			fd;
 	pid_t		pid = start_load(command, &fd);
-	int64_t		next_probe = now_us();
+	int64_t		next_trial = now_us();
 	int			status;
 	char		byte;
 	struct rusage usage;
@@ -232,13 +232,13 @@ run_load(char **command, bool with_probes)
 	fcntl(fd, F_SETFL, O_NONBLOCK);
 	while (read(fd, &byte, 1) != 0)
 	{
-		if (with_probes && !probe_sent && now_us() >= next_probe)
+		if (with_probes && !probe_sent && now_us() >= next_trial)
 		{
 			send_probe();
-			next_probe += PROBE_INTERVAL;
+			next_trial += PROBE_INTERVAL;
 		}
 		/* what is not acknowledged in time is followed as soon as it is */
-		turn(fd, with_probes && !probe_sent ? next_probe : now_us() + PROBE_INTERVAL);
+		turn(fd, with_probes && !probe_sent ? next_trial : now_us() + PROBE_INTERVAL);
 	}
 	close(fd);
 	if (wait4(pid, &status, 0, &usage) != pid || !WIFEXITED(status) || WEXITSTATUS(status) != 0)

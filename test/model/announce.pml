@@ -3,8 +3,8 @@
  *		Every event is announced by one of two: who emits it, or the listener.
  *
  * mirrors: announce_emitted() in src/emit/announce.c
- * mirrors: relay_take_up() relay_announce() relay_announced() relay_store() load_cursor() in src/listener/announcer.c
- * mirrors: look() follow_log() listener_leave() in src/listener/listener.c
+ * mirrors: announcer_take_up() announcer_announce() announcer_announced() announcer_store() load_cursor() in src/listener/announcer.c
+ * mirrors: look() follow_log() listener_stop() in src/listener/listener.c
  *
  * A transaction emits an event.  At that moment it is decided who announces it:
  * the emitter, which then notifies in its own commit; or the relay, which is
@@ -171,7 +171,7 @@ end:
 	/* dies, even in the midst of an announcement */
 	:: d_step { alive && deaths -> deaths--; lose_memory() }
 
-	/* follow_log(): relay_take_up() */
+	/* follow_log(): announcer_take_up() */
 	:: d_step
 		{
 			alive && upto == NONE && cursor != done ->
@@ -184,7 +184,7 @@ end:
 #ifdef BROKEN_STORE_FIRST
 		stored = upto;
 #endif
-		/* relay_announce(), the commit, relay_announced() */
+		/* announcer_announce(), the commit, announcer_announced() */
 		if
 		:: d_step
 			{
@@ -205,10 +205,10 @@ end:
 		:: d_step { deaths -> deaths--; lose_memory() }
 		fi
 
-	/* relay_store() */
+	/* announcer_store() */
 	:: d_step { alive && upto == NONE && stored != cursor -> stored = cursor }
 
-	/* listener_leave(): it stores the cursor before, if it can */
+	/* listener_stop(): it stores the cursor before, if it can */
 	:: d_step { alive && !served && stored == cursor -> lose_memory() }
 	od
 	}

@@ -185,7 +185,7 @@ start:
 		:: else -> snapshot = 0
 		fi;
 
-		/* executor_leave(), executor_on_exit(); the next one attaches */
+		/* executor_stop(), executor_on_exit(); the next one attaches */
 		if
 		:: life + 1 < LIVES ->
 			procno[me] = UNUSED;

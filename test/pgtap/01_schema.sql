@@ -129,7 +129,7 @@ SELECT set_eq($$
 $$, ARRAY['alter_event_handler', 'drop_event_handler', 'pause_event_handler', 'resume_event_handler',
 	'call_event_handler', 'retry_dead_events', 'discard_dead_events', 'replay_events', 'event_delivery_status',
 	'wait_for_event_handlers', 'drop_event_consumer', 'fetch_events', 'ack_events', 'retry_event', 'wait_for_events',
-	'unlisten_event_channel', '_handler_figures', '_consumer_figures', '_worker_figures', '_event_figures', '_channel_figures'],
+	'unlisten_event_channel', '_handler_statistics', '_consumer_statistics', '_worker_statistics', '_event_statistics', '_channel_statistics'],
 	'only functions that check rights themselves are granted to PUBLIC');
 
 SELECT set_eq($$

@@ -114,8 +114,8 @@ is( $node->safe_psql(
 		'_event_handler_failures|1|f|0',
 		'_event_handler_progress|6|t|0',
 		'_event_handlers|6|f|0',
-		'_event_incarnation|1|f|0',
-		'_event_relay|1|f|0',
+		'_event_install|1|f|0',
+		'_event_announcer|1|f|0',
 		'_event_retries|1|f|1',
 		'notification_events|61|f|0'),
 	'autovacuum can see what happens to the tables');

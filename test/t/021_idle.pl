@@ -59,7 +59,7 @@ $node->safe_psql('postgres', q(SELECT drop_event_handler('fails')));
 wait_for_handlers($node, 'postgres');
 $node->poll_query_until(
 	'postgres', q(
-	SELECT bool_and(pg_visible_in_snapshot(txid::text::xid8, cursor)) FROM notification_events, _event_relay)
+	SELECT bool_and(pg_visible_in_snapshot(txid::text::xid8, cursor)) FROM notification_events, _event_announcer)
 ) or die "the listener does not store its position";
 my $result = $node->safe_psql(
 	'postgres', q(

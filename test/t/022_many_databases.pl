@@ -72,7 +72,7 @@ $node->poll_query_until(
 my $taken = $node->safe_psql(
 	'plain_6', q(
 	SELECT max(extract(epoch FROM w.started_at - i.created_at))
-	FROM event_worker_stats w, _event_incarnation i
+	FROM event_worker_stats w, _event_install i
 	WHERE w.kind = 'listener' AND w.database = current_database()));
 cmp_ok($taken, '<', 20, "CREATE EXTENSION in six more ($taken s)");
 

@@ -94,7 +94,7 @@ $node->safe_psql('postgres', "SELECT pg_terminate_backend($executor)");
 $client->query_safe('COMMIT');
 check_all('terminated');
 isnt(worker_pid($node, 'executor', 'postgres', 'ann'), $executor, 'terminated');
-unlike(slurp_file($node->logfile, $offset), qr/goes on carefully/, 'that is no loss');
+unlike(slurp_file($node->logfile, $offset), qr/is guarded/, 'that is no loss');
 
 $client->quit;
 $node->stop;

@@ -233,7 +233,7 @@ $node->restart;
 $node->safe_psql('postgres', "SELECT notify_event('after')");
 wait_for(
 	"delivered = 6041 FROM event_handler_stats WHERE handler = 'deadly'");
-is(in_log(qr/goes on carefully/, $offset), 0, 'an orderly restart');
+is(in_log(qr/is guarded/, $offset), 0, 'an orderly restart');
 
 # Nor does a change of the definition or of the owner, a pause, or a handler of
 # the same name.
@@ -252,7 +252,7 @@ foreach my $change (
 	$node->restart;
 	$node->safe_psql('postgres', "SELECT notify_event('after')");
 	wait_for_handlers($node, 'postgres');
-	is(in_log(qr/goes on carefully/, $offset), 0, "no care after $change");
+	is(in_log(qr/is guarded/, $offset), 0, "no care after $change");
 }
 seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'changes');
 
@@ -283,7 +283,7 @@ $locker->quit;
 $node->safe_psql('postgres', 'INSERT INTO mended VALUES (now())');
 wait_for("delivered = 1 FROM event_handler_stats WHERE handler = 'failing'");
 isnt(worker_pid($node, 'executor', 'postgres', 'bob'), $terminated, 'terminated while it waits');
-is(in_log(qr/goes on carefully/, $offset), 0, 'that is no loss');
+is(in_log(qr/is guarded/, $offset), 0, 'that is no loss');
 $node->safe_psql('postgres', "SELECT drop_event_handler('failing')");
 
 # A process that was stopped past its timeout is cancelled and not ended.  It waits
@@ -325,7 +325,7 @@ $node->start;
 $node->safe_psql('postgres', "SELECT notify_event('after')");
 wait_for(
 	"delivered = $delivered + 1 FROM event_handler_stats WHERE handler = 'deadly'");
-is( in_log(qr/event handler "deadly" goes on carefully/, $offset),
+is( in_log(qr/event handler "deadly" is guarded/, $offset),
 	1, 'after a crash: carefully');
 $node->safe_psql('postgres', "SELECT notify_event('after')");
 wait_for(
@@ -335,7 +335,7 @@ is(in_log(qr/event handler "deadly" goes on with whole batches/, $offset),
 $node->restart;
 is( $node->safe_psql(
 		'postgres',
-		"SELECT in_use, careful, tried_upto FROM _event_handler_progress WHERE handler = 'deadly'"
+		"SELECT owner_token, guarded_events, tried_upto FROM _event_handler_progress WHERE handler = 'deadly'"
 	),
 	'|0|',
 	'and nothing is left of it');

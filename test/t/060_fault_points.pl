@@ -145,7 +145,7 @@ sub all_is_well
 # after a call, after the commit, before it records a failure, between counting
 # an attempt and making it.
 foreach my $place (
-	'after-mark', 'after-window-read', 'before-call',
+	'after-token', 'after-window-read', 'before-call',
 	'after-call', 'after-commit', 'before-failure-commit',
 	'after-charge')
 {

@@ -270,7 +270,7 @@ $node->safe_psql('postgres', q(ALTER SYSTEM SET pg_notify_events.naptime = '1s')
 $node->reload;
 $node->poll_query_until(
 	'postgres', q(
-	SELECT bool_and(pg_visible_in_snapshot(txid::text::xid8, cursor)) FROM notification_events, _event_relay)
+	SELECT bool_and(pg_visible_in_snapshot(txid::text::xid8, cursor)) FROM notification_events, _event_announcer)
 ) or die "the listener does not store its position";
 my $result = $node->safe_psql(
 	'postgres', q(

@@ -80,8 +80,8 @@ my %absent = (
 		'ALTER TABLE renamed RENAME TO notification_events' ],
 	# and the log's definition changes, so that all look again
 	'table that is no member of the extension' => [
-		'ALTER EXTENSION pg_notify_events DROP TABLE _event_relay; ALTER TABLE notification_events SET (autovacuum_enabled = off)',
-		'ALTER EXTENSION pg_notify_events ADD TABLE _event_relay' ],
+		'ALTER EXTENSION pg_notify_events DROP TABLE _event_announcer; ALTER TABLE notification_events SET (autovacuum_enabled = off)',
+		'ALTER EXTENSION pg_notify_events ADD TABLE _event_announcer' ],
 );
 my %leave = ('dismissed' => \&be_dismissed, 'terminated' => \&be_terminated);
 
@@ -98,7 +98,7 @@ foreach my $what (sort keys %absent)
 		$leave{$how}->($pid);
 		$node->safe_psql('postgres', $give);
 		isnt(idle_executor(), $pid, "$what, $how: the next one");
-		unlike(slurp_file($node->logfile, $offset), qr/goes on carefully/, "$what, $how: not careful");
+		unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$what, $how: not careful");
 	}
 }
 
@@ -119,7 +119,7 @@ foreach my $what ('no index on txid', 'table that is no member of the extension'
 	wait_for_handlers($node, 'postgres');
 	seen_is_log($node, 'postgres', 'record', 'true', "$what: it goes on");
 	is(worker_pid($node, 'executor', 'postgres', 'ann'), $pid, "$what: and is the same");
-	unlike(slurp_file($node->logfile, $offset), qr/goes on carefully/, "$what: not careful");
+	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$what: not careful");
 }
 
 # Somebody has the rows.
@@ -132,7 +132,7 @@ foreach my $how (sort keys %leave)
 	$leave{$how}->($pid);
 	$session->query_safe('COMMIT');
 	isnt(idle_executor(), $pid, "locked row, $how: the next one");
-	unlike(slurp_file($node->logfile, $offset), qr/goes on carefully/, "locked row, $how: not careful");
+	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "locked row, $how: not careful");
 }
 
 # But one that is ended in a call is lost, whatever others have said before.
@@ -150,7 +150,7 @@ my $pid = worker_pid($node, 'executor', 'postgres', 'ann');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid, 60000)");
 $session->query_safe('SELECT pg_advisory_unlock(1)');
 wait_for_handlers($node, 'postgres');
-like(slurp_file($node->logfile, $offset), qr/goes on carefully/, 'ended in a call: careful');
+like(slurp_file($node->logfile, $offset), qr/is guarded/, 'ended in a call: careful');
 seen_is_log($node, 'postgres', 'record', 'true', 'each event once');
 
 $session->quit;

@@ -67,8 +67,8 @@ is($node->safe_psql('postgres', q(BEGIN; SELECT unlisten_event_channel('c1000');
 # beyond the limit
 my $offset = -s $node->logfile;
 restore(q(
-	INSERT INTO _event_channels (channel, event_name, owner, owner_name, incarnation, database, created_at)
-	SELECT 'e' || n, 'e' || n, c.owner, c.owner_name, c.incarnation, c.database, c.created_at + interval '1 day'
+	INSERT INTO _event_channels (channel, event_name, owner, owner_name, install_id, database, created_at)
+	SELECT 'e' || n, 'e' || n, c.owner, c.owner_name, c.install_id, c.database, c.created_at + interval '1 day'
 	FROM _event_channels c, generate_series(1, 5) n WHERE c.channel = 'c1000'));
 $node->wait_for_log(qr/WARNING:  5 event channels are not listened on/, $offset);
 poll(q(SELECT count(*) FILTER (WHERE state = 'listening') = 1000 FROM event_channel_stats), 'the first ones are listened on');

@@ -135,7 +135,7 @@ foreach my $function ('sleep', 'sleep_many', 'write_late', 'deaf')
 	$node->safe_psql('postgres', q(SELECT notify_event('other', NULL::jsonb)));
 	wait_for_handlers($node, 'postgres');
 	seen_is_log($node, 'postgres', 'record', q(event_name = 'other'), "$function: the other handler goes on");
-	unlike(slurp_file($node->logfile, $offset), qr/carefully|cannot clean|is suspended|cannot be read|failed for event/,
+	unlike(slurp_file($node->logfile, $offset), qr/is guarded|cannot clean|is suspended|cannot be read|failed for event/,
 		"$function: nobody suffers for it");
 	clean_up();
 }
@@ -162,7 +162,7 @@ foreach my $case ('batch', 'retry')
 	$node->safe_psql('postgres', q(SELECT notify_event('other', NULL::jsonb)));
 	poll(q(SELECT count(*) = 1 FROM seen), "$case: the other one");
 	pass("a filter, $case: the other handler goes on");
-	unlike(slurp_file($node->logfile, $offset), qr/carefully|cannot clean|is suspended|cannot be read|failed for event/,
+	unlike(slurp_file($node->logfile, $offset), qr/is guarded|cannot clean|is suspended|cannot be read|failed for event/,
 		"a filter, $case: nobody suffers for it");
 	clean_up();
 }

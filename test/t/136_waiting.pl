@@ -122,7 +122,7 @@ foreach my $ordered ('false', 'true')
 		SELECT create_event_handler('h', 'blocked', owner => 'ann', timeout => '1 h', retry_delay => '1 ms');
 		SELECT create_event_handler('later', 'blocked', 'later', owner => 'bob', timeout => '1 h');
 		SELECT notify_event('terminate', NULL::jsonb)));
-	$node->wait_for_log(qr/goes on carefully/, $offset);
+	$node->wait_for_log(qr/is guarded/, $offset);
 	wait_for_handlers($node, 'postgres');
 	block();
 	# bob's is waited for, ann's is at a later event by then

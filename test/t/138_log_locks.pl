@@ -105,7 +105,7 @@ foreach my $queued (0, 1)
 	$node->safe_psql('locked', q(SELECT notify_event('x', NULL::jsonb)));
 	wait_for_handlers($node, 'locked');
 	seen_is_log($node, 'locked', 'record', 'true', "$what: and gives it back");
-	unlike(slurp_file($node->logfile, $offset), qr/carefully/, "$what: nothing is in doubt");
+	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$what: nothing is in doubt");
 }
 
 #
@@ -144,7 +144,7 @@ foreach my $function ('slow', 'fail_first')
 	wait_for_handlers($node, 'locked');
 	$node->poll_query_until('locked', q(SELECT count(*) = 0 FROM event_retries)) or die 'not retried';
 	seen_is_log($node, 'locked', $function, "event_name = '$function'", "$function: all go on when the lock is gone");
-	unlike(slurp_file($node->logfile, $offset), qr/carefully/, "$function: nothing is in doubt");
+	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$function: nothing is in doubt");
 	$node->safe_psql('locked', q(SELECT drop_event_handler('h')));
 	$blocker->quit;
 }

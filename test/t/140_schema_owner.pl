@@ -152,7 +152,7 @@ attack('insert', '_event_consumers', '_event_channels', 'app', q(SELECT create_e
 attack('delete from several tables', '_event_handler_failures', '_event_channels', 'app',
 	q(SELECT drop_event_handler('other')));
 # those that only read
-attack('select', '_event_incarnation', '_event_channels', 'app', q(SELECT create_event_handler('h3', 'work.record', 'none')));
+attack('select', '_event_install', '_event_channels', 'app', q(SELECT create_event_handler('h3', 'work.record', 'none')));
 attack('select of a consumer', '_event_consumers', '_event_channels', 'app', q(SELECT fetch_events('c')));
 # with the rights of a reader: as another role that is subject to row security
 $node->safe_psql('shop', q(SELECT notify_event('first')));

@@ -132,7 +132,7 @@ foreach my $handler ("'one'", "'many', batch_size => 500", "'one', batch_size =>
 	eval { $holder->quit };
 	$node->start;
 	wait_for_handlers($node, 'postgres');
-	is(in_log(qr/"h" goes on carefully/, $offset), 1, "$handler: a loss");
+	is(in_log(qr/"h" is guarded/, $offset), 1, "$handler: a loss");
 	is($node->safe_psql('postgres', 'SELECT count(*), count(DISTINCT id) FROM seen'),
 		"$events|$events", "$handler: all events, once");
 	is($node->safe_psql('postgres', 'SELECT sum(attempts) FROM seen'), '0', "$handler: no attempt is recorded");
@@ -169,7 +169,7 @@ foreach my $case (
 		'<=', $group_size, "$name: those of its group went one by one, at most");
 }
 
-my $recorded = q(SELECT in_use IS NOT NULL, careful > 0, tried_upto - (SELECT min(id) FROM notification_events) + 1
+my $recorded = q(SELECT owner_token IS NOT NULL, guarded_events > 0, tried_upto - (SELECT min(id) FROM notification_events) + 1
 	FROM _event_handler_progress);
 
 # The server is stopped in a call of a group, and that is no loss.
@@ -190,7 +190,7 @@ foreach my $handler ("'one', batch_size => 150", "'many', batch_size => 150")
 		'200|200|0', "$handler: all, once, no attempt is recorded");
 	is($node->safe_psql('postgres', 'SELECT count(*) FROM seen WHERE tried_upto IS NULL'),
 		'0', "$handler: all in groups");
-	is(in_log(qr/goes on carefully/, $offset), 0, "$handler: that is no loss");
+	is(in_log(qr/is guarded/, $offset), 0, "$handler: that is no loss");
 }
 
 # It is stopped in an attempt on one event of a group; rows of the group vanish.
@@ -214,7 +214,7 @@ wait_for_handlers($node, 'postgres');
 is($node->safe_psql('postgres', 'SELECT count(*), count(DISTINCT id) FROM seen'), '197|197', 'all that are there, once');
 is($node->safe_psql('postgres', 'SELECT sum(attempts) FROM seen'),
 	$group_size - 3, 'the events of the group went one by one');
-is(in_log(qr/goes on carefully/, $offset), 0, 'that is no loss');
+is(in_log(qr/is guarded/, $offset), 0, 'that is no loss');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM _event_retries'), '0', 'and nobody is charged');
 
 $node->stop;

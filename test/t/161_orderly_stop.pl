@@ -59,7 +59,7 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM seen s WHERE (SELECT count
 	'0', 'nothing twice');
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', $_, 'true', "stopped under load: $_") foreach ('a', 'b', 'c', 'd');
-is(scalar(my @lost = slurp_file($node->logfile, $offset) =~ /goes on carefully/g), 0, 'and no loss');
+is(scalar(my @lost = slurp_file($node->logfile, $offset) =~ /is guarded/g), 0, 'and no loss');
 
 # The same call, ended by somebody else
 $node->safe_psql('postgres', q(INSERT INTO notification_events (event_name) SELECT 'e' FROM generate_series(1, 500)));
@@ -67,7 +67,7 @@ my $state = q(SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg
 $node->poll_query_until('postgres', $state) or die 'no call';
 my $pid = worker_pid($node, 'executor', 'postgres', 'ann');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid, 60000)");
-$node->wait_for_log(qr/goes on carefully/, $offset);
+$node->wait_for_log(qr/is guarded/, $offset);
 pass('a call that is terminated by somebody is a loss');
 
 $node->stop;

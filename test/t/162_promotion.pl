@@ -70,7 +70,7 @@ my $attempts = q(SELECT handler, attempts, attempt_began_at IS NOT NULL FROM _ev
 is($primary->safe_psql('postgres', $attempts), "fresh|1|t\nretried|2|t", 'attempts are under way');
 $primary->safe_psql('postgres', 'SELECT pg_switch_wal()');
 $primary->wait_for_catchup('new_primary', 'replay');
-is($standby->safe_psql('postgres', 'SELECT count(*) FROM _event_handler_progress WHERE in_use IS NOT NULL'),
+is($standby->safe_psql('postgres', 'SELECT count(*) FROM _event_handler_progress WHERE owner_token IS NOT NULL'),
 	'3', 'the standby has their marks');
 $primary->stop('immediate');
 eval { $holder->quit };
@@ -87,8 +87,8 @@ is($standby->safe_psql('postgres', 'SELECT count(*) FROM _event_retries'), '0', 
 seen_is_log($standby, 'postgres', 'fresh', q(event_name = 'fresh'), 'an event that went alone');
 seen_is_log($standby, 'postgres', 'retried', q(event_name = 'retried'), 'a retry');
 seen_is_log($standby, 'postgres', 'batch', 'true', 'a batch');
-unlike(slurp_file($standby->logfile, $offset), qr/goes on carefully/, 'it is no loss');
-is($standby->safe_psql('postgres', q(SELECT count(*) FROM _event_handler_progress WHERE in_use >> 32 = 2)),
+unlike(slurp_file($standby->logfile, $offset), qr/is guarded/, 'it is no loss');
+is($standby->safe_psql('postgres', q(SELECT count(*) FROM _event_handler_progress WHERE owner_token >> 32 = 2)),
 	'3', 'and marks are of the new timeline');
 
 $standby->stop;

@@ -59,7 +59,7 @@ eval { $holder->quit };
 $node->start;
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'h', 'true', 'all events');
-unlike(slurp_file($node->logfile, $offset), qr/goes on carefully/, 'a stop in a call later is no loss');
+unlike(slurp_file($node->logfile, $offset), qr/is guarded/, 'a stop in a call later is no loss');
 
 # nor is it where an executor has left before that, and could not store positions
 append_to_file("$faults/before-store", 'error');
@@ -67,12 +67,12 @@ configure($node, executor_idle_timeout => "'100 ms'");
 $node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM event_worker_stats WHERE kind = 'executor'))
   or die 'the executor stays';
 ok(-e "$faults/before-store.hit", 'positions cannot be stored');
-is($node->safe_psql('postgres', 'SELECT count(*) FROM _event_handler_progress WHERE in_use IS NOT NULL'),
+is($node->safe_psql('postgres', 'SELECT count(*) FROM _event_handler_progress WHERE owner_token IS NOT NULL'),
 	'0', 'the marks are taken all the same');
 $node->restart;
 $node->safe_psql('postgres', q(SELECT notify_event('after')));
 wait_for_handlers($node, 'postgres');
-unlike(slurp_file($node->logfile, $offset), qr/goes on carefully/, 'nor is a stop after that');
+unlike(slurp_file($node->logfile, $offset), qr/is guarded/, 'nor is a stop after that');
 
 $node->stop;
 done_testing();

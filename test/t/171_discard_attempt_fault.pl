@@ -79,7 +79,7 @@ wait_for_handlers($node, 'postgres');
 $node->safe_psql('postgres', q(SELECT notify_event('hang')));
 wait_for_handlers($node, 'postgres');
 isnt(worker_pid($node, 'executor', 'postgres', 'ann'), $executor, 'its executor is terminated');
-unlike(slurp_file($node->logfile, $offset), qr/goes on carefully/, 'that is no loss');
+unlike(slurp_file($node->logfile, $offset), qr/is guarded/, 'that is no loss');
 
 $client->quit;
 $node->stop;

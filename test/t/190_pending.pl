@@ -190,7 +190,7 @@ is( sql(q(
 		figures record;
 	BEGIN
 		FOR i IN 1 .. 3 LOOP
-			figures := _handler_figures('d all');
+			figures := _handler_statistics('d all');
 			RETURN NEXT figures.pending;
 			DELETE FROM notification_events WHERE id = (SELECT max(id) FROM notification_events);
 		END LOOP;

@@ -1,8 +1,8 @@
 /*
- * careful.pml
+ * crash_guard.pml
  *		An event that kills whoever calls its handler is called a few times only.
  *
- * mirrors: write_mark() crash_guard_take_up() crash_guard_bound() crash_guard_enter_group() in src/delivery/crash_guard.c
+ * mirrors: write_token() crash_guard_take_up() crash_guard_bound() crash_guard_enter_group() in src/delivery/crash_guard.c
  * mirrors: crash_guard_release() crash_guard_release_at_exit() in src/delivery/crash_guard.c
  * mirrors: retry_charge() retry_run_fresh() retry_run_due() try_attempt() in src/delivery/retry.c
  * mirrors: retry_recover_attempts() retry_give_back_attempts() in src/handler/retry_table.c
@@ -14,15 +14,15 @@
  * commits back that were not flushed yet.  One of the events, any, ends the
  * executor whenever it is called, mostly the server with it.
  *
- * Before its first batch an executor sets a mark and has it flushed; when it
- * exits in order it takes the mark back.  That includes a stop of the server
+ * Before its first batch an executor sets a token and has it flushed; when it
+ * exits in order it takes the token back.  That includes a stop of the server
  * that ends a call.  No more than LIMIT events are called, or a batch, before
  * the progress that was made is flushed.
  *
- * Whoever finds the mark set goes carefully: in groups, each written down and
+ * Whoever finds the token set works under guard: in groups, each written down and
  * flushed before its first call.  The commit that passes its last event clears
  * it.  So it goes for as many events as could have been called, and a batch, but
- * not past those that are there when the mark is found.  Who finds the mark set
+ * not past those that are there when the token is found.  Who finds the token set
  * and a group written down handles the events of the group one by one: the
  * attempt is written down, with a position past the event, and flushed before
  * the call.  So is every attempt of an event that has failed before, or is not
@@ -40,23 +40,23 @@
  * once in a call.
  *
  * also: SMALL_BATCHES a batch is less than a group
- * also: PROMOTION no event kills, and a standby that has what was flushed is promoted, which makes nobody careful
- * broken: BROKEN_NO_MARK nobody knows that the last one did not exit in order
- * broken: BROKEN_MARK_NOT_FLUSHED the mark is lost in the crash
- * broken: BROKEN_MARK_NOT_KEPT the mark is cleared when the careful phase begins
- * broken: BROKEN_EXIT_FORGETS an exit in the careful phase does not leave the rest of it
+ * also: PROMOTION no event kills, and a standby that has what was flushed is promoted, which guards nobody
+ * broken: BROKEN_NO_TOKEN nobody knows that the last one did not exit in order
+ * broken: BROKEN_TOKEN_NOT_FLUSHED the token is lost in the crash
+ * broken: BROKEN_TOKEN_NOT_KEPT the token is cleared when the guarded phase begins
+ * broken: BROKEN_EXIT_FORGETS an exit in the guarded phase does not leave the rest of it
  * broken: BROKEN_ATTEMPT_NOT_FLUSHED the attempt is lost in the crash
  * broken: BROKEN_NO_LIMIT any number of events may have been called since the last flush
- * broken: BROKEN_SHORT the careful phase leaves the last batch out
+ * broken: BROKEN_SHORT the guarded phase leaves the last batch out
  * broken: BROKEN_RETRY_UNCHARGED a retry is called without a new attempt written down
  * broken: BROKEN_SUCCESS_NOT_FLUSHED a success after an attempt is lost in the crash
  * broken: BROKEN_GROUP_NOT_FLUSHED the group is lost in the crash
  * broken: BROKEN_GROUP_NOT_KEPT the group is cleared when its events begin to go one by one
  * broken: BROKEN_EXIT_FORGETS_GROUP an exit among them does not leave the rest of the group
  * broken: BROKEN_BATCH_LEAVES_GROUP a batch goes on past the end of the group
- * broken: BROKEN_UPTO_OLD the careful phase ends at events that were there when the lost executor began
+ * broken: BROKEN_UPTO_OLD the guarded phase ends at events that were there when the lost executor began
  * broken: BROKEN_ATTEMPT_STAYS the attempt that a stop has ended stays counted
- * broken: BROKEN_PROMOTION_COUNTS a mark from before the promotion is like any other
+ * broken: BROKEN_PROMOTION_COUNTS a token from before the promotion is like any other
  */
 
 #define EVENTS			5
@@ -92,8 +92,8 @@
 /* what is committed, and what of it is flushed */
 typedef Progress
 {
-	bit mark;
-	byte careful;				/* what an exit in order left of it */
+	bit token;
+	byte guarded_events;				/* what an exit in order left of it */
 	byte group;					/* where the group that is being tried ends; 0: none is */
 	byte position;
 	byte handled;
@@ -120,8 +120,8 @@ byte promotions = 1;
 
 inline copy(from, into)
 {
-	into.mark = from.mark;
-	into.careful = from.careful;
+	into.token = from.token;
+	into.guarded_events = from.guarded_events;
 	into.group = from.group;
 	into.position = from.position;
 	into.handled = from.handled;
@@ -222,7 +222,7 @@ inline give_back()
 inline release()
 {
 #ifndef BROKEN_EXIT_FORGETS
-	committed.careful = careful;
+	committed.guarded_events = guarded_events;
 #endif
 #ifdef BROKEN_EXIT_FORGETS_GROUP
 	committed.group = 0;
@@ -232,16 +232,16 @@ inline release()
 	:: else
 	fi;
 #endif
-	committed.mark = 0
+	committed.token = 0
 }
 
 proctype executor()
 {
-	byte careful;				/* events yet to be handled so */
+	byte guarded_events;				/* events yet to be handled so */
 	byte upto;					/* and not past those that were there then */
 	byte group;					/* where the group at hand ends */
 	bit alone;					/* its events go one by one */
-	bit foreign;				/* the mark is from before the promotion */
+	bit foreign;				/* the token is from before the promotion */
 	byte unflushed;				/* events called since the last flush that we know of */
 	byte event;
 	byte end_of_batch;
@@ -284,27 +284,27 @@ start:
 		foreign = 0;
 #endif
 		if
-		:: committed.mark && !foreign ->
-			careful = BOUND;
+		:: committed.token && !foreign ->
+			guarded_events = BOUND;
 			committed.open = 0
 		:: else ->
-			careful = committed.careful;
+			guarded_events = committed.guarded_events;
 			give_back()
 		fi;
 		foreign = 0;
 #ifdef PROMOTION
-		assert(careful == 0 || crashes_in_call == 0 || crashes_elsewhere == 0);
+		assert(guarded_events == 0 || crashes_in_call == 0 || crashes_elsewhere == 0);
 #endif
-#ifdef BROKEN_MARK_NOT_KEPT
-		committed.mark = !committed.mark;
+#ifdef BROKEN_TOKEN_NOT_KEPT
+		committed.token = !committed.token;
 #endif
-#if !defined(BROKEN_NO_MARK) && !defined(BROKEN_MARK_NOT_KEPT)
-		committed.mark = 1;
+#if !defined(BROKEN_NO_TOKEN) && !defined(BROKEN_TOKEN_NOT_KEPT)
+		committed.token = 1;
 #endif
 #ifdef BROKEN_GROUP_NOT_KEPT
 		committed.group = 0;
 #endif
-#ifndef BROKEN_MARK_NOT_FLUSHED
+#ifndef BROKEN_TOKEN_NOT_FLUSHED
 		flush()
 #endif
 	};
@@ -339,7 +339,7 @@ start:
 		d_step
 		{
 			committed.position++;
-			careful = (careful > 0 -> careful - 1 : 0);
+			guarded_events = (guarded_events > 0 -> guarded_events - 1 : 0);
 			if
 			:: committed.position >= group -> committed.group = 0; group = 0; alone = 0
 			:: else
@@ -350,13 +350,13 @@ start:
 		commit_charged(event);
 		event = 0
 
-	/* the careful phase is over */
-	:: careful && committed.position >= upto -> careful = 0
+	/* the guarded phase is over */
+	:: guarded_events && committed.position >= upto -> guarded_events = 0
 
-	/* a batch: of a group in the careful phase */
-	:: !alone && committed.position < emitted && (!careful || committed.position < upto) ->
+	/* a batch: of a group in the guarded phase */
+	:: !alone && committed.position < emitted && (!guarded_events || committed.position < upto) ->
 		if
-		:: careful && group == 0 ->
+		:: guarded_events && group == 0 ->
 			d_step
 			{
 				group = (committed.position + GROUP < emitted -> committed.position + GROUP : emitted);
@@ -384,7 +384,7 @@ start:
 			{
 				end_of_batch > event ->
 				unflushed = unflushed + end_of_batch - event;
-				careful = (careful > end_of_batch - event -> careful - (end_of_batch - event) : 0);
+				guarded_events = (guarded_events > end_of_batch - event -> guarded_events - (end_of_batch - event) : 0);
 				committed.position = end_of_batch;
 				if
 				:: committed.position >= group -> committed.group = 0; group = 0

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * pace.c
+ * throttle.c
  *		src/base/throttle.c with a clock and transactions that are made up, so that years
  *		of a worker pass in a moment.  Prints what was found, in TAP.
  *
@@ -50,13 +50,13 @@ run_rounds(int rounds, int nhandlers, bool held)
 
 	for (int i = 0; i < rounds; i++)
 	{
-		pace_look(NULL);
+		throttle_look(NULL);
 		for (int j = 0; j < nhandlers; j++)
-			pace_progress_written(FullTransactionIdFromU64(next_xid++));
+			throttle_progress_written(FullTransactionIdFromU64(next_xid++));
 		if (!held)
 			horizon = next_xid;
 		now_us += 10;
-		now_us += INT64CONST(1000) * pace_round(nhandlers);
+		now_us += INT64CONST(1000) * throttle_round(nhandlers);
 	}
 	return (now_us - began) / 1000;
 }

@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * own_trigger.c
+ * internal_trigger.c
  *		No triggers of others on the extension's internal tables.
  *
  * The privileges TRIGGER and REFERENCES, which GRANT ALL gives, let a role put a
@@ -25,14 +25,14 @@
 #include "utils/snapmgr.h"
 
 #include "base/catalog.h"
-#include "base/own_trigger.h"
+#include "base/internal_trigger.h"
 
 static bool
 is_internal_table(const EventCatalog *where, Oid relid)
 {
-	for (int i = 0; i < OWN_TABLES; i++)
+	for (int i = 0; i < INTERNAL_TABLES; i++)
 	{
-		if (i != OWN_LOG && where->own_tables[i] == relid)
+		if (i != TABLE_LOG && where->internal_tables[i] == relid)
 			return true;
 	}
 	return false;
@@ -43,7 +43,7 @@ is_internal_table(const EventCatalog *where, Oid relid)
  * the extension's.
  */
 void
-own_trigger_created(Oid trigger)
+internal_trigger_created(Oid trigger)
 {
 	const EventCatalog *where;
 	Relation	rel;

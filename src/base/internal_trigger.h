@@ -1,6 +1,6 @@
 /*-------------------------------------------------------------------------
  *
- * own_trigger.h
+ * internal_trigger.h
  *		No triggers of others on the extension's internal tables.
  *
  *-------------------------------------------------------------------------
@@ -8,6 +8,6 @@
 #ifndef PNE_OWN_TRIGGER_H
 #define PNE_OWN_TRIGGER_H
 
-extern void own_trigger_created(Oid trigger);
+extern void internal_trigger_created(Oid trigger);
 
 #endif							/* PNE_OWN_TRIGGER_H */

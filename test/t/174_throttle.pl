@@ -14,7 +14,7 @@ my $program = PostgreSQL::Test::Utils::tempdir() . '/pace';
 my $pg_config = $ENV{PG_CONFIG} // 'pg_config';
 chomp(my $include = `$pg_config --includedir-server`);
 
-system_or_bail('gcc', '-O2', '-w', '-D_GNU_SOURCE', "-I$include", "-I$src", '-o', $program, "$lib/pace.c", "$src/base/throttle.c");
+system_or_bail('gcc', '-O2', '-w', '-D_GNU_SOURCE', "-I$include", "-I$src", '-o', $program, "$lib/throttle.c", "$src/base/throttle.c");
 my ($stdout, $stderr) = run_command([$program]);
 foreach my $line (split /\n/, $stdout)
 {

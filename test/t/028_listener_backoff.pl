@@ -15,7 +15,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $node = new_server('relay', 'log_statement = none');
-my $error = qr/ERROR:  table "_event_relay" has a trigger "zz_meddle" that is not the extension's/;
+my $error = qr/ERROR:  table "_event_announcer" has a trigger "zz_meddle" that is not the extension's/;
 
 # a database whose listener has something to store and cannot
 sub make_database
@@ -29,7 +29,7 @@ sub make_database
 		$database, q(
 		CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN new; END $$;
 		SET allow_system_table_mods = on;
-		CREATE TRIGGER zz_meddle BEFORE UPDATE ON _event_relay FOR EACH ROW EXECUTE FUNCTION meddle();
+		CREATE TRIGGER zz_meddle BEFORE UPDATE ON _event_announcer FOR EACH ROW EXECUTE FUNCTION meddle();
 		SELECT notify_event('not stored');
 	));
 	$node->poll_query_until($database,
@@ -47,7 +47,7 @@ my ($status, $out, $err) =
 is($err, '', 'RENAME while a listener cannot store its position');
 if ($status == 0)
 {
-	$node->safe_psql('study', 'DROP TRIGGER zz_meddle ON _event_relay');
+	$node->safe_psql('study', 'DROP TRIGGER zz_meddle ON _event_announcer');
 	wait_for_listener($node, 'study');
 	$node->safe_psql('study', q(SELECT notify_event('behind')));
 	ok( $node->poll_query_until('study',
@@ -74,10 +74,10 @@ cmp_ok($wakeups, '<=', 10,
 is(scalar(() = slurp_file($node->logfile, $offset) =~ /\[$listener\][^\n]*$error/g),
 	1, 'its error is logged once');
 my $dropped_at = $node->safe_psql('shop',
-	'DROP TRIGGER zz_meddle ON _event_relay; SELECT clock_timestamp()');
+	'DROP TRIGGER zz_meddle ON _event_announcer; SELECT clock_timestamp()');
 $node->poll_query_until(
 	'shop', q(
-	SELECT bool_and(pg_visible_in_snapshot(txid::text::xid8, cursor)) FROM notification_events, _event_relay)
+	SELECT bool_and(pg_visible_in_snapshot(txid::text::xid8, cursor)) FROM notification_events, _event_announcer)
 ) or die "the listener does not store its position";
 is(wait_for_listener($node, 'shop'), $listener, 'the trigger is dropped: goes on');
 my $taken = $node->safe_psql('shop',

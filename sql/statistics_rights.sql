@@ -1,18 +1,18 @@
 --
--- Figures: what they tell to whom, and what a rollback leaves of them
+-- Statistics: what they tell to whom, and what a rollback leaves of them
 --
 CREATE EXTENSION pg_notify_events;
-CREATE SCHEMA regress_figures;
-SET search_path = regress_figures, public;
-CREATE ROLE regress_figures_owner LOGIN;
-CREATE ROLE regress_figures_member IN ROLE regress_figures_owner;
-CREATE ROLE regress_figures_bypass BYPASSRLS IN ROLE regress_figures_owner;
-CREATE ROLE regress_figures_columns;
-CREATE ROLE regress_figures_monitor IN ROLE pg_monitor;
-CREATE ROLE regress_figures_stranger;
-GRANT USAGE ON SCHEMA regress_figures TO PUBLIC;
-GRANT SELECT ON notification_events TO regress_figures_owner, regress_figures_bypass;
-GRANT SELECT (id, event_name, created_at) ON notification_events TO regress_figures_columns;
+CREATE SCHEMA regress_statistics;
+SET search_path = regress_statistics, public;
+CREATE ROLE regress_statistics_owner LOGIN;
+CREATE ROLE regress_statistics_member IN ROLE regress_statistics_owner;
+CREATE ROLE regress_statistics_bypass BYPASSRLS IN ROLE regress_statistics_owner;
+CREATE ROLE regress_statistics_columns;
+CREATE ROLE regress_statistics_monitor IN ROLE pg_monitor;
+CREATE ROLE regress_statistics_stranger;
+GRANT USAGE ON SCHEMA regress_statistics TO PUBLIC;
+GRANT SELECT ON notification_events TO regress_statistics_owner, regress_statistics_bypass;
+GRANT SELECT (id, event_name, created_at) ON notification_events TO regress_statistics_columns;
 
 -- Workers count after they have committed, and the listener in its own time.
 CREATE FUNCTION becomes_true(condition text) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -32,9 +32,9 @@ CREATE FUNCTION ignore(text, jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
 --
 -- Who may not read each event learns neither names nor numbers of events
 --
-SELECT create_event_handler('paused', 'ignore', owner => 'regress_figures_owner');
+SELECT create_event_handler('paused', 'ignore', owner => 'regress_statistics_owner');
 SELECT pause_event_handler('paused');
-SELECT create_event_consumer('consumer', event_name => 'secret*', owner => 'regress_figures_owner');
+SELECT create_event_consumer('consumer', event_name => 'secret*', owner => 'regress_statistics_owner');
 SELECT reset_event_stats();
 INSERT INTO notification_events (event_name) VALUES ('open'), ('secret 1'), ('secret 2'), ('secret 2');
 SELECT becomes_true('sum(emitted) = 4 FROM event_stats') AS counted;
@@ -43,17 +43,17 @@ SELECT becomes_true('sum(emitted) = 4 FROM event_stats') AS counted;
 -- role. The functions behind the views may be called by anyone, too.
 CREATE FUNCTION seen_by_each() RETURNS TABLE (seen_by text, events text, handlers text, consumers text, behind text) LANGUAGE plpgsql AS $$
 BEGIN
-	FOR seen_by IN SELECT substr(rolname, 17) FROM pg_roles WHERE rolname LIKE 'regress\_figures\_%' ORDER BY rolname COLLATE "C"
+	FOR seen_by IN SELECT substr(rolname, 20) FROM pg_roles WHERE rolname LIKE 'regress\_statistics\_%' ORDER BY rolname COLLATE "C"
 	LOOP
-		PERFORM set_config('role', 'regress_figures_' || seen_by, true);
+		PERFORM set_config('role', 'regress_statistics_' || seen_by, true);
 		SELECT string_agg(format('%s %s', COALESCE(event_name, 'null'), emitted), ', ' ORDER BY event_name COLLATE "C") INTO events
 			FROM event_stats WHERE last_emitted_at IS NOT NULL;
 		SELECT string_agg(format('%s %s %s', state, COALESCE(pending::text, 'null'), oldest_pending_at IS NOT NULL), ', ') INTO handlers
 			FROM event_handler_stats;
 		SELECT string_agg(format('%s %s %s', state, COALESCE(pending::text, 'null'), oldest_pending_at IS NOT NULL), ', ') INTO consumers
 			FROM event_consumer_stats;
-		SELECT format('%s %s %s', COALESCE(h.pending::text, 'null'), COALESCE(c.pending::text, 'null'), (SELECT count(*) FROM _event_figures())) INTO behind
-			FROM _handler_figures('paused') h, _consumer_figures('consumer') c;
+		SELECT format('%s %s %s', COALESCE(h.pending::text, 'null'), COALESCE(c.pending::text, 'null'), (SELECT count(*) FROM _event_statistics())) INTO behind
+			FROM _handler_statistics('paused') h, _consumer_statistics('consumer') c;
 		PERFORM set_config('role', 'none', true);
 		RETURN NEXT;
 	END LOOP;
@@ -62,7 +62,7 @@ $$;
 SELECT * FROM seen_by_each();
 -- a policy that hides some, for one role; who has none sees nothing
 ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
-CREATE POLICY open ON notification_events FOR SELECT TO regress_figures_owner USING (event_name = 'open');
+CREATE POLICY open ON notification_events FOR SELECT TO regress_statistics_owner USING (event_name = 'open');
 SELECT * FROM seen_by_each();
 -- a session that wants an error instead of hidden rows
 SET row_security = off;
@@ -72,9 +72,9 @@ RESET row_security;
 -- which names it fits
 CREATE FUNCTION status_seen_by_each(event bigint) RETURNS TABLE (seen_by text, status text) LANGUAGE plpgsql AS $$
 BEGIN
-	FOR seen_by IN SELECT substr(rolname, 17) FROM pg_roles WHERE rolname LIKE 'regress\_figures\_%' ORDER BY rolname COLLATE "C"
+	FOR seen_by IN SELECT substr(rolname, 20) FROM pg_roles WHERE rolname LIKE 'regress\_statistics\_%' ORDER BY rolname COLLATE "C"
 	LOOP
-		PERFORM set_config('role', 'regress_figures_' || seen_by, true);
+		PERFORM set_config('role', 'regress_statistics_' || seen_by, true);
 		BEGIN
 			SELECT string_agg(format('%s %s', s.name, s.status), ', ' ORDER BY s.name COLLATE "C") INTO status FROM event_delivery_status(event) s;
 		EXCEPTION WHEN OTHERS THEN
@@ -89,15 +89,15 @@ SELECT min(id) FILTER (WHERE event_name = 'open') AS open, min(id) FILTER (WHERE
 SELECT * FROM status_seen_by_each(:open);
 SELECT * FROM status_seen_by_each(:secret);
 -- what is seen can be fetched still
-SET ROLE regress_figures_owner;
+SET ROLE regress_statistics_owner;
 SELECT event_name FROM notification_events;
 RESET ROLE;
 -- no right to read at all
-REVOKE SELECT ON notification_events FROM regress_figures_owner, regress_figures_bypass;
+REVOKE SELECT ON notification_events FROM regress_statistics_owner, regress_statistics_bypass;
 SELECT * FROM seen_by_each();
 ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY;
 SELECT * FROM seen_by_each();
-GRANT SELECT ON notification_events TO regress_figures_owner;
+GRANT SELECT ON notification_events TO regress_statistics_owner;
 SELECT * FROM seen_by_each();
 -- a superuser sees all, whatever the policies
 ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
@@ -114,17 +114,17 @@ SELECT drop_event_handler('paused');
 -- What is rolled back forgets nothing
 --
 SELECT create_event_handler('first', 'ignore'), create_event_handler('second', 'ignore');
-SELECT listen_event_channel('regress_figures');
+SELECT listen_event_channel('regress_statistics');
 SELECT becomes_true($$state = 'listening' FROM event_channel_stats$$) AS listening;
 SELECT reset_event_stats();
-NOTIFY regress_figures, '1';
-SELECT becomes_true('count(*) = 1 FROM notification_events WHERE event_name = $$regress_figures$$') AS bridged;
+NOTIFY regress_statistics, '1';
+SELECT becomes_true('count(*) = 1 FROM notification_events WHERE event_name = $$regress_statistics$$') AS bridged;
 CALL wait_for_event_handlers();
 CREATE VIEW figures AS SELECT
 	(SELECT string_agg(format('%s %s', handler, calls), ', ' ORDER BY handler) FROM event_handler_stats) AS handlers,
 	(SELECT string_agg(format('%s %s %s', event_name, emitted, delivered), ', ') FROM event_stats) AS events,
 	(SELECT string_agg(format('%s %s', channel, notifications), ', ') FROM event_channel_stats) AS channels;
-SELECT becomes_true($$(handlers, events, channels) = ('first 1, second 1', 'regress_figures 1 2', 'regress_figures 1') FROM figures$$) AS counted;
+SELECT becomes_true($$(handlers, events, channels) = ('first 1, second 1', 'regress_statistics 1 2', 'regress_statistics 1') FROM figures$$) AS counted;
 CREATE FUNCTION drop_and_fail(command text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE command;
@@ -147,7 +147,7 @@ SAVEPOINT b;
 SELECT drop_event_handler('first');
 SAVEPOINT c;
 SELECT drop_event_handler('second');
-SELECT unlisten_event_channel('regress_figures');
+SELECT unlisten_event_channel('regress_statistics');
 DROP EXTENSION pg_notify_events CASCADE;
 RELEASE c;
 RELEASE b;
@@ -170,14 +170,14 @@ SAVEPOINT a;
 SELECT resume_event_handler('second');
 ROLLBACK TO a;
 SELECT notify_event('prepared') IS NOT NULL AS recorded;
-PREPARE TRANSACTION 'regress_figures';
-COMMIT PREPARED 'regress_figures';
+PREPARE TRANSACTION 'regress_statistics';
+COMMIT PREPARED 'regress_statistics';
 SELECT becomes_true($$emitted = 1 FROM event_stats WHERE event_name = 'prepared'$$) AS counted;
 BEGIN;
 SAVEPOINT a;
 SELECT resume_event_handler('second');
 RELEASE a;
-PREPARE TRANSACTION 'regress_figures';
+PREPARE TRANSACTION 'regress_statistics';
 -- what is not rolled back does: one of the same name is another one
 BEGIN;
 SAVEPOINT a;
@@ -195,11 +195,11 @@ RELEASE a;
 CREATE EXTENSION pg_notify_events SCHEMA public;
 COMMIT;
 SELECT event_name, emitted FROM event_stats;
-SELECT create_event_handler('second', 'ignore'), listen_event_channel('regress_figures');
+SELECT create_event_handler('second', 'ignore'), listen_event_channel('regress_statistics');
 SELECT calls FROM event_handler_stats;
 SELECT notifications FROM event_channel_stats;
 
-DROP SCHEMA regress_figures CASCADE;
+DROP SCHEMA regress_statistics CASCADE;
 DROP EXTENSION pg_notify_events;
-DROP ROLE regress_figures_owner, regress_figures_member, regress_figures_bypass, regress_figures_columns,
-	regress_figures_monitor, regress_figures_stranger;
+DROP ROLE regress_statistics_owner, regress_statistics_member, regress_statistics_bypass, regress_statistics_columns,
+	regress_statistics_monitor, regress_statistics_stranger;
