@@ -1,9 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * arguments.c
- *		Arguments of SQL functions, and the transaction they are called in,
- *		checked: what is wrong with one is said in the same words wherever it is
- *		given.
+ *		Checks of the arguments of SQL functions, and of the transaction that
+ *		calls them.
+ *
+ * Each check is made here, so that the same mistake gives the same message in
+ * every function.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,7 +33,7 @@
 #define US_PER_MS 1000
 
 /*
- * An interval in milliseconds; a month has 30 days.
+ * Convert an interval to milliseconds.  A month has 30 days.
  */
 int64
 interval_to_ms(Datum interval)
@@ -43,7 +45,8 @@ interval_to_ms(Datum interval)
 }
 
 /*
- * An argument that must not be null.
+ * Raise an error if an argument (counted from 0) is null.  name is the
+ * argument's name, for the message.
  */
 void
 require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
@@ -56,7 +59,9 @@ require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
 }
 
 /*
- * The name of something of ours; what says of what ("event handler").
+ * Returns a name argument as a palloc'd string.  Raises an error if it is null,
+ * empty or longer than HANDLER_NAME_SIZE - 1 bytes.  what says what it names
+ * ("event handler").
  */
 char *
 name_argument(FunctionCallInfo fcinfo, int argument, const char *argument_name, const char *what)
@@ -76,7 +81,8 @@ name_argument(FunctionCallInfo fcinfo, int argument, const char *argument_name, 
 }
 
 /*
- * A number within bounds.
+ * Returns an integer argument.  Raises an error if it is null or not between 1
+ * and max.
  */
 int
 integer_argument(FunctionCallInfo fcinfo, int argument, const char *name, int max)
@@ -94,7 +100,9 @@ integer_argument(FunctionCallInfo fcinfo, int argument, const char *name, int ma
 }
 
 /*
- * A length of time in ms, from min on, within what a timer can take.
+ * Returns an interval argument, which must not be null, in ms.  Raises an
+ * error, with the given hint, if it is less than min or more than a timer can
+ * take.
  */
 static int64
 interval_from(FunctionCallInfo fcinfo, int argument, const char *name, int64 min, const char *hint)
@@ -111,7 +119,8 @@ interval_from(FunctionCallInfo fcinfo, int argument, const char *name, int64 min
 }
 
 /*
- * A length of time that is none if it is nothing.
+ * Returns an interval argument in ms.  Raises an error if it is null or less
+ * than 1 ms.
  */
 int64
 interval_argument(FunctionCallInfo fcinfo, int argument, const char *name)
@@ -121,7 +130,8 @@ interval_argument(FunctionCallInfo fcinfo, int argument, const char *name)
 }
 
 /*
- * How long to wait, in ms; 0 only looks.
+ * Returns the argument "timeout" in ms.  0 means to check once, without
+ * waiting.
  */
 int64
 timeout_argument(FunctionCallInfo fcinfo, int argument)
@@ -136,7 +146,7 @@ timeout_argument(FunctionCallInfo fcinfo, int argument)
 }
 
 /*
- * How long something is to be left alone, in ms; 0 is not at all.
+ * Returns the argument "delay" in ms.  0 means no delay.
  */
 int64
 delay_argument(FunctionCallInfo fcinfo, int argument)
@@ -147,8 +157,10 @@ delay_argument(FunctionCallInfo fcinfo, int argument)
 }
 
 /*
- * The role that is to own something of ours: one that the caller can become;
- * null is the caller.
+ * Returns the oid of the role that an argument names as the owner of a new
+ * object.  Null means the caller.  Raises an error if the role does not exist,
+ * or if the caller cannot SET ROLE to it.  what says what the role is to own
+ * ("event handler").
  */
 Oid
 owner_argument(FunctionCallInfo fcinfo, int argument, const char *what)
@@ -174,7 +186,8 @@ owner_argument(FunctionCallInfo fcinfo, int argument, const char *what)
 }
 
 /*
- * An event's name has 1 to 100 characters.
+ * Raise an error unless a string of so many bytes is a valid event name: 1 to
+ * 100 characters.  It need not be terminated.
  */
 void
 check_event_name(const char *name, int length)
@@ -196,7 +209,8 @@ check_event_name(const char *name, int length)
 }
 
 /*
- * An event's data: JSON text to jsonb.  hint says how to do better.
+ * Convert an event's data from JSON text to jsonb.  Raises an error if the text
+ * is not valid JSON.  hint tells the user what to write instead.
  */
 Datum
 parse_event_data(const char *json, const char *hint)
@@ -219,7 +233,10 @@ parse_event_data(const char *json, const char *hint)
 			PG_RE_THROW();
 		FlushErrorState();
 
-		/* still an error, so what it may have left behind goes with it */
+		/*
+		 * This is raised as an error again, so what jsonb_in() may have left
+		 * behind is cleaned up.
+		 */
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_JSON_TEXT),
 				 errmsg("event data is not valid JSON: \"%.*s%s\"",
@@ -233,7 +250,8 @@ parse_event_data(const char *json, const char *hint)
 }
 
 /*
- * A pattern for event names.
+ * Returns the argument "event_name", a pattern for event names, as a palloc'd
+ * string.  Raises an error if it is null, empty or too long.
  */
 char *
 event_name_argument(FunctionCallInfo fcinfo, int argument)
@@ -256,9 +274,12 @@ event_name_argument(FunctionCallInfo fcinfo, int argument)
 }
 
 /*
- * A filter has nowhere to take variables from, and each event would fail for
- * one.  In the text form of a jsonpath a $ before a quote, outside of quotes,
- * is a variable and nothing else.
+ * Returns a filter argument, which must not be null.  Raises an error if it is
+ * too long or has a variable: nothing supplies values for variables, so each
+ * event would fail.
+ *
+ * In the text form of a jsonpath, a $ before a quote that is not itself inside
+ * quotes is always a variable.
  */
 Datum
 filter_argument(FunctionCallInfo fcinfo, int argument)
@@ -272,7 +293,7 @@ filter_argument(FunctionCallInfo fcinfo, int argument)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("filter has %zu bytes, %zu are allowed", size, MAX_FILTER_BYTES),
-				 errhint("Each process that runs handlers of its owner keeps it. Have the function look at the data, or take a wider filter.")));
+				 errhint("Each process that runs handlers of the owner keeps it in memory. Use a shorter filter, and check the rest in the function.")));
 	text = DatumGetCString(DirectFunctionCall1(jsonpath_out, filter));
 	for (char *p = text; *p != '\0'; p++)
 	{
@@ -290,8 +311,9 @@ filter_argument(FunctionCallInfo fcinfo, int argument)
 }
 
 /*
- * Complain where a function (named with its parentheses) could not see what has
- * happened since the transaction began.
+ * Raise an error if the isolation level keeps a function from seeing what has
+ * happened since the transaction began.  function is its name with parentheses,
+ * what says what it cannot see.
  */
 void
 require_read_committed(const char *function, const char *what)
@@ -305,7 +327,8 @@ require_read_committed(const char *function, const char *what)
 }
 
 /*
- * Complain where nothing can be written.
+ * Raise an error if the function cannot write: during recovery, in a read-only
+ * transaction, or in parallel mode.  function is its name with parentheses.
  */
 void
 require_writable(const char *function)
@@ -316,7 +339,8 @@ require_writable(const char *function)
 }
 
 /*
- * The size of a value, without fetching it from where it is stored.
+ * Returns the size of a varlena value in bytes, uncompressed, without
+ * detoasting it.
  */
 Size
 stored_size(Datum value)

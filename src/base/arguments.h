@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * arguments.h
- *		Arguments of SQL functions, and the transaction they are called in,
- *		checked.
+ *		Checks of the arguments of SQL functions, and of the transaction that
+ *		calls them.
  *
  *-------------------------------------------------------------------------
  */
@@ -11,12 +11,12 @@
 
 #include "fmgr.h"
 
-/* characters that an event's name may have */
+/* maximum length of an event's name */
 #define EVENT_NAME_MAX_CHARS	100
 
 /*
- * What of a definition may be kept in memory, in bytes.  What is longer than that
- * nobody could have defined; a restore may have brought it.
+ * Limits on what is kept in memory of a definition, in bytes.  The SQL
+ * functions accept nothing longer; a restore may bring it.
  */
 #define MAX_PATTERN_BYTES ((Size) 1024)
 #define MAX_FILTER_BYTES ((Size) 64 * 1024)

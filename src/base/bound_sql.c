@@ -4,24 +4,26 @@
  *		Statements that are bound to their tables by oid.
  *
  * The extension runs SQL with rights that its caller does not have: as its own
- * owner on its internal tables (catalog.c), as a handler's owner on the log
- * (match.c).  The text of such a statement names its tables, and the server
- * looks names up whenever it analyzes the text: at first, and again after any
- * invalidation of the plan.  The owner of the extension's schema need not be a
- * superuser, and can rename the schema at any time, create another one of the
- * old name, and put a view with a trigger there.  A statement that waits for a
- * lock at that moment would then run the owner's code with the rights of
- * another role.
+ * owner on its internal tables (catalog.c), and as a handler's owner on the log
+ * (match.c).  The text of such a statement names its tables.  The server looks
+ * up these names whenever it analyzes the text: the first time, and again after
+ * any invalidation of the plan.
  *
- * So names decide nothing.  While a statement is bound, the hook behind parse
- * analysis compares each table of the query with the oids that the caller has
- * given, and each function with those of the server, before the query is
- * rewritten, planned or executed.  The tables are locked by then, and what
- * follows knows them by oid only.
+ * That alone would not be safe.  The owner of the extension's schema need not
+ * be a superuser.  This role can rename the schema at any time, create another
+ * one with the old name, and create a view with a trigger there.  A statement
+ * that waits for a lock at that moment would then run that role's code with the
+ * rights of another role.
  *
- * The hook recognizes a bound statement by its text.  Statements that it
- * fires, such as the defaults of a column that was added to the log, are none
- * of ours and pass.
+ * Therefore names decide nothing.  While a statement is bound, the hook behind
+ * parse analysis compares each table of the query with the oids that the caller
+ * has given.  It also checks that each function is one of the server's own.
+ * This happens before the query is rewritten, planned or executed.  By then the
+ * tables are locked, and everything later refers to them by oid.
+ *
+ * The hook recognizes a bound statement by its text.  Statements that a bound
+ * statement fires, such as the default of a column that was added to the log,
+ * have another text and are not checked.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,14 +37,14 @@
 #include "base/bound_sql.h"
 #include "base/compat.h"
 
-/* the innermost one that is being prepared or executed */
+/* the innermost statement that is being prepared or executed */
 static BoundSql *current = NULL;
 
 static post_parse_analyze_hook_type prev_post_parse_analyze_hook = NULL;
 
 /*
- * The statement means something else than what it was written for.  It may
- * succeed when it is tried again, with what is looked up by then.
+ * Raise the error that a bound statement means something else than it was
+ * written for.  A retry may succeed, because it looks up the names again.
  */
 static void
 refuse(const char *what, const char *name)
@@ -52,9 +54,13 @@ refuse(const char *what, const char *name)
 			 errmsg("internal statement of pg_notify_events found %s \"%s\" that is not its own",
 					what, name ? name : "(none)"),
 			 errdetail("The schema of the extension, or one of its tables, was renamed or replaced at this moment."),
-			 errhint("Try again. If it happens again, somebody else's object has the name of an internal one.")));
+			 errhint("Try again. If it happens again, an object of another role has the name of an internal one.")));
 }
 
+/*
+ * Raise an error if the function is not one of the server's own.  A callback
+ * for check_functions_in_node(); always returns false.
+ */
 static bool
 is_foreign_function(Oid function, void *context)
 {
@@ -64,8 +70,8 @@ is_foreign_function(Oid function, void *context)
 }
 
 /*
- * Check a query and all that is in it.  Returns false; what does not fit is an
- * error.
+ * Check a query and everything inside it.  Always returns false, so that the
+ * walkers go on.  Raises an error if a table or function is not allowed.
  */
 static bool
 check_bound(Node *node, void *context)
@@ -104,6 +110,10 @@ check_bound(Node *node, void *context)
 	return expression_tree_walker(node, check_bound, context);
 }
 
+/*
+ * The hook: checks the query if its text is that of the innermost bound
+ * statement.
+ */
 static void
 bound_post_parse_analyze(ParseState *pstate, Query *query, PNE_JUMBLE_STATE *jstate)
 {
@@ -118,7 +128,7 @@ bound_post_parse_analyze(ParseState *pstate, Query *query, PNE_JUMBLE_STATE *jst
 }
 
 /*
- * Install the hook, once, when the module is loaded.
+ * Install the hook.  Called once, when the module is loaded.
  */
 void
 bound_sql_init(void)
@@ -128,8 +138,9 @@ bound_sql_init(void)
 }
 
 /*
- * From now on the statement is checked whenever it is analyzed.  To be
- * followed by bound_sql_end(), after an error, too.
+ * From now on, check the statement whenever it is analyzed.  The caller has
+ * set its text and tables, or sets them before the analysis.  It must call
+ * bound_sql_end() afterwards, also after an error.
  */
 void
 bound_sql_begin(BoundSql *bound)
@@ -140,8 +151,8 @@ bound_sql_begin(BoundSql *bound)
 }
 
 /*
- * The statement was just analyzed: see to it that it was checked.  A module
- * that takes the hook away must not take the check away.
+ * Raise an error if the statement was not checked.  To be called after its
+ * analysis, because another module can keep the hook from being called.
  */
 void
 bound_sql_require_check(const BoundSql *bound)
@@ -150,9 +161,12 @@ bound_sql_require_check(const BoundSql *bound)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("another module keeps pg_notify_events from checking its internal statements"),
-				 errhint("A module that sets post_parse_analyze_hook has to call the one that it has found there.")));
+				 errhint("A module that sets post_parse_analyze_hook must call the hook that was set before.")));
 }
 
+/*
+ * End bound_sql_begin().  Statements are bound and released in nested order.
+ */
 void
 bound_sql_end(const BoundSql *bound)
 {

@@ -11,11 +11,11 @@
 typedef struct BoundSql
 {
 	const char *sql;			/* the text of the statement */
-	const Oid  *tables;			/* that it may read */
+	const Oid  *tables;			/* the tables that it may read */
 	int			ntables;
-	Oid			target;			/* the one that it may change, or InvalidOid */
+	Oid			target;			/* the table that it may change, or InvalidOid */
 	/* private to bound_sql.c */
-	int			checks;			/* how often it was analyzed */
+	int			checks;			/* how often it was checked */
 	struct BoundSql *outer;
 } BoundSql;
 

@@ -1,32 +1,34 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.c
- *		Where the extension lives in this database, SQL on its own tables, and
- *		what CREATE EXTENSION and a copied database need.
+ *		Finds the extension's objects in this database, and executes SQL on its
+ *		internal tables.
  *
  * IDENTITY: the extension's tables belong to the extension's owner, a
- * superuser, and nobody else has any right on them.  So statements on them run
- * as that owner, wherever they are needed: in an executor whose session is an
- * ordinary role's, or in a function that such a role calls.  Four rules keep
- * that from being a way to a superuser's rights:
+ * superuser, and no other role has rights on them.  Statements on them run as
+ * that owner, wherever they are needed: in an executor whose session belongs to
+ * an ordinary role, or in a function that such a role calls.  Four rules keep a
+ * role from gaining a superuser's rights this way:
  *
  *	- the text of a statement qualifies everything, operators included, so that
- *	  no search_path can slip anything in;
+ *	  no search_path can change its meaning;
  *	- its tables are the extension's by their oids, whatever the owner of the
  *	  schema has done with their names (bound_sql.c);
- *	- it runs under SECURITY_RESTRICTED_OPERATION, so that nothing is left
- *	  behind for later;
- *	- it is refused where the table has a trigger that is not ours, on the log
- *	  one that an INSERT fires: whoever has the TRIGGER privilege, which GRANT
- *	  ALL gives, could else have own code run as the owner.  The table's lock, held until the end of the
- *	  transaction, keeps such a trigger from coming in between.
+ *	- it runs under SECURITY_RESTRICTED_OPERATION, so that it leaves nothing
+ *	  behind that runs later;
+ *	- it is refused if the table has a trigger that is not the extension's; on
+ *	  the log, if an INSERT fires that trigger.  Otherwise a role with the
+ *	  TRIGGER privilege, which GRANT ALL includes, could have its own code run
+ *	  as the owner.  The lock on the table, held until the end of the
+ *	  transaction, keeps such a trigger from being created in between.
  *
- * GUARD: while such a statement runs, and only then, the guard triggers let
- * rows of the own tables change.
+ * GUARD: the guard triggers let rows of the internal tables change only while
+ * such a statement runs.
  *
- * All that is changed is changed by such statements.  Only a row of the handlers'
- * progress is locked without one (progress.c), which asks for no right and runs
- * nobody's code, under the same condition: internal_open() refuses a foreign trigger.
+ * Every change is made by such statements.  The one exception is that
+ * progress.c locks a row of the handlers' progress directly.  That needs no
+ * right and runs no foreign code, and the same condition holds: internal_open()
+ * refuses a table with a foreign trigger.
  *
  *-------------------------------------------------------------------------
  */
@@ -75,16 +77,16 @@
 
 #define EXTENSION_NAME "pg_notify_events"
 
-/* what is special about each of the own tables */
+/* what is special about each of the internal tables */
 typedef struct InternalTableProperties
 {
 	const char *name;
-	bool		restorable;		/* a restore may insert rows ... */
-	bool		definitions;	/* ... and those belong to no database: they
-								 * have a column of that name */
-	bool		numbered;		/* ... and get a number here: they have such a
-								 * column, too */
-	const char *functions;		/* what to change it with */
+	bool		restorable;		/* a restore may insert rows */
+	bool		definitions;	/* its column "database" is cleared in restored
+								 * rows: they belong to no database yet */
+	bool		numbered;		/* its column "number" is set anew in restored
+								 * rows */
+	const char *functions;		/* the SQL functions that change it */
 } InternalTableProperties;
 
 #define HANDLER_FUNCTIONS "create_event_handler(), alter_event_handler() and drop_event_handler()"
@@ -108,19 +110,28 @@ static const InternalTableProperties internal_table_properties[INTERNAL_TABLES] 
 static EventCatalog catalog;
 static bool catalog_valid = false;
 
-/* invalidations of all tables and schemas, and those that concerned the log */
+/* invalidations of any table or schema, and those that concern the log */
 static uint64 invalidations = 0;
 static uint64 log_changes = 0;
 
-/* statements of ours that are being executed; the guard lets them pass */
+/*
+ * how many internal statements are being executed; if any, the guard lets
+ * changes pass
+ */
 static int	internal_depth = 0;
 
 PG_FUNCTION_INFO_V1(pne_guard);
 
+/*
+ * A table's relcache entry was invalidated.
+ */
 static void
 catalog_relcache_callback(Datum arg, Oid relid)
 {
-	/* which table a lookup under way is going to find nobody knows yet */
+	/*
+	 * count every table: a lookup that is under way may not have found its
+	 * table yet
+	 */
 	invalidations++;
 	if (relid == InvalidOid || relid == catalog.log)
 	{
@@ -129,6 +140,9 @@ catalog_relcache_callback(Datum arg, Oid relid)
 	}
 }
 
+/*
+ * A schema was invalidated.
+ */
 static void
 catalog_syscache_callback(Datum arg, int cacheid, uint32 hashvalue)
 {
@@ -137,8 +151,9 @@ catalog_syscache_callback(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * Counts what happened to the log's definition.  While the log is locked and
- * this does not change, copies of its rows may be read with its descriptor.
+ * Returns a counter of the changes of the log's definition.  While the caller
+ * holds a lock on the log and the counter does not change, copies of its rows
+ * may be read with its descriptor.
  */
 uint64
 catalog_log_changes(void)
@@ -147,7 +162,8 @@ catalog_log_changes(void)
 }
 
 /*
- * Read the extension's row; false if it is not installed.
+ * Read the extension's row of pg_extension with a new snapshot.  Returns false
+ * if the extension is not installed.
  */
 static bool
 lookup_extension(EventCatalog *into)
@@ -178,7 +194,7 @@ lookup_extension(EventCatalog *into)
 }
 
 /*
- * A relation of the extension in its schema: find out which.
+ * Note the oid of a member relation if it is one of the internal tables.
  */
 static void
 lookup_relation(EventCatalog *into, Oid relid)
@@ -196,7 +212,8 @@ lookup_relation(EventCatalog *into, Oid relid)
 }
 
 /*
- * A function of the extension in its schema: the same.
+ * Note the oid of a member function if it is a trigger function of the internal
+ * tables or of the log.
  */
 static void
 lookup_function(EventCatalog *into, Oid function)
@@ -212,9 +229,10 @@ lookup_function(EventCatalog *into, Oid function)
 }
 
 /*
- * Find the extension's objects among its members.  Whoever owns the schema can
- * put a namesake there when one of them is elsewhere for a moment, but only
- * the extension's owner can make that a member.
+ * Find the extension's objects among its members.  Looking them up by name
+ * alone would not be safe: if one is moved to another schema for a moment, the
+ * owner of the extension's schema can create another object with its name
+ * there.  Only the extension's owner can make such an object a member.
  */
 static void
 lookup_members(EventCatalog *into)
@@ -245,12 +263,12 @@ lookup_members(EventCatalog *into)
 }
 
 /*
- * Where the extension lives: looked up once, and again after something
- * happened to the log or to a schema.
+ * Returns the oids of the extension's objects.  They are cached until the log
+ * or a schema changes.
  *
- * Returns NULL where it is not installed (or just being dropped) and
- * missing_ok; else that is an error.  The result is good until the next
- * catalog access of the caller.
+ * If the extension is not installed, not complete, or just being dropped,
+ * returns NULL if missing_ok, else raises an error.  The result is valid until
+ * the caller's next catalog access.  Must be called in a transaction.
  */
 const EventCatalog *
 catalog_lookup(bool missing_ok)
@@ -293,22 +311,23 @@ catalog_lookup(bool missing_ok)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"%s\" is not installed in database \"%s\"",
 						EXTENSION_NAME, get_database_name(MyDatabaseId)),
-				 errhint("CREATE EXTENSION %s installs it; where it is installed, its table \"%s\" or an internal one was renamed or dropped.",
+				 errhint("CREATE EXTENSION %s installs it. If it is installed, its table \"%s\" or an internal table was renamed or dropped.",
 						 EXTENSION_NAME, LOG_NAME)));
 	}
 
-	/* of what changed meanwhile we know nothing */
+	/* if anything changed meanwhile, look it up again the next time */
 	catalog = found;
 	catalog_valid = (invalidations == before);
 	return &catalog;
 }
 
 /*
- * Whether the extension is installed, by its row alone.
+ * Returns whether the extension is installed, by its row alone.  Must be called
+ * in a transaction.
  *
- * Workers are rung at a commit before its invalidations are sent, so for a
- * moment catalog_lookup() may find a mixture of what was and what is.  The row
- * is read with a new snapshot and so is what it is.
+ * A commit wakes workers before it sends its invalidations, so for a moment
+ * catalog_lookup() may find a mixture of the old and the new state.  The row is
+ * read with a new snapshot and is therefore current.
  */
 bool
 catalog_extension_exists(void)
@@ -319,8 +338,8 @@ catalog_extension_exists(void)
 }
 
 /*
- * Open and lock the log for reading; NULL where it is not there, or not all of
- * the extension is.
+ * Open the log with AccessShareLock.  Returns NULL if the extension is not
+ * installed or not complete.  Must be called in a transaction.
  */
 Relation
 catalog_open_log(void)
@@ -340,17 +359,23 @@ catalog_open_log(void)
 		if (log != NULL)
 			return log;
 
-		/* dropped while we waited for the lock; and created again? */
+		/*
+		 * It was dropped while we waited for the lock.  Look whether it was
+		 * created again.
+		 */
 		previous = relid;
 	}
 }
 
 /*
- * Open one of the own tables, locked until the end of the transaction.  If it
- * has a trigger that is not ours, name (of NAMEDATALEN bytes) is set to its name,
- * else to "".  On the log, to which others may put triggers, those count that
- * fire for an INSERT, enabled or not.  One with a condition is never ours: that
- * can be any code, whichever function the trigger calls.
+ * Open one of the internal tables with RowExclusiveLock, which is kept until
+ * the end of the transaction.  name, of NAMEDATALEN bytes, is set to the name
+ * of a trigger of it that is not the extension's, or to "" if there is none.
+ *
+ * Others may create triggers on the log.  There, a trigger counts if it fires
+ * for an INSERT, whether it is enabled or not.  A trigger with a condition is
+ * never the extension's: the condition can be any code, whichever function the
+ * trigger calls.
  */
 static Relation
 open_internal(InternalTable table, char *name)
@@ -374,8 +399,9 @@ open_internal(InternalTable table, char *name)
 }
 
 /*
- * Whether a table has a trigger that is not ours, and its name.  Locks the table
- * until the end of the transaction, so that none comes in between.
+ * Returns whether a table has a trigger that is not the extension's, and its
+ * name in name, of NAMEDATALEN bytes.  The table stays locked until the end of
+ * the transaction, so that no trigger can be created meanwhile.
  */
 bool
 catalog_foreign_trigger(InternalTable table, char *name)
@@ -385,8 +411,9 @@ catalog_foreign_trigger(InternalTable table, char *name)
 }
 
 /*
- * Open one of the own tables to change it, locked until the end of the
- * transaction.  Refuses one that has a trigger which is not ours.
+ * Open one of the internal tables for a change, with RowExclusiveLock, which is
+ * kept until the end of the transaction.  Raises an error if it has a trigger
+ * that is not the extension's.
  */
 Relation
 internal_open(InternalTable table)
@@ -405,7 +432,7 @@ internal_open(InternalTable table)
 }
 
 /*
- * The text that a kept plan was made of.
+ * Returns the text that a saved plan was made from.
  */
 static const char *
 plan_text(SPIPlanPtr plan)
@@ -414,7 +441,8 @@ plan_text(SPIPlanPtr plan)
 }
 
 /*
- * Plan a statement for the present schema, unless it is already, and bind it.
+ * Plan a statement for the current name of the schema, unless its saved plan is
+ * for that name and owner already, and set the text of bound.
  */
 static void
 prepare_statement(InternalStatement *statement, const EventCatalog *where, BoundSql *bound)
@@ -456,7 +484,7 @@ prepare_statement(InternalStatement *statement, const EventCatalog *where, Bound
 		elog(ERROR, "could not prepare \"%s\": %s", sql.data, SPI_result_code_string(SPI_result));
 	bound_sql_require_check(bound);
 	SPI_keepplan(plan);
-	/* an error before this would have freed it */
+	/* before this point, an error frees the plan */
 	statement->plan = plan;
 	statement->plan_owner = where->owner;
 	strlcpy(statement->plan_schema, where->schema_name, NAMEDATALEN);
@@ -465,13 +493,14 @@ prepare_statement(InternalStatement *statement, const EventCatalog *where, Bound
 }
 
 /*
- * Execute a statement on the own tables, as the extension's owner.  It means
- * the tables of catalog_lookup(), whatever their names mean when it is
+ * Execute a statement on the internal tables, as the extension's owner.  It
+ * acts on the tables of catalog_lookup(), whatever their names mean when it is
  * analyzed (bound_sql.c).
  *
- * The caller is connected to SPI and has an active snapshot.  limit 0 is no
- * limit.  Returns how many rows were processed; what they hold is in
- * SPI_tuptable, to be read with internal_value().
+ * limit is the maximum number of rows; 0 means no limit.  Returns how many rows
+ * were processed.  SPI_tuptable holds their values, to be read with
+ * internal_value().  The caller must be connected to SPI and have an active
+ * snapshot.  Raises an error if the table to be changed has a foreign trigger.
  */
 int
 internal_execute(InternalStatement *statement, Datum *values, const char *nulls, long limit)
@@ -494,7 +523,7 @@ internal_execute(InternalStatement *statement, Datum *values, const char *nulls,
 
 		if (statement->target != TABLE_NONE)
 			table_close(internal_open(statement->target), NoLock);
-		/* what was waited for may have changed it */
+		/* the objects may have changed while we waited for the lock */
 		where = catalog_lookup(false);
 		memcpy(tables, where->internal_tables, sizeof(tables));
 		if (statement->target != TABLE_NONE)
@@ -516,19 +545,24 @@ internal_execute(InternalStatement *statement, Datum *values, const char *nulls,
 }
 
 /*
- * Insert a row of a table whose rows are numbered, with a statement that does
- * nothing if it cannot; find tells, from the same values, whether what the row
- * is about is there already.  Returns false then.
+ * Insert a row into a table whose rows are numbered.  Returns false if there is
+ * a row for the same thing already.
  *
- * Numbers are drawn from a sequence, which knows nothing of rows that came with
- * theirs past the guard.  Those numbers are left out.
+ * insert is a statement that inserts nothing on a conflict.  find tells, from
+ * the same values, whether there is such a row.  Numbers are drawn from a
+ * sequence, which does not know of rows that were inserted with their numbers
+ * past the guard.  If the insert meets such a number, it is repeated with the
+ * next one.
  */
 bool
 internal_insert_numbered(InternalStatement *insert, Datum *values, const char *nulls, InternalStatement *find)
 {
 	do
 	{
-		/* first of all: to insert waits for who changes that at the moment */
+		/*
+		 * look first: an insert would wait for a transaction that is changing
+		 * such a row
+		 */
 		if (internal_execute(find, values, nulls, 1) > 0)
 			return false;
 	} while (internal_execute(insert, values, nulls, 0) == 0);
@@ -536,7 +570,8 @@ internal_insert_numbered(InternalStatement *insert, Datum *values, const char *n
 }
 
 /*
- * A column (from 1) of a row (from 0) that internal_execute() has returned.
+ * Returns a column (from 1) of a row (from 0) that internal_execute() has
+ * returned.
  */
 Datum
 internal_value(int row, int column, bool *isnull)
@@ -546,16 +581,19 @@ internal_value(int row, int column, bool *isnull)
 }
 
 /*
- * The same as text, NULL for null, in the current memory context.
+ * Returns the same as text in the current memory context, or NULL for null.
  */
 char *
 internal_text(int row, int column)
 {
+	Assert(SPI_tuptable != NULL && (uint64) row < SPI_processed);
+
 	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 }
 
 /*
- * Ids as an argument for internal_execute(): an array, in the current memory context.
+ * Returns ids as an array in the current memory context, to be used as an
+ * argument of internal_execute().
  */
 Datum
 internal_ids(const int64 *ids, int nids)
@@ -569,7 +607,7 @@ internal_ids(const int64 *ids, int nids)
 }
 
 /*
- * What is special about a table that has the guard.
+ * Returns the properties of a table that has the guard trigger.
  */
 static const InternalTableProperties *
 guarded_table(Relation rel)
@@ -585,6 +623,9 @@ guarded_table(Relation rel)
 	return NULL;				/* keep compiler quiet */
 }
 
+/*
+ * Returns a copy of a row with one column set to a value that is not null.
+ */
 static HeapTuple
 set_column(HeapTuple tuple, Relation rel, int column, Datum value)
 {
@@ -594,12 +635,14 @@ set_column(HeapTuple tuple, Relation rel, int column, Datum value)
 }
 
 /*
- * Guard of the own tables: no change but by internal_execute().
+ * The trigger function that guards the internal tables.  It lets rows change
+ * only while internal_execute() runs.
  *
- * INSERT is open to the tables' owner, because a restore comes that way; the
- * definitions that it brings belong to no database, so they are dormant until
- * activate_events(), and get numbers of this one.  A subscriber's copy of the tables is its own: what a
- * publisher sends for them is skipped.
+ * INSERT is also open to the owner of the table, because a restore inserts rows
+ * that way.  Definitions that a restore brings belong to no database.  They are
+ * inactive until activate_events() is called, and they get numbers of this
+ * database.  A subscriber has its own state: what a publisher sends for these
+ * tables is skipped.
  */
 Datum
 pne_guard(PG_FUNCTION_ARGS)
@@ -651,19 +694,19 @@ pne_guard(PG_FUNCTION_ARGS)
 }
 
 /*
- * The install_id of this installation.  The caller is connected to SPI and
- * has an active snapshot.
+ * Read the install id of this installation.  The caller must be connected to
+ * SPI and have an active snapshot.
  */
 void
 catalog_install_id(pg_uuid_t *install_id)
 {
-	static InternalStatement select_incarnation = {
+	static InternalStatement select_install_id = {
 		.sql = "SELECT i.install_id FROM @s._event_install i",
 		.target = TABLE_NONE,
 	};
 	bool		isnull;
 
-	if (internal_execute(&select_incarnation, NULL, NULL, 1) != 1)
+	if (internal_execute(&select_install_id, NULL, NULL, 1) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" is empty", internal_table_properties[TABLE_INSTALL].name),
@@ -672,8 +715,8 @@ catalog_install_id(pg_uuid_t *install_id)
 }
 
 /*
- * Whether the current role may look at what belongs to an owner of handlers or
- * consumers.
+ * Returns whether the current role may see what belongs to an owner of handlers
+ * or consumers.  InvalidOid stands for an owner that is not known.
  */
 bool
 catalog_owner_is_visible(Oid owner)
@@ -683,7 +726,8 @@ catalog_owner_is_visible(Oid owner)
 }
 
 /*
- * Names the SQL functions that change what is in an own table, for hints.
+ * Returns the names of the SQL functions that change an internal table, for
+ * hints.
  */
 const char *
 internal_table_functions(InternalTable table)

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.h
- *		Where the extension lives in this database, and SQL on its own tables.
+ *		Finds the extension's objects in this database, and executes SQL on its
+ *		internal tables.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,7 +27,7 @@
 
 typedef enum InternalTable
 {
-	TABLE_LOG,					/* notification_events, only to insert into */
+	TABLE_LOG,					/* notification_events, only for inserts */
 	TABLE_INSTALL,
 	TABLE_ANNOUNCER,
 	TABLE_HANDLERS,
@@ -37,34 +38,34 @@ typedef enum InternalTable
 	TABLE_CONSUMER_PROGRESS,
 	TABLE_CONSUMER_RETRIES,
 	TABLE_CHANNELS,
-	INTERNAL_TABLES,					/* how many there are */
-	TABLE_NONE = INTERNAL_TABLES		/* a statement that changes nothing */
+	INTERNAL_TABLES,			/* how many there are */
+	TABLE_NONE = INTERNAL_TABLES	/* for a statement that changes nothing */
 } InternalTable;
 
 typedef struct EventCatalog
 {
 	Oid			extension;
-	Oid			owner;			/* of the extension */
+	Oid			owner;			/* the extension's owner */
 	Oid			schema;
 	char		schema_name[NAMEDATALEN];
 	Oid			log;			/* notification_events */
-	Oid			log_type;		/* its row type, and the array of that */
-	Oid			log_array_type;
+	Oid			log_type;		/* its row type */
+	Oid			log_array_type; /* the array type of that */
 	Oid			internal_tables[INTERNAL_TABLES];
 	Oid			guard_function;
-	Oid			row_function;	/* of the log's row trigger */
+	Oid			row_function;	/* the function of the log's row trigger */
 } EventCatalog;
 
 #define INTERNAL_STATEMENT_MAX_ARGS 20
 
 /*
- * A statement on the extension's own tables.  Its text writes "@s" for the
- * schema and qualifies everything else itself, operators included.
+ * A statement on the extension's internal tables.  In its text, "@s" stands for
+ * the schema.  The text qualifies everything else itself, operators included.
  */
 typedef struct InternalStatement
 {
 	const char *sql;
-	InternalTable	target;			/* the table it changes, or TABLE_NONE */
+	InternalTable target;		/* the table it changes, or TABLE_NONE */
 	int			nargs;
 	Oid			argtypes[INTERNAL_STATEMENT_MAX_ARGS];
 	/* private to catalog.c */

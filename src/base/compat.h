@@ -4,9 +4,9 @@
  *		Every difference between PostgreSQL 15 and 19 that this extension
  *		meets, and nothing else.
  *
- * The wrappers have the newest signature, or a name of our own where the
- * newest one cannot be written for an older server.  Each says since which
- * version the server is different.
+ * A wrapper has the newest server's signature.  If that cannot be written for
+ * an older server, the wrapper has a name of the extension's own.  Each comment
+ * names the version in which the server changed.
  *
  *-------------------------------------------------------------------------
  */
@@ -52,7 +52,7 @@ extern PGDLLEXPORT void _PG_init(void);
 	object_aclcheck(DatabaseRelationId, (oid), (roleid), (mode))
 #endif
 
-/* 16 gave the walkers of trees prototypes (1c27d16e6e) */
+/* 16 gave the tree walkers prototypes (1c27d16e6e) */
 #if PG_VERSION_NUM < 160000
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wstrict-prototypes"
@@ -62,19 +62,19 @@ extern PGDLLEXPORT void _PG_init(void);
 #include "nodes/nodeFuncs.h"
 #endif
 
-/* 19 does not let a post_parse_analyze_hook change what was jumbled */
+/* 19 passes a post_parse_analyze_hook the jumble state as const */
 #if PG_VERSION_NUM < 190000
 #define PNE_JUMBLE_STATE JumbleState
 #else
 #define PNE_JUMBLE_STATE const JumbleState
 #endif
 
-/* 16 tells SET from membership */
+/* 16 distinguishes the right to SET ROLE from membership */
 #if PG_VERSION_NUM < 160000
 #define member_can_set_role(member, role) is_member_of_role((member), (role))
 #endif
 
-/* 16 calls a relation's place in the file system a locator (b0a55e4329) */
+/* 16 renamed a relation's file node to locator (b0a55e4329) */
 #if PG_VERSION_NUM < 160000
 #define pne_relation_locator(rel) ((rel)->rd_node)
 #define pne_sequence_locator node
@@ -83,7 +83,7 @@ extern PGDLLEXPORT void _PG_init(void);
 #define pne_sequence_locator locator
 #endif
 
-/* 19 has the WAL records of sequences in a header of their own */
+/* 19 moved the WAL records of sequences into a header of their own */
 #if PG_VERSION_NUM >= 190000
 #include "commands/sequence_xlog.h"
 #endif
@@ -93,12 +93,12 @@ extern PGDLLEXPORT void _PG_init(void);
 #define TransamVariables ShmemVariableCache
 #endif
 
-/* 17 renamed the number of a process */
+/* 17 renamed a process's number */
 #if PG_VERSION_NUM < 170000
 #define MyProcNumber (MyProc->pgprocno)
 #endif
 
-/* 19 wants to be told when a hand-made tuple descriptor is complete */
+/* 19 requires this call when a hand-made tuple descriptor is complete */
 #if PG_VERSION_NUM < 190000
 #define TupleDescFinalize(desc) ((void) (desc))
 #endif
@@ -113,8 +113,8 @@ extern PGDLLEXPORT void _PG_init(void);
 #endif
 
 /*
- * 16 keeps permissions beside the range table, 18 counts relids
- * that were not pruned.
+ * 16 keeps permissions beside the range table.  18 counts the relids that were
+ * not pruned.
  */
 static inline void
 pne_init_range_table(EState *estate, RangeTblEntry *rte)
@@ -134,7 +134,8 @@ pne_init_range_table(EState *estate, RangeTblEntry *rte)
 }
 
 /*
- * 16 can insert into summarizing indexes only; 19 has flags, and another order.
+ * 16 can insert into summarizing indexes only.  19 has flags and another order
+ * of arguments.
  */
 static inline List *
 pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlot *slot)
@@ -148,35 +149,35 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 #endif
 }
 
-/* 15.2 tells that there were other statements in a pipeline (20432f8731) */
+/* 15.2 has a flag for other statements in a pipeline (20432f8731) */
 #ifdef XACT_FLAGS_PIPELINING
 #define pne_is_pipelining() ((MyXactFlags & XACT_FLAGS_PIPELINING) != 0)
 #else
 #define pne_is_pipelining() false
 #endif
 
-/* 16 has memory of its own for what belongs to settings */
+/* 16 added guc_malloc() for memory that belongs to settings */
 #if PG_VERSION_NUM < 160000
 #define pne_guc_malloc(size) malloc(size)
 #else
 #define pne_guc_malloc(size) guc_malloc(LOG, (size))
 #endif
 
-/* 17 has named wait events for extensions */
+/* 17 added named wait events for extensions */
 #if PG_VERSION_NUM < 170000
 #define pne_wait_event(name) PG_WAIT_EXTENSION
 #else
 #define pne_wait_event(name) WaitEventExtensionNew(name)
 #endif
 
-/* 16 lets a malformed name be no error */
+/* 16 can report a malformed name without an error */
 #if PG_VERSION_NUM < 160000
 #define pne_qualified_name_list(string) stringToQualifiedNameList(string)
 #else
 #define pne_qualified_name_list(string) stringToQualifiedNameList((string), NULL)
 #endif
 
-/* 18 lets the module name itself */
+/* 18 lets a module tell its name and version */
 #ifdef PG_MODULE_MAGIC_EXT
 #define PNE_MODULE_MAGIC PG_MODULE_MAGIC_EXT(.name = "pg_notify_events", .version = "1.0")
 #else
@@ -191,7 +192,7 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 #define PNE_STATEMENT_TIMEOUTS STATEMENT_TIMEOUT
 #endif
 
-/* 18 counts index searches during a scan, and so wants instrumentation */
+/* 18 added instrumentation that counts index searches; 19 added flags */
 #if PG_VERSION_NUM < 180000
 #define pne_index_beginscan(heap, index, snapshot, nkeys) \
 	index_beginscan((heap), (index), (snapshot), (nkeys), 0)
@@ -203,14 +204,14 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 	index_beginscan((heap), (index), (snapshot), NULL, (nkeys), 0, SO_NONE)
 #endif
 
-/* 19 has flags there */
+/* 19 added flags */
 #if PG_VERSION_NUM < 190000
 #define pne_index_fetch_begin(rel) table_index_fetch_begin(rel)
 #else
 #define pne_index_fetch_begin(rel) table_index_fetch_begin((rel), 0)
 #endif
 
-/* 19 dropped the maximum size of a shared hash, which was the second count */
+/* 19 dropped the maximum size of a shared hash, which was the second size */
 #if PG_VERSION_NUM < 190000
 #define pne_shmem_init_hash(name, size, info, flags) \
 	ShmemInitHash((name), (size), (size), (info), (flags))
@@ -219,14 +220,17 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 	ShmemInitHash((name), (size), (info), (flags))
 #endif
 
-/* 17 wants to be told how a dshash table copies keys, between hashing and locking */
+/*
+ * 17 added the function that copies keys of a dshash table, between those that
+ * hash and lock
+ */
 #if PG_VERSION_NUM < 170000
 #define PNE_DSHASH_BINARY_KEY dshash_memcmp, dshash_memhash
 #else
 #define PNE_DSHASH_BINARY_KEY dshash_memcmp, dshash_memhash, dshash_memcpy
 #endif
 
-/* 19 tells a signal handler who sent it */
+/* 19 passes a signal handler the sender of the signal */
 #if PG_VERSION_NUM < 190000
 #define PNE_PASS_SIGNAL_ARGS postgres_signal_arg
 #else
@@ -234,8 +238,8 @@ pne_insert_index_tuples(ResultRelInfo *result_rel, EState *estate, TupleTableSlo
 #endif
 
 /*
- * A signal handler that is told who sent it.  Before 19 the server's own way of
- * setting one keeps that from it.
+ * A signal handler that gets the sender of the signal.  Before 19, pqsignal()
+ * cannot set such a handler.
  */
 #if PG_VERSION_NUM < 190000
 #define PNE_SIGNAL_INFO_ARGS int postgres_signal_arg, siginfo_t *pg_siginfo, void *pg_context
@@ -258,7 +262,7 @@ pne_signal_with_info(int signo, void (*handler) (PNE_SIGNAL_INFO_ARGS))
 #define pne_signal_with_info(signo, handler) pqsignal(signo, handler)
 #endif
 
-/* 17 made the size of the notification queue a setting, 8 GB before */
+/* 17 made the size of the notification queue a setting; it was 8 GB before */
 #if PG_VERSION_NUM < 170000
 #define PNE_NOTIFY_QUEUE_PAGES (SLRU_PAGES_PER_SEGMENT * 0x8000)
 #else

@@ -1,36 +1,37 @@
 /*-------------------------------------------------------------------------
  *
  * doorbell.c
- *		Wake the workers at commit, and only then.
+ *		Wakes the workers when a transaction commits.
  *
- * Whatever makes work for a worker leaves a wish in a variable of its backend
- * (doorbell_at_commit); a callback, registered once per backend, carries the
- * wishes out when the transaction has committed: that is after its rows have
- * become visible, so that a woken worker sees them.  A wish is that of its
- * subtransaction and goes with it.  To ring once too often would be harmless; to
- * forget the figures of an extension that was not dropped after all, or to
- * refuse PREPARE TRANSACTION for what was rolled back, is not.
+ * Whatever makes work for a worker calls doorbell_at_commit(), which notes a
+ * request in backend-local memory.  A transaction callback, registered once per
+ * backend, carries out the requests after the commit.  By then the rows are
+ * visible, so a worker that is woken sees them.  A request belongs to its
+ * subtransaction and is rolled back with it.  One ring too many would be
+ * harmless.  But after a rollback it would be wrong to forget the counters of an
+ * extension that was not dropped after all, or to refuse PREPARE TRANSACTION.
  *
  * A wake-up is never lost, without any lock:
  *
- *		committer						worker
+ *		committing backend				worker
  *		rows are visible				reset latch
  *		rung = 1						rung = 0 (exchange: a full barrier)
  *		set latch (begins with a		take snapshot, work
  *				full barrier)			rung still 0? sleep on the latch
  *
- * If the snapshot misses the rows, rung was set after the exchange, and the
- * worker either sees it before it sleeps or finds its latch set.  Each worker
- * has a flag of its own and the latch is set always: with one flag for all, or
- * a latch set only by the first, the committer between the two steps could be
- * descheduled and the others would have rung nobody.
+ * If the snapshot misses the rows, rung was set after the exchange.  Then the
+ * worker either sees the flag before it sleeps, or finds its latch set.  Each
+ * worker has its own flag, and the latch is always set.  With one flag for all
+ * workers, or with a latch that only the first backend sets, that backend could
+ * be descheduled between the two steps.  The backends that come after it would
+ * have woken nobody.
  *
- * Handler code may reset the latch of its worker; the flag stays.
+ * A handler's code may reset the latch of its worker; the flag stays set.
  *
- * A prepared transaction rings when it is committed: COMMIT PREPARED runs in
- * another transaction, which is made to wish for it (pg_notify_events.c).  What
- * rings nobody, should it come to that, is found by the listener's poll once
- * per naptime.
+ * A prepared transaction rings when it is committed.  COMMIT PREPARED runs in
+ * another transaction, and pg_notify_events.c notes the request there.  If a
+ * ring should ever be missing, the listener's poll finds the work within one
+ * naptime.
  *
  *-------------------------------------------------------------------------
  */
@@ -47,30 +48,36 @@
 #include "base/fault.h"
 
 /*
- * What a subtransaction has asked for so far, and before it those around it that
- * have asked for anything; in TopTransactionContext.
+ * What a subtransaction has requested so far.  outer leads to the next
+ * enclosing subtransaction that has requested anything.  In
+ * TopTransactionContext.
  */
-typedef struct Wishes
+typedef struct RingRequests
 {
 	SubTransactionId subxact;
 	int			what;
-	struct Wishes *outer;
-} Wishes;
+	struct RingRequests *outer;
+} RingRequests;
 
-static Wishes *wishes = NULL;
+static RingRequests *requests = NULL;
 
-/* groups of owners whose handlers it has changed: a bit for each */
+/*
+ * the groups of owners whose handlers this transaction has changed: a bit for
+ * each
+ */
 static uint64 changed_owners = 0;
 #define ALL_OWNERS PG_UINT64_MAX
 
-/* called when a transaction has committed in which the extension was dropped; must
- * not throw */
+/*
+ * called after the commit of a transaction that has dropped the extension; must
+ * not throw
+ */
 void		(*extension_dropped_hook) (Oid dboid) = NULL;
 
 StaticAssertDecl(OWNER_GROUPS <= 64, "groups of owners must fit into a set of bits");
 
 /*
- * Wake one worker.
+ * Wake one worker.  Does not throw.
  */
 void
 doorbell_ring(Bell *bell)
@@ -80,8 +87,9 @@ doorbell_ring(Bell *bell)
 	pg_atomic_write_u32(&bell->rung, 1);
 
 	/*
-	 * The process may be gone and its number used again by now.  Then somebody
-	 * wakes up for nothing, which every user of a latch must stand.
+	 * The process may be gone, and its number may be in use again.  Then
+	 * another process wakes up for nothing, which every user of a latch must
+	 * tolerate.
 	 */
 	if (procno != BELL_UNUSED)
 		SetLatch(&GetPGProcByNumber(procno)->procLatch);
@@ -100,8 +108,8 @@ doorbell_ring_executors(DatabaseSlot *slot)
 }
 
 /*
- * Wake listener and executors of a database; the latter first, as what they do
- * is waited for.
+ * Wake the executors and the listener of a database, if it has a slot.  The
+ * executors come first, because users wait for what they do.
  */
 void
 doorbell_ring_database(Oid dboid)
@@ -114,6 +122,9 @@ doorbell_ring_database(Oid dboid)
 	doorbell_ring(&slot->bells[LISTENER_BELL]);
 }
 
+/*
+ * Wake the listener of a database, if it has a slot.
+ */
 static void
 doorbell_ring_listener(Oid dboid)
 {
@@ -123,6 +134,9 @@ doorbell_ring_listener(Oid dboid)
 		doorbell_ring(&slot->bells[LISTENER_BELL]);
 }
 
+/*
+ * Wake the launcher, if the library was preloaded.
+ */
 void
 doorbell_ring_launcher(void)
 {
@@ -131,7 +145,8 @@ doorbell_ring_launcher(void)
 }
 
 /*
- * Wake those who wait for events of a consumer, if the database has a slot.
+ * Wake the sessions that wait for events of a consumer.  slot is that of the
+ * database, or NULL: then nobody waits.
  */
 void
 doorbell_ring_waiters(DatabaseSlot *slot)
@@ -141,7 +156,8 @@ doorbell_ring_waiters(DatabaseSlot *slot)
 }
 
 /*
- * Count the changes of definitions, before those are woken who compare.
+ * Count the changes of definitions.  The workers compare these counters, so
+ * they are counted before the workers are woken.  owners is a set of groups.
  */
 static void
 count_changes(DatabaseSlot *slot, int what, uint64 owners)
@@ -160,7 +176,8 @@ count_changes(DatabaseSlot *slot, int what, uint64 owners)
 }
 
 /*
- * Carry the wishes out.  After a commit nothing here may throw.
+ * Carry out the requests at the end of a transaction.  After a commit nothing
+ * here may throw.
  */
 static void
 doorbell_xact_callback(XactEvent event, void *arg)
@@ -168,14 +185,14 @@ doorbell_xact_callback(XactEvent event, void *arg)
 	uint64		owners;
 	int			what = 0;
 
-	for (Wishes *of = wishes; of != NULL; of = of->outer)
+	for (RingRequests *of = requests; of != NULL; of = of->outer)
 		what |= of->what;
 	owners = (what & RING_DROPPED) ? ALL_OWNERS : changed_owners;
 
 	switch (event)
 	{
 		case XACT_EVENT_COMMIT:
-			wishes = NULL;
+			requests = NULL;
 			changed_owners = 0;
 			if (what == 0)
 				return;
@@ -205,14 +222,14 @@ doorbell_xact_callback(XactEvent event, void *arg)
 			break;
 
 		case XACT_EVENT_ABORT:
-			wishes = NULL;
+			requests = NULL;
 			changed_owners = 0;
 			if (what & RING_CONSUMERS)
 				doorbell_ring_waiters(shared_find_database(MyDatabaseId));
 			break;
 
 		case XACT_EVENT_PREPARE:
-			wishes = NULL;
+			requests = NULL;
 			changed_owners = 0;
 			break;
 
@@ -222,19 +239,20 @@ doorbell_xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * The wishes of a subtransaction become those of its parent, or go with it.
+ * Pass the requests of a subtransaction on to its parent, or forget them if it
+ * is rolled back.
  */
 static void
 doorbell_subxact_callback(SubXactEvent event, SubTransactionId subxact, SubTransactionId parent,
 						  void *arg)
 {
-	Wishes	   *own = wishes;
+	RingRequests	   *own = requests;
 
 	if (own == NULL || own->subxact != subxact)
 		return;
 	if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
-		wishes = own->outer;
+		requests = own->outer;
 		if (own->what & RING_CONSUMERS)
 			doorbell_ring_waiters(shared_find_database(MyDatabaseId));
 		pfree(own);
@@ -244,7 +262,7 @@ doorbell_subxact_callback(SubXactEvent event, SubTransactionId subxact, SubTrans
 		if (own->outer != NULL && own->outer->subxact == parent)
 		{
 			own->outer->what |= own->what;
-			wishes = own->outer;
+			requests = own->outer;
 			pfree(own);
 		}
 		else
@@ -253,9 +271,9 @@ doorbell_subxact_callback(SubXactEvent event, SubTransactionId subxact, SubTrans
 }
 
 /*
- * Have something rung if and when the current transaction commits, as far as it
- * is not rolled back to a savepoint before; RING_CONSUMERS also when it is, or
- * aborts.
+ * Request that what (RING_ flags) is rung when the current transaction commits.
+ * A rollback to an earlier savepoint cancels the request.  RING_CONSUMERS is
+ * rung after a rollback or an abort, too.  Must be called in a transaction.
  */
 void
 doorbell_at_commit(int what)
@@ -271,19 +289,20 @@ doorbell_at_commit(int what)
 		RegisterSubXactCallback(doorbell_subxact_callback, NULL);
 		registered = true;
 	}
-	if (wishes == NULL || wishes->subxact != subxact)
+	if (requests == NULL || requests->subxact != subxact)
 	{
-		Wishes	   *own = MemoryContextAllocZero(TopTransactionContext, sizeof(Wishes));
+		RingRequests	   *own = MemoryContextAllocZero(TopTransactionContext, sizeof(RingRequests));
 
 		own->subxact = subxact;
-		own->outer = wishes;
-		wishes = own;
+		own->outer = requests;
+		requests = own;
 	}
-	wishes->what |= what;
+	requests->what |= what;
 }
 
 /*
- * The same where handlers of an owner were changed, or of any (InvalidOid).
+ * The same for a change of an owner's handlers.  InvalidOid means the handlers
+ * of all owners.
  */
 void
 doorbell_handlers_at_commit(Oid owner)
@@ -293,8 +312,8 @@ doorbell_handlers_at_commit(Oid owner)
 }
 
 /*
- * From now on the bell wakes this process.  It starts rung: what came before
- * has to be looked at, too.
+ * From now on, the bell wakes this process.  The bell starts as rung, because
+ * the process has not yet looked at what happened before.
  */
 void
 doorbell_attach(Bell *bell)
@@ -304,6 +323,9 @@ doorbell_attach(Bell *bell)
 	pg_atomic_write_u32(&bell->rung, 1);
 }
 
+/*
+ * From now on, the bell wakes no process.
+ */
 void
 doorbell_detach(Bell *bell)
 {
@@ -312,8 +334,8 @@ doorbell_detach(Bell *bell)
 }
 
 /*
- * Take note that the bell was rung, if it was; whatever is visible to a
- * snapshot taken from now on needs no further ring.
+ * Reset the latch and the bell.  Returns whether the bell was rung.  Whatever
+ * is visible to a snapshot taken after this needs no further ring.
  */
 bool
 doorbell_answer(Bell *bell)
@@ -322,6 +344,9 @@ doorbell_answer(Bell *bell)
 	return pg_atomic_exchange_u32(&bell->rung, 0) != 0;
 }
 
+/*
+ * Returns whether the bell was rung since the last doorbell_answer().
+ */
 bool
 doorbell_is_rung(Bell *bell)
 {

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * doorbell.h
- *		From a commit to the workers' latches.
+ *		Wakes the workers when a transaction commits.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,18 +10,18 @@
 
 #include "base/shared.h"
 
-/* what the transaction wants rung when it commits; they add up */
+/* what a transaction rings when it commits; the flags can be combined */
 #define RING_EVENTS			0x01	/* the workers of this database */
-#define RING_DEFINITIONS	0x02	/* the same, to read definitions of handlers anew:
-									 * doorbell_handlers_at_commit() asks for it */
-#define RING_EXTENSION		0x04	/* launcher: the extension was created here */
-#define RING_LAUNCHER		0x08	/* launcher: look at pg_database again */
-#define RING_DROPPED		0x10	/* the same, for all definitions: the extension
-									 * was dropped here */
-#define RING_CONSUMERS		0x20	/* who waits for events of a consumer; at an
-									 * abort, too, which frees what it held */
-#define RING_CHANNELS		0x40	/* the listener, to read definitions of channels
-									 * anew */
+#define RING_DEFINITIONS	0x02	/* the same: they read definitions of handlers
+									 * again.  doorbell_handlers_at_commit() sets it */
+#define RING_EXTENSION		0x04	/* the launcher: the extension was created here */
+#define RING_LAUNCHER		0x08	/* the launcher: it looks at pg_database again */
+#define RING_DROPPED		0x10	/* the workers of this database: the extension was
+									 * dropped here, and with it all definitions */
+#define RING_CONSUMERS		0x20	/* the sessions that wait for events of a consumer;
+									 * also at an abort, which frees what it held */
+#define RING_CHANNELS		0x40	/* the listener: it reads definitions of channels
+									 * again */
 
 extern void (*extension_dropped_hook) (Oid dboid);
 

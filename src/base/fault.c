@@ -1,24 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * fault.c
- *		Places at which tests can stop or break a process, and limits that they
- *		can lower.
+ *		Fault points, at which tests can stop or break a process, and limits that
+ *		tests can lower.
  *
- * Only a build made for tests has them (make FAULTS=1).  A test puts a file
- * into the directory pg_notify_events.faults of the data directory; its name is
- * that of the place, its content what is to happen there:
+ * Only a build made for tests has them (make FAULTS=1).  A test creates a file
+ * in the directory pg_notify_events.faults of the data directory.  The file's
+ * name is that of the fault point.  Its content says what is to happen there:
  *
- *		wait	stay here until the file NAME.hit is removed
+ *		wait	wait until the file NAME.hit is removed
  *		error	ereport(ERROR)
  *		fatal	ereport(FATAL)
  *		crash	die as if by kill -9, so that the server restarts
  *
- * The first process that comes by renames the file to NAME.hit, and only that
- * one does it.  Files and not a setting, because a file can be taken away by
- * whoever dies next, and the server that comes up again shall get further.
+ * The first process that reaches the fault point renames the file to NAME.hit,
+ * and only this process does what the file says.  Files are used rather than a
+ * setting because a process can remove the file before it dies.  So the server
+ * that restarts does not stop at the same point again.
  *
- * A limit is lowered by a file with its name and a number in it, for as long as
- * the file is there.
+ * A file with the name of a limit and a number in it lowers that limit as long
+ * as the file exists.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,7 +39,8 @@
 #define POLL_US 1000
 
 /*
- * Read a file of the directory.  False if there is none, or nothing in it.
+ * Read the first line of a file in the directory into what, of the given size.
+ * Returns false if the file does not exist or is empty.
  */
 static bool
 read_fault(const char *path, char *what, size_t size)
@@ -58,7 +60,9 @@ read_fault(const char *path, char *what, size_t size)
 }
 
 /*
- * What is to happen here, once; false if nothing is.
+ * Take the fault of this point, if there is one: read into what what is to
+ * happen, rename the file, and put its new name into hit.  Returns false if
+ * nothing is to happen.
  */
 static bool
 take_fault(const char *name, char *what, size_t size, char *hit, size_t hit_size)
@@ -70,6 +74,9 @@ take_fault(const char *name, char *what, size_t size, char *hit, size_t hit_size
 	return read_fault(path, what, size) && rename(path, hit) == 0;
 }
 
+/*
+ * If a test has set a fault for this point, carry it out, once.
+ */
 void
 fault_point(const char *name)
 {
@@ -83,7 +90,9 @@ fault_point(const char *name)
 	{
 		while (access(hit, F_OK) == 0)
 		{
-			/* where interrupts are held off, as after a commit, this does nothing */
+			/*
+			 * this does nothing if interrupts are held off, as after a commit
+			 */
 			CHECK_FOR_INTERRUPTS();
 			pg_usleep(POLL_US);
 		}
@@ -99,7 +108,8 @@ fault_point(const char *name)
 }
 
 /*
- * A limit as the test has it, or else as it is.
+ * Returns a limit: the number that a test has set for it, or else the given
+ * one.
  */
 int64
 fault_number(const char *name, int64 number)

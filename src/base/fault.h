@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * fault.h
- *		Places at which tests can stop or break a process.
+ *		Fault points, at which tests can stop or break a process.
  *
  *-------------------------------------------------------------------------
  */

@@ -1,14 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * foreign_text.c
- *		Texts that come from another database, or from nobody knows where.
+ *		Texts that come from another database, or whose encoding is unknown.
  *
- * Shared memory has texts from all databases, and each database has an encoding
- * of its own.  A text that is not valid in the encoding of the database whose
- * table or view shows it makes the whole statement fail for who reads it: when it
- * is sent to a client, or where a function looks at its characters.  So one is
- * converted character by character here, and what cannot be is written as its
- * bytes, \xNN.
+ * Shared memory holds texts from all databases, and each database has its own
+ * encoding.  A statement fails if it reads a text that is not valid in the
+ * encoding of its database: when the text is sent to a client, or when a
+ * function looks at its characters.  Therefore such a text is converted here,
+ * character by character.  A character that cannot be converted is written as
+ * its bytes, \xNN.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,11 +20,12 @@
 
 #include "base/foreign_text.h"
 
-/* what one character can become, with its terminator */
+/* the longest conversion of one character, with a terminator */
 #define CONVERTED_SIZE (MAX_MULTIBYTE_CHAR_LEN * MAX_CONVERSION_GROWTH + 1)
 
 /*
- * The bytes of the next character, 1 for a byte that begins none.
+ * Returns the length of the next character in bytes, or 1 if the next byte does
+ * not begin a valid character.  left is the number of bytes that are left.
  */
 static int
 length_of_character(int encoding, const char *text, size_t left)
@@ -33,8 +34,9 @@ length_of_character(int encoding, const char *text, size_t left)
 }
 
 /*
- * Copy a text in the encoding of this database, as much of it as has room
- * without the last character being cut.  Does not throw.
+ * Copy a text in the encoding of this database to a buffer of the given size,
+ * terminator included.  Cuts it between characters if it is too long.  Does not
+ * throw.
  */
 void
 text_cut(char *to, const char *from, size_t size)
@@ -55,9 +57,13 @@ text_cut(char *to, const char *from, size_t size)
 }
 
 /*
- * A text of the given encoding in that of this database.  Of a text in SQL_ASCII
- * nobody knows the encoding, and it is taken for this one; where this one is
- * SQL_ASCII, no client could be sure to get anything but ASCII.
+ * Returns a text of the given encoding, converted to the encoding of this
+ * database, as a palloc'd string.
+ *
+ * The encoding of a text in SQL_ASCII is not known.  It is treated as text in
+ * this database's encoding.  If this database is SQL_ASCII, only ASCII is kept
+ * as it is: no client could be sure to understand anything else.  Must be
+ * called in a transaction.
  */
 char *
 text_made_readable(const char *text, int encoding)

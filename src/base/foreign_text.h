@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * foreign_text.h
- *		Texts that come from another database, or from nobody knows where.
+ *		Texts that come from another database, or whose encoding is unknown.
  *
  *-------------------------------------------------------------------------
  */

@@ -1,23 +1,24 @@
 /*-------------------------------------------------------------------------
  *
  * index_lookup.c
- *		Indexes for direct scans of the extension's tables.
+ *		Finds indexes for direct scans of the extension's tables.
  *
- * The log and the table of retries are read by index scans of our own, so that
- * no planner can choose another way.  The planner's duty comes with that: an
- * index must be one that every writer maintains.  An index of the right name
- * need not be.  DROP INDEX CONCURRENTLY and REINDEX CONCURRENTLY declare an
- * index dead while it still has its name; from then on new rows are not in it,
- * and a cursor that passes them by such an index loses them for good.
+ * The extension reads the log and the table of retries by its own index scans,
+ * so that the planner cannot choose another way.  It must therefore do what the
+ * planner would do: use only an index that every writer maintains.  An index
+ * with the right name need not be one.  DROP INDEX CONCURRENTLY and REINDEX
+ * CONCURRENTLY mark an index as dead while it still has its name.  From then on
+ * new rows are not added to it, and a cursor that moves past them by such an
+ * index loses them for good.
  *
- * So an index is found by what it is, each time it is opened: its keys, its
- * order, its predicate, and its state.  An index that somebody has made instead
- * of ours serves as well.
+ * So each time an index is opened, it is found by its properties: its keys,
+ * their order, its predicate, and its state.  An index that a user has created
+ * in place of the extension's own is as good.
  *
- * LOCKING: the caller has locked the table before it looks.  An index goes from
- * valid over "to be dropped" to dead, and between the steps the server waits
- * for everybody who has a lock on the table.  So an index that is valid under
- * the caller's lock stays maintained until the lock is released.
+ * LOCKING: the caller locks the table before it looks for an index.  An index
+ * goes from valid to "to be dropped" to dead, and before each step the server
+ * waits for all transactions that have a lock on the table.  So an index that
+ * is valid under the caller's lock is maintained until the lock is released.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,8 +43,8 @@
 #include "base/index_lookup.h"
 
 /*
- * Whether every writer maintains the index, and every row that our snapshot
- * sees is in it.
+ * Returns whether every writer maintains the index, and it contains every row
+ * that our snapshot sees.
  */
 static bool
 is_maintained(Relation index)
@@ -52,14 +53,17 @@ is_maintained(Relation index)
 
 	if (!form->indisvalid || !form->indisready || !form->indislive)
 		return false;
-	/* as the planner has it: rows may have been updated before it was made */
+	/*
+	 * the same test as in the planner: rows may have been updated before the
+	 * index was built
+	 */
 	return !form->indcheckxmin ||
 		TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data), TransactionXmin);
 }
 
 /*
- * Whether the first columns of a B-tree are those that are wanted, each in the
- * default order of its type.
+ * Returns whether the index is a B-tree whose first columns are the wanted
+ * ones, each in the default order of its type.
  */
 static bool
 has_keys(Relation table, Relation index, const WantedIndex *wanted)
@@ -84,7 +88,7 @@ has_keys(Relation table, Relation index, const WantedIndex *wanted)
 }
 
 /*
- * Whether the index has all rows, or its predicate is just
+ * Returns whether the index contains all rows, or has exactly the predicate
  * "only_column = 'only_value'".
  */
 static bool
@@ -110,7 +114,7 @@ has_rows(Relation index, const WantedIndex *wanted)
 }
 
 /*
- * The wanted columns, for a message.
+ * Returns the names of the wanted columns as a list, for a message.
  */
 static char *
 column_list(Relation table, const WantedIndex *wanted)
@@ -126,8 +130,8 @@ column_list(Relation table, const WantedIndex *wanted)
 
 /*
  * Open an index that a direct scan of the table may use, with AccessShareLock.
- * The caller has the table locked.  It is an error if there is none: whatever
- * would be read without it waits until somebody has made one.
+ * The caller must hold a lock on the table.  Raises an error if there is no
+ * such index: nothing is read from the table until somebody creates one.
  */
 Relation
 index_open_wanted(Relation table, const WantedIndex *wanted)

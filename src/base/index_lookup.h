@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * index_lookup.h
- *		Indexes for direct scans of the extension's tables.
+ *		Finds indexes for direct scans of the extension's tables.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,13 +13,14 @@
 
 #define WANTED_INDEX_MAX_KEYS 3
 
-/* what a direct scan needs of an index */
+/* the index that a direct scan needs */
 typedef struct WantedIndex
 {
 	int			nkeys;
 	AttrNumber	keys[WANTED_INDEX_MAX_KEYS];	/* its first columns */
-	AttrNumber	only_column;	/* rows where this text column has only_value */
-	const char *only_value;		/* are enough; NULL: it must have all rows */
+	AttrNumber	only_column;	/* a text column, if only_value is not NULL */
+	const char *only_value;		/* rows with this value are enough; NULL: the
+								 * index must contain all rows */
 } WantedIndex;
 
 extern Relation index_open_wanted(Relation table, const WantedIndex *wanted);

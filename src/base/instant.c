@@ -3,14 +3,14 @@
  * instant.c
  *		Points in time that setting the clock does not move.
  *
- * The time of day can be set, back and forth, by hours.  So whatever is only in
- * memory, in this process or in shared memory, and says when something was or is
- * to be done, is an Instant.  A TimestampTz is for what users see and for what
- * stands in tables; where one of a table becomes a deadline it is converted here.
+ * The time of day can be set back or forth by hours.  Therefore a time that is
+ * only in memory, local or shared, and says when something happened or is due,
+ * is an Instant.  A TimestampTz is for what users see and for what is stored in
+ * tables.  If a stored time becomes a deadline, it is converted here.
  *
- * All processes read the same clock.  Not with instr_time: from PostgreSQL 19 on
- * that may count the ticks of the processor, and each session sets whether it
- * does.  Signal handlers may ask, too.
+ * All processes read the same clock.  instr_time would not do: from PostgreSQL
+ * 19 on it may count ticks of the processor, and each session decides whether
+ * it does.  Signal handlers may call instant_now().
  *
  *-------------------------------------------------------------------------
  */
@@ -22,11 +22,14 @@
 
 #include "base/instant.h"
 
-/* how long before the system's start the count begins, so that 0 is long ago */
+/*
+ * the count begins this long (in us) before the system's start, so that 0 is
+ * long ago
+ */
 #define BEFORE_START (USECS_PER_DAY * 365)
 
 /*
- * What the clock says now.
+ * Returns the current instant.  Safe in a signal handler.
  */
 Instant
 instant_now(void)
@@ -38,7 +41,8 @@ instant_now(void)
 }
 
 /*
- * When it will be that time of day, if nobody sets the clock.
+ * Returns the instant of a time of day, provided that nobody sets the clock
+ * until then.  Infinity becomes INSTANT_NEVER, -infinity becomes 0.
  */
 Instant
 instant_of_time(TimestampTz when)

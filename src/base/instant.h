@@ -19,7 +19,7 @@ extern Instant instant_now(void);
 extern Instant instant_of_time(TimestampTz when);
 
 /*
- * So many ms later.
+ * Returns the instant ms milliseconds after another.
  */
 static inline Instant
 instant_after(Instant since, int64 ms)
@@ -28,7 +28,7 @@ instant_after(Instant since, int64 ms)
 }
 
 /*
- * So many ms from now.
+ * Returns the instant ms milliseconds from now.
  */
 static inline Instant
 instant_in(int64 ms)
@@ -37,7 +37,7 @@ instant_in(int64 ms)
 }
 
 /*
- * Whether that was at least so many ms before now.
+ * Returns whether at least ms milliseconds have passed from since until now.
  */
 static inline bool
 instant_passed(Instant since, Instant now, int64 ms)
@@ -46,7 +46,8 @@ instant_passed(Instant since, Instant now, int64 ms)
 }
 
 /*
- * How many ms are left, rounded up; 0 if it is past.
+ * Returns the time from now until an instant in ms, rounded up, or 0 if it is
+ * past.
  */
 static inline int64
 instant_ms_left(Instant now, Instant until)

@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * internal_trigger.c
- *		No triggers of others on the extension's internal tables.
+ *		Keeps foreign triggers off the extension's internal tables.
  *
- * The privileges TRIGGER and REFERENCES, which GRANT ALL gives, let a role put a
- * trigger there; a foreign key makes some on the table that it refers to.  No
- * statement of ours would run it (catalog.c), so the workers would stand still.
- * So none can be made, while the library is preloaded.  Whoever could change the
- * system's own tables can do that here, too.
+ * The privileges TRIGGER and REFERENCES, which GRANT ALL includes, let a role
+ * create a trigger on these tables.  A foreign key also creates triggers on the
+ * table that it refers to.  Internal statements refuse a table with such a
+ * trigger (catalog.c), so the workers could not go on.  Therefore no such
+ * trigger can be created while the library is preloaded.  A role that may change
+ * system catalogs (allow_system_table_mods) may create them here, too.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,6 +28,10 @@
 #include "base/catalog.h"
 #include "base/internal_trigger.h"
 
+/*
+ * Returns whether a table is one of the internal tables that only internal
+ * statements change: any but the log.
+ */
 static bool
 is_internal_table(const EventCatalog *where, Oid relid)
 {
@@ -39,8 +44,8 @@ is_internal_table(const EventCatalog *where, Oid relid)
 }
 
 /*
- * A trigger was created just now.  Errors: it is on an internal table, and not
- * the extension's.
+ * Raise an error if a trigger that was created just now is on an internal table
+ * and is not the extension's.  Called from the object access hook.
  */
 void
 internal_trigger_created(Oid trigger)
@@ -51,7 +56,7 @@ internal_trigger_created(Oid trigger)
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
-	/* where the extension is not complete it is being created, or restored */
+	/* if the extension is not complete, it is being created or restored */
 	if (allowSystemTableMods || IsBinaryUpgrade || (where = catalog_lookup(true)) == NULL)
 		return;
 	if (creating_extension && CurrentExtensionObject == where->extension)
@@ -71,10 +76,10 @@ internal_trigger_created(Oid trigger)
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 OidIsValid(form->tgconstrrelid) ?
-					 errmsg("table \"%s\" of pg_notify_events takes no foreign key", get_rel_name(form->tgrelid)) :
-					 errmsg("table \"%s\" of pg_notify_events takes no trigger", get_rel_name(form->tgrelid)),
-					 errdetail("The workers would refuse to change it."),
-					 errhint("Triggers of yours belong on notification_events, and handlers get its events.")));
+					 errmsg("cannot create a foreign key on table \"%s\" of pg_notify_events", get_rel_name(form->tgrelid)) :
+					 errmsg("cannot create a trigger on table \"%s\" of pg_notify_events", get_rel_name(form->tgrelid)),
+					 errdetail("The workers would refuse to change the table."),
+					 errhint("Create a trigger on notification_events, or an event handler.")));
 	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);

@@ -1,11 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * loglimit.c
- *		How many lines a worker may log about what users own.
+ *		Limits how many lines a worker logs about what users own.
  *
- * Who may create handlers and events decides how many of them there are, and how
- * many fail.  So a worker logs of each topic so many lines a minute, and then how
- * many it has left out.  Views show the state of each.
+ * A user who may create handlers and events decides how many of them exist, and
+ * how many fail.  Therefore a worker logs at most MAX_LINES lines of each topic
+ * a minute, and then how many lines it has left out.  Views show the state of
+ * each handler and each event.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,19 +14,22 @@
 
 #include "base/loglimit.h"
 
-/* lines of each topic, and in what time, in ms */
+/* the maximum number of lines of a topic within LIMIT_MS (ms) */
 #define MAX_LINES 100
 #define LIMIT_MS 60000
 
 typedef struct LogLimit
 {
 	Instant		since;			/* when the first line was logged; 0: none was */
-	int			lines;
-	int			left_out;
+	int			lines;			/* logged since then */
+	int			left_out;		/* not logged since then */
 } LogLimit;
 
 static LogLimit limits[LOG_TOPICS];
 
+/*
+ * Log how many lines of a topic were left out, if any, and start again.
+ */
 static void
 report_topic(LogTopic topic)
 {
@@ -45,7 +49,8 @@ report_topic(LogTopic topic)
 }
 
 /*
- * Whether another line may be logged.  If not, it is counted.
+ * Returns whether another line of a topic may be logged.  If not, counts it as
+ * left out.
  */
 bool
 loglimit_allows(LogTopic topic)
@@ -65,23 +70,25 @@ loglimit_allows(LogTopic topic)
 }
 
 /*
- * Say what was left out, if it is time for that, or the worker is about to leave.
+ * Log what was left out, if it is time for that, or if the worker is about to
+ * exit.
  */
 void
-loglimit_report(bool leaving)
+loglimit_report(bool exiting)
 {
 	Instant		now = instant_now();
 
 	for (int topic = 0; topic < LOG_TOPICS; topic++)
 	{
 		if (limits[topic].since != 0 &&
-			(leaving || instant_passed(limits[topic].since, now, LIMIT_MS)))
+			(exiting || instant_passed(limits[topic].since, now, LIMIT_MS)))
 			report_topic(topic);
 	}
 }
 
 /*
- * When there will be something to say; INSTANT_NEVER: not as it stands.
+ * Returns when loglimit_report() is to be called next; INSTANT_NEVER if nothing
+ * was left out.
  */
 Instant
 loglimit_due(void)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * loglimit.h
- *		How many lines a worker may log about what users own.
+ *		Limits how many lines a worker logs about what users own.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,13 +12,13 @@
 
 typedef enum LogTopic
 {
-	LOG_TOPIC_HANDLERS,			/* their states */
-	LOG_TOPIC_EVENTS,			/* each that failed */
+	LOG_TOPIC_HANDLERS,			/* states of handlers */
+	LOG_TOPIC_EVENTS,			/* events that failed */
 	LOG_TOPICS					/* how many there are */
 } LogTopic;
 
 extern bool loglimit_allows(LogTopic topic);
-extern void loglimit_report(bool leaving);
+extern void loglimit_report(bool exiting);
 extern Instant loglimit_due(void);
 
 #endif							/* PNE_LOGLIMIT_H */

@@ -3,27 +3,28 @@
  * notify_queue.c
  *		LISTEN inside the server.
  *
- * SQL's LISTEN is refused in a background worker, because core has no way to
- * hand it what arrives; it leaves that to workers that call Async_Listen()
- * themselves.  We do, and get the notifications where a client would:
- * ProcessNotifyInterrupt() reads the queue and writes NotificationResponse
- * messages to "the frontend", and for the time of that call the frontend is us.
+ * The server refuses the SQL command LISTEN in a background worker, because it
+ * cannot deliver notifications there.  It leaves that to workers that call
+ * Async_Listen() themselves, as this file does.  The worker gets the
+ * notifications as a client would: ProcessNotifyInterrupt() reads the queue and
+ * writes NotificationResponse messages to "the frontend".  During that call the
+ * functions of this file are the frontend.
  *
- * Two kinds of channels are listened on.  On that of the announcements a
- * notification is counted, and shown in a debug log.  Those on channels that
- * are to be kept (ingest.c) stay in memory, in the order of their arrival,
- * until they are told to be forgotten.
+ * There are two kinds of channels.  A notification on the channel of the
+ * announcements is counted, and shown in a debug log.  Notifications on
+ * channels that are kept (ingest.c) stay in memory, in the order of their
+ * arrival, until notify_queue_forget() is called for them.
  *
- * Our putmessage must not throw: since February 2026 an error while the queue
- * is read ends the process, and before, it lost the message.  One read hands
- * over the whole queue, which may be gigabytes.  So every notification is
- * counted, but its text is kept only where somebody wants it, and as far as
- * there is room.
+ * queue_putmessage() must not throw.  Since the minor releases of February 2026
+ * an error while the queue is read ends the process; before, such an error lost
+ * the message.  One read hands over the whole queue, which may be gigabytes.
+ * Therefore every notification is counted, but its text is kept only if
+ * it is needed, and only as long as there is room.
  *
- * A notification that we send ourselves raises notifyInterruptPending without
- * setting the latch, so the flag is tested before each sleep (listener.c).  It
- * is neither counted nor kept, or the announcement of an event could become an
- * event.
+ * A notification that this process sends sets notifyInterruptPending without
+ * setting the latch, so listener.c tests the flag before each sleep.  Such a
+ * notification is neither counted nor kept.  Otherwise the announcement of an
+ * event could become another event.
  *
  *-------------------------------------------------------------------------
  */
@@ -50,34 +51,40 @@
 #define NOTIFICATION_RESPONSE 'A'
 
 /*
- * Room for notifications that are kept: 16,000 of the longest, so that a burst
- * survives while events cannot be inserted, and yet a server with listeners in
- * several databases survives the burst.
+ * Room for notifications that are kept, in bytes: 16,000 of the longest.  That
+ * is enough for a burst while events cannot be inserted, and little enough for
+ * a server with listeners in several databases.
  */
 #define KEPT_ROOM ((Size) 128 * 1024 * 1024)
 
-/* room for announcements that are to be logged; each read empties it */
+/*
+ * room for announcements that are to be logged, in bytes; each read empties the
+ * list
+ */
 #define ANNOUNCEMENTS_ROOM ((Size) 16 * 1024 * 1024)
 
 typedef struct NotificationList
 {
 	Notification *first;
-	Notification **last;
-	Size		bytes;
-	Size		room;
+	Notification **last;		/* the pointer that the next one is put into */
+	Size		bytes;			/* in use */
+	Size		room;			/* the limit of that */
 } NotificationList;
 
 static MemoryContext queue_context = NULL;
 static NotificationList kept = {NULL, &kept.first, 0, KEPT_ROOM};
 static NotificationList announcements = {NULL, &announcements.first, 0, ANNOUNCEMENTS_ROOM};
 
-/* what is listened on: one channel, if not empty, and those to be kept, by name */
+/*
+ * the channels that are listened on: that of the announcements, unless empty,
+ * and those that are kept, sorted by name
+ */
 static char announce_channel[NAMEDATALEN] = "";
 static QueueChannel **channels = NULL;
 static int	nchannels = 0;
 
-/* since notify_queue_read() began */
-static int	received = 0;
+/* state of notify_queue_read() */
+static int	received = 0;		/* notifications of other processes so far */
 static bool log_announcements = false;
 
 /* ----------
@@ -86,7 +93,8 @@ static bool log_announcements = false;
  */
 
 /*
- * Append a notification, if there is room.  Does not throw.
+ * Append a notification, if there is room.  length is that of the payload,
+ * without a terminator.  Returns false if there is no room.  Does not throw.
  */
 static bool
 list_append(NotificationList *list, QueueChannel *channel, int sender, const char *payload, size_t length)
@@ -110,6 +118,9 @@ list_append(NotificationList *list, QueueChannel *channel, int sender, const cha
 	return true;
 }
 
+/*
+ * Remove and free the first notification of a list that is not empty.
+ */
 static void
 list_remove_first(NotificationList *list)
 {
@@ -127,12 +138,18 @@ list_remove_first(NotificationList *list)
  * ----------
  */
 
+/*
+ * Compare two elements of an array of channels by name, for qsort().
+ */
 static int
 compare_channels(const void *a, const void *b)
 {
 	return strcmp((*(QueueChannel *const *) a)->name, (*(QueueChannel *const *) b)->name);
 }
 
+/*
+ * Compare a name with an element of an array of channels, for bsearch().
+ */
 static int
 compare_name(const void *name, const void *channel)
 {
@@ -140,7 +157,7 @@ compare_name(const void *name, const void *channel)
 }
 
 /*
- * The channel of that name in a sorted array, or NULL.
+ * Returns the channel of that name in a sorted array, or NULL.
  */
 static QueueChannel *
 find_channel(const char *name, QueueChannel **array, int count)
@@ -170,7 +187,9 @@ queue_is_send_pending(void)
 }
 
 /*
- * Take a notification: int32 pid, channel, payload, each string terminated.
+ * Receive a message.  A NotificationResponse consists of the sender's pid as an
+ * int32, the channel and the payload, both terminated.  Other messages are
+ * ignored.  Must not throw.
  */
 static int
 queue_putmessage(char msgtype, const char *s, size_t len)
@@ -196,7 +215,10 @@ queue_putmessage(char msgtype, const char *s, size_t len)
 	payload = length < len ? s + length : "";
 	length = strlen(payload);
 
-	/* the announcements' channel is never kept, or announcing would not end */
+	/*
+	 * the announcements' channel is never kept, or each announcement would
+	 * cause another
+	 */
 	if (strcmp(s, announce_channel) == 0)
 	{
 		if (log_announcements)
@@ -235,7 +257,9 @@ static const PQcommMethods queue_methods = {
  */
 
 /*
- * Listen on these channels and on no other, in one transaction.
+ * Listen on these channels and on no other.  announce is the channel for
+ * announcements, or "".  wanted are the channels that are kept, sorted by name.
+ * Runs a transaction of its own.
  */
 static void
 change_channels(const char *announce, QueueChannel **wanted, int count)
@@ -260,7 +284,7 @@ change_channels(const char *announce, QueueChannel **wanted, int count)
 		Async_Listen(announce);
 	for (int i = 0; i < count; i++)
 	{
-		/* once more would do no harm, but there may be many */
+		/* listening again would be harmless, but there may be many channels */
 		if (find_channel(wanted[i]->name, channels, nchannels) == NULL)
 			Async_Listen(wanted[i]->name);
 	}
@@ -269,26 +293,34 @@ change_channels(const char *announce, QueueChannel **wanted, int count)
 }
 
 /*
- * Listen on a channel for announcements, instead of the previous one if there
- * is any.  In force when this returns: what is sent from then on is received.
+ * Listen on a channel for announcements, in place of the previous one.  When
+ * this returns, the worker receives whatever is sent from then on.  Runs a
+ * transaction, so it must be called outside of one.
  */
 void
 notify_queue_listen(const char *channel)
 {
 	Assert(channel[0] != '\0' && strlen(channel) < NAMEDATALEN);
+	Assert(!IsTransactionState());
+
 	change_channels(channel, channels, nchannels);
 	strlcpy(announce_channel, channel, NAMEDATALEN);
 }
 
 /*
- * Listen on these channels and keep what comes there, instead of the previous
- * ones.  In force when this returns; the channels must live until the next
- * call, and as long as notifications of theirs are kept.
+ * Listen on these channels and keep their notifications, in place of the
+ * previous channels.  When this returns, the worker receives whatever is sent
+ * from then on.  Runs a transaction, so it must be called outside of one.
+ *
+ * The channels must stay allocated until the next call, and as long as
+ * notifications of them are kept.
  */
 void
 notify_queue_keep(QueueChannel **wanted, int count)
 {
 	QueueChannel **sorted = MemoryContextAlloc(TopMemoryContext, sizeof(QueueChannel *) * (count + 1));
+
+	Assert(!IsTransactionState());
 
 	PG_TRY();
 	{
@@ -315,8 +347,8 @@ notify_queue_keep(QueueChannel **wanted, int count)
  */
 
 /*
- * Read the queue to its end, outside of a transaction.  Returns how many
- * notifications of other processes were received.
+ * Read the queue to its end.  Must be called outside of a transaction.  Returns
+ * how many notifications of other processes were received.
  */
 int
 notify_queue_read(void)
@@ -356,7 +388,8 @@ notify_queue_read(void)
 }
 
 /*
- * The oldest notification that is kept, the others behind it; or NULL.
+ * Returns the oldest notification that is kept, or NULL.  The others follow it
+ * in the list.
  */
 Notification *
 notify_queue_kept(void)
@@ -365,7 +398,7 @@ notify_queue_kept(void)
 }
 
 /*
- * Forget the oldest ones of those that are kept.
+ * Forget the oldest count notifications that are kept.  There must be so many.
  */
 void
 notify_queue_forget(int count)
@@ -380,7 +413,7 @@ notify_queue_forget(int count)
  */
 
 /*
- * The share of the queue that is in use, from 0 to 1.
+ * Returns the share of the queue that is in use, from 0 to 1.
  */
 double
 notify_queue_usage(void)
@@ -389,7 +422,7 @@ notify_queue_usage(void)
 }
 
 /*
- * The share of the queue that so many bytes are.
+ * Returns so many bytes as a share of the whole queue.
  */
 double
 notify_queue_share(uint64 bytes)

@@ -10,12 +10,12 @@
 
 #include "datatype/timestamp.h"
 
-/* what was received on a channel */
+/* counters of what was received on a channel */
 typedef struct QueueCounters
 {
 	int64		notifications;
 	int64		bytes;			/* of their payloads */
-	int64		dropped;		/* of them, for want of room */
+	int64		dropped;		/* notifications for which there was no room */
 	TimestampTz last_received_at;
 } QueueCounters;
 
@@ -23,7 +23,7 @@ typedef struct QueueCounters
 typedef struct QueueChannel
 {
 	char		name[NAMEDATALEN];
-	QueueCounters counted;		/* added to by notify_queue_read() */
+	QueueCounters counted;		/* notify_queue_read() adds to it */
 } QueueChannel;
 
 /* a notification as it was read from the queue */

@@ -3,13 +3,15 @@
  * numbered_lock.c
  *		Locks of handlers and of consumers.
  *
- * Heavyweight locks, until the end of the transaction, that no row version tells
- * of and VACUUM does not see; who finds one taken can tell without waiting.
+ * These are heavyweight locks that are held until the end of the transaction.
+ * Unlike a row lock they leave no row version and do not hold VACUUM back, and
+ * a process can see without waiting that one is taken.
  *
- * They go by the number that a definition was given when its row was inserted.
- * Numbers are drawn by the extension and unique, and mean nothing outside of the
- * database.  So nobody can choose a definition of his own that shares a lock with
- * somebody else's, as he could where a hash of the name led to it.
+ * A lock is identified by the number that a definition got when its row was
+ * inserted.  The extension draws these numbers; they are unique and mean nothing
+ * outside of the database.  So nobody can choose a definition that shares a lock
+ * with another role's.  That would be possible if a hash of the name identified
+ * the lock.
  *
  *-------------------------------------------------------------------------
  */
@@ -20,12 +22,15 @@
 
 #include "base/numbered_lock.h"
 
-/* a tag of an object has room for so many bits of a number below those of an oid */
+/*
+ * the bits of the object's oid in a lock tag; the higher bits of the number go
+ * into the sub-id
+ */
 #define OID_BITS 32
 
 /*
- * The tag of a lock: that of an object of the table's own class.  Nobody else
- * locks such objects, as rows of tables that are no catalogs have no oids.
+ * Returns the tag of a lock: that of an object whose class is the table.
+ * Nobody else locks such objects, because rows of ordinary tables have no oids.
  */
 static LOCKTAG
 lock_tag(InternalTable table, int64 number)
@@ -38,7 +43,9 @@ lock_tag(InternalTable table, int64 number)
 }
 
 /*
- * Take a lock, once those who have it let go of it.
+ * Take a lock, which is held until the end of the transaction.  Waits while
+ * other sessions hold it in a conflicting mode.  Must be called in a
+ * transaction.
  */
 void
 numbered_lock(InternalTable table, int64 number, LOCKMODE mode)
@@ -49,7 +56,8 @@ numbered_lock(InternalTable table, int64 number, LOCKMODE mode)
 }
 
 /*
- * The same if that is possible at once.
+ * Take a lock if that is possible without waiting.  Returns whether it was
+ * taken.  Must be called in a transaction.
  */
 bool
 numbered_lock_if_free(InternalTable table, int64 number, LOCKMODE mode)
@@ -60,7 +68,7 @@ numbered_lock_if_free(InternalTable table, int64 number, LOCKMODE mode)
 }
 
 /*
- * Let go of it before the end of the transaction.
+ * Release a lock before the end of the transaction.
  */
 void
 numbered_unlock(InternalTable table, int64 number, LOCKMODE mode)
@@ -71,8 +79,9 @@ numbered_unlock(InternalTable table, int64 number, LOCKMODE mode)
 }
 
 /*
- * Whether another session has it.  To find that out by taking it would keep one
- * from it who comes at that moment.
+ * Returns whether another session holds a lock in a mode that conflicts with
+ * this one.  It does not try to take the lock, because that would keep the lock
+ * from a session that asks for it at that moment.
  */
 bool
 numbered_lock_is_taken(InternalTable table, int64 number, LOCKMODE mode)
@@ -85,16 +94,17 @@ numbered_lock_is_taken(InternalTable table, int64 number, LOCKMODE mode)
 }
 
 /*
- * Who has an exclusive lock, if another session or a prepared transaction does.
+ * Find the session or prepared transaction that holds an exclusive lock.
+ * Returns false if no other session holds it.
  *
- * Most are free, which costs a look at the one lock; only for one that is taken
- * all locks are gone through, as pg_locks does.  The caller is connected to SPI,
- * has an active snapshot, and decides who may know.
+ * Most locks are free, which one look at that lock tells.  Only if it is taken,
+ * all locks are searched, as pg_locks does.  The caller must be connected to
+ * SPI and have an active snapshot, and it decides who may see the result.
  */
 bool
 numbered_lock_holder(InternalTable table, int64 number, LockHolder *holder)
 {
-	/* a prepared transaction is known by the lock on its transaction id */
+	/* a prepared transaction is found by the lock on its transaction id */
 	static InternalStatement select_holder = {
 		.sql = "SELECT l.pid, COALESCE(a.xact_start, x.prepared) "
 		"FROM pg_catalog.pg_lock_status() AS l "

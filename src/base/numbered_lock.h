@@ -13,12 +13,13 @@
 
 #include "base/catalog.h"
 
-/* who has a lock */
+/* the holder of a lock */
 typedef struct LockHolder
 {
 	int			pid;			/* 0: a prepared transaction */
-	TimestampTz since;			/* its transaction began, or was prepared; DT_NOBEGIN:
-								 * not known, as with track_activities = off */
+	TimestampTz since;			/* when its transaction began or was prepared;
+								 * DT_NOBEGIN: not known, as with track_activities =
+								 * off */
 } LockHolder;
 
 extern void numbered_lock(InternalTable table, int64 number, LOCKMODE mode);

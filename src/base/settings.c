@@ -3,9 +3,10 @@
  * settings.c
  *		All settings of pg_notify_events.
  *
- * Each has the narrowest context that can work: what workers read is
- * PGC_SIGHUP, what an emitting session reads and nobody but a superuser may
- * turn is PGC_SUSET, so that ALTER DATABASE ... SET works for it.
+ * Each setting has the narrowest context that can work.  Settings that workers
+ * read are PGC_SIGHUP.  Settings that an emitting session reads and only a
+ * superuser may change are PGC_SUSET, so that ALTER DATABASE ... SET works for
+ * them.
  *
  *-------------------------------------------------------------------------
  */
@@ -79,7 +80,8 @@ static const struct config_enum_entry synchronous_commit_options[] = {
 };
 
 /*
- * A channel name must be what pg_notify() takes: 1 to 63 bytes.
+ * Check the setting "channel": it must be a name that pg_notify() accepts, 1 to
+ * 63 bytes.
  */
 static bool
 check_channel(char **newval, void **extra, GucSource source)
@@ -94,6 +96,9 @@ check_channel(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+/*
+ * Compare two names, for qsort() and bsearch().
+ */
 static int
 compare_names(const void *a, const void *b)
 {
@@ -101,8 +106,9 @@ compare_names(const void *a, const void *b)
 }
 
 /*
- * The list of databases must parse; which of them exist is not known here.  What
- * was parsed goes with the setting: each event asks for it.
+ * Check the setting "databases": the list must parse.  Whether the databases
+ * exist is not known here.  The parsed list is kept with the setting, because
+ * it is needed for each event.
  */
 static bool
 check_databases(char **newval, void **extra, GucSource source)
@@ -135,6 +141,9 @@ check_databases(char **newval, void **extra, GucSource source)
 	return parsed != NULL;
 }
 
+/*
+ * Use the parsed list from now on.
+ */
 static void
 assign_databases(const char *newval, void *extra)
 {
@@ -142,7 +151,7 @@ assign_databases(const char *newval, void *extra)
 }
 
 /*
- * The name of the configured synchronous_commit, as set_config_option()
+ * Returns the name of the configured synchronous_commit, as set_config_option()
  * takes it.
  */
 const char *
@@ -158,7 +167,7 @@ settings_synchronous_commit_name(void)
 }
 
 /*
- * Whether the setting "databases" names this database.
+ * Returns whether the setting "databases" includes this database.
  */
 static bool
 is_named(const NameData *datname)
@@ -168,19 +177,19 @@ is_named(const NameData *datname)
 }
 
 /*
- * Whether a database is to have a listener, if it has the extension.
+ * Returns whether a database gets a listener if it has the extension.
  */
 bool
 settings_serve_database(Form_pg_database database)
 {
-	/* a negative limit below -1 marks one whose DROP was interrupted */
+	/* a limit below -1 marks a database whose DROP DATABASE was interrupted */
 	return pne_enabled && database->datallowconn && !database->datistemplate &&
 		database->datconnlimit >= -1 && is_named(&database->datname);
 }
 
 /*
- * What ALTER DATABASE ... SET has set here, as text, to be compared with what it
- * was before.
+ * Returns what ALTER DATABASE ...  SET has set for this database, as a text to
+ * be compared with an earlier one.  Must be called in a transaction.
  */
 char *
 settings_of_database(void)
@@ -212,7 +221,7 @@ settings_of_database(void)
 }
 
 /*
- * Define all settings.  Called once when the library is loaded.
+ * Define all settings.  Called once, when the library is loaded.
  */
 void
 settings_init(void)
@@ -269,7 +278,7 @@ settings_init(void)
 							   check_databases, assign_databases, NULL);
 
 	DefineCustomBoolVariable("pg_notify_events.enabled",
-							 "Whether any worker serves anything.",
+							 "Whether the background workers serve any database.",
 							 NULL,
 							 &pne_enabled,
 							 true,
@@ -278,7 +287,7 @@ settings_init(void)
 							 NULL, NULL, NULL);
 
 	DefineCustomIntVariable("pg_notify_events.executor_idle_timeout",
-							"An executor without work leaves after this time.",
+							"An executor without work exits after this time.",
 							"0 means never.",
 							&pne_executor_idle_timeout,
 							0,
@@ -290,7 +299,7 @@ settings_init(void)
 
 	DefineCustomIntVariable("pg_notify_events.max_executors",
 							"Executors in the whole cluster.",
-							"Handler owners beyond it take turns.",
+							"If more owners have handlers, they take turns.",
 							&pne_max_executors,
 							4,
 							1,
@@ -300,8 +309,8 @@ settings_init(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("pg_notify_events.max_handler_timeout",
-							"No handler's timeout counts beyond this.",
-							"Nobody keeps an executor's place from others for longer.",
+							"Upper limit of a handler's timeout.",
+							"A call keeps an executor from other owners no longer than this.",
 							&pne_max_handler_timeout,
 							3600000,
 							1,
@@ -311,7 +320,7 @@ settings_init(void)
 							NULL, NULL, NULL);
 
 	DefineCustomIntVariable("pg_notify_events.naptime",
-							"Time between the listener's looks at the log when nothing wakes it.",
+							"Time after which the listener looks at the log when nothing wakes it.",
 							NULL,
 							&pne_naptime,
 							1000,
@@ -341,7 +350,7 @@ settings_init(void)
 							 NULL, NULL, NULL);
 
 	DefineCustomRealVariable("pg_notify_events.queue_usage_limit",
-							 "Share of the notification queue beyond which a direct announcement is left to the listener.",
+							 "If more than this share of the notification queue is in use, the listener makes a direct announcement.",
 							 NULL,
 							 &pne_queue_usage_limit,
 							 0.5,

@@ -10,15 +10,15 @@
 
 #include "catalog/pg_database.h"
 
-/* how the emitting transaction and the listener share the announcing */
+/* who announces an event */
 typedef enum AnnounceMode
 {
-	ANNOUNCE_RELAY,
-	ANNOUNCE_DIRECT,
-	ANNOUNCE_OFF
+	ANNOUNCE_RELAY,				/* the listener */
+	ANNOUNCE_DIRECT,			/* the emitting transaction */
+	ANNOUNCE_OFF				/* nobody */
 } AnnounceMode;
 
-/* what a client of the announce channel gets to read */
+/* the payload of an announcement */
 typedef enum AnnouncePayload
 {
 	PAYLOAD_NAME,
@@ -26,7 +26,9 @@ typedef enum AnnouncePayload
 	PAYLOAD_JSON
 } AnnouncePayload;
 
-/* upper bound of max_executors: the bells that a database slot holds */
+/*
+ * upper limit of max_executors: a database slot has so many bells for executors
+ */
 #define MAX_EXECUTORS 64
 
 extern bool pne_enabled;

@@ -3,18 +3,18 @@
  * shared.c
  *		Shared memory of pg_notify_events: slots for databases and executors.
  *
- * Everything has a fixed size and lives in one segment that the postmaster
- * makes while it preloads the library; the figures of events (event_counters.c), of
- * handlers (handler_counters.c) and of channels (channel.c) have segments of their
- * own.  A crash of the server makes all of them anew, so whatever has to outlast
- * one is in a table.
+ * Everything has a fixed size and is in one segment, which the postmaster
+ * creates while it preloads the library.  The counters of events
+ * (event_counters.c), of handlers (handler_counters.c) and of channels
+ * (channel.c) have their own segments.  A crash of the server creates all of
+ * them anew, so whatever must survive a crash is in a table.
  *
  * Who writes what, always under shared->lock:
  *	- a database slot is claimed by the launcher, or by the backend that commits
- *	  CREATE EXTENSION, and released by the launcher only;
+ *	  CREATE EXTENSION, and released only by the launcher;
  *	- an executor slot is claimed by a listener (shared_want_executor), given a
- *	  process by the launcher, and freed by the executor when it leaves or by
- *	  the launcher when the start failed;
+ *	  process by the launcher, and freed by the executor when it exits, or by
+ *	  the launcher if the start has failed;
  *	- a Worker's fields are written by its process while that is alive, else by
  *	  the launcher.
  *
@@ -35,7 +35,7 @@
 SharedState *shared = NULL;
 
 /*
- * How much of the main segment is asked for.
+ * Returns the size of the segment in bytes.
  */
 Size
 shared_shmem_size(void)
@@ -43,6 +43,9 @@ shared_shmem_size(void)
 	return MAXALIGN(sizeof(SharedState));
 }
 
+/*
+ * Initialize a bell that wakes no process.
+ */
 static void
 bell_init(Bell *bell)
 {
@@ -50,6 +53,9 @@ bell_init(Bell *bell)
 	pg_atomic_init_u32(&bell->rung, 0);
 }
 
+/*
+ * Initialize a Worker that has no process.
+ */
 static void
 worker_init(Worker *worker)
 {
@@ -61,15 +67,18 @@ worker_init(Worker *worker)
 }
 
 /*
- * Find the slots, or make them: called once per process while the server starts,
- * with AddinShmemInitLock held.
+ * Create the segment, or attach to it.  Called once per process while the
+ * server starts, with AddinShmemInitLock held.  lock is the lock of the
+ * segment.
  */
 void
 shared_shmem_startup(LWLock *lock)
 {
 	bool		found;
 
-	/* a crash restart maps a new segment: forget the old one */
+	Assert(LWLockHeldByMeInMode(AddinShmemInitLock, LW_EXCLUSIVE));
+
+	/* after a crash restart there is a new segment */
 	shared = NULL;
 	shared = ShmemInitStruct("pg_notify_events", sizeof(SharedState), &found);
 	if (!found)
@@ -112,7 +121,8 @@ shared_shmem_startup(LWLock *lock)
 }
 
 /*
- * Complain where something needs workers and the library was not preloaded.
+ * Raise an error if the library was not preloaded.  what says what needs the
+ * workers, for the message.
  */
 void
 shared_require_preload(const char *what)
@@ -125,10 +135,13 @@ shared_require_preload(const char *what)
 }
 
 /*
- * The slot of a database, or NULL; with InvalidOid one that was used and is
- * free.  Takes no lock: a hit is good for as long as slot->dboid says so, a miss
- * is good for nothing but this moment.  Each commit with an event comes here, in
- * vain where the database is not served.
+ * Returns the slot of a database, or NULL.  With InvalidOid, returns a slot
+ * that was used before and is free.
+ *
+ * Takes no lock.  A slot that was found is the database's as long as
+ * slot->dboid says so.  NULL says nothing about later: a slot may be claimed at
+ * any time.  Each commit with an event calls this, without a result if the
+ * database is not served.
  */
 DatabaseSlot *
 shared_find_database(Oid dboid)
@@ -154,7 +167,7 @@ shared_find_database(Oid dboid)
 }
 
 /*
- * Whether one more database could get a slot, at this moment.
+ * Returns whether another database could get a slot at this moment.
  */
 bool
 shared_has_room(void)
@@ -164,13 +177,15 @@ shared_has_room(void)
 }
 
 /*
- * A slot that is free, or NULL.  The caller holds the lock.
+ * Returns a free slot, or NULL.  The caller must hold shared->lock exclusively.
  */
 static DatabaseSlot *
 free_database_slot(void)
 {
 	DatabaseSlot *slot = shared_find_database(InvalidOid);
 	uint32		used = pg_atomic_read_u32(&shared->databases_used);
+
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
 
 	if (slot == NULL && used < MAX_DATABASES)
 	{
@@ -181,8 +196,9 @@ free_database_slot(void)
 }
 
 /*
- * The slot of a database, claimed now if it has none; NULL if all are taken.
- * The caller holds the lock.
+ * Returns the slot of a database.  Claims one if the database has none.
+ * Returns NULL if all slots are taken.  The caller must hold shared->lock
+ * exclusively.
  */
 static DatabaseSlot *
 claim_database(Oid dboid)
@@ -205,7 +221,8 @@ claim_database(Oid dboid)
 }
 
 /*
- * The same for the launcher.
+ * Returns the slot of a database.  Claims one if the database has none.
+ * Returns NULL if all slots are taken.
  */
 DatabaseSlot *
 shared_claim_database(Oid dboid)
@@ -219,9 +236,9 @@ shared_claim_database(Oid dboid)
 }
 
 /*
- * CREATE EXTENSION has committed in a database: somebody has to look there
- * (again).  In one step, or the launcher could release the slot in between.
- * Does not throw.
+ * Note that CREATE EXTENSION has committed in a database, so that a listener
+ * looks there (again).  The slot is found and marked under one lock, because
+ * the launcher could release it in between.  Does not throw.
  */
 void
 shared_note_install(Oid dboid)
@@ -241,7 +258,8 @@ shared_note_install(Oid dboid)
 }
 
 /*
- * Give a database's slot back.  Its listener and its executors are gone.
+ * Release a database's slot.  Its listener and its executors must have exited.
+ * The caller must hold shared->lock exclusively.
  */
 void
 shared_release_database(DatabaseSlot *slot)
@@ -254,7 +272,8 @@ shared_release_database(DatabaseSlot *slot)
 }
 
 /*
- * The slot in which an owner has or awaits an executor, or NULL.
+ * Returns the slot in which an owner has an executor or waits for one, or NULL.
+ * The caller must hold shared->lock.
  */
 ExecutorSlot *
 shared_find_executor(Oid dboid, Oid owner)
@@ -272,9 +291,9 @@ shared_find_executor(Oid dboid, Oid owner)
 }
 
 /*
- * Ask the launcher for an executor.  True if that is news to it, so that the
- * launcher's bell has to be rung.  Where all slots are taken nothing happens:
- * the listener asks again at its next look.
+ * Request an executor for an owner.  Returns true if the request is new; then
+ * the caller must ring the launcher's bell.  If all slots are taken, nothing
+ * happens: the listener asks again the next time it looks.
  */
 bool
 shared_want_executor(Oid dboid, Oid owner)
@@ -319,7 +338,7 @@ shared_want_executor(Oid dboid, Oid owner)
 }
 
 /*
- * Which counter of changes is an owner's.
+ * Returns the index in owner_definitions of the counter of an owner's changes.
  */
 int
 shared_owner_group(Oid owner)
@@ -328,7 +347,8 @@ shared_owner_group(Oid owner)
 }
 
 /*
- * Counts changes of an owner's handlers, and of some others.
+ * Returns the counter of changes of an owner's handlers.  Owners of the same
+ * group share it.
  */
 uint32
 shared_definitions_of(DatabaseSlot *slot, Oid owner)
@@ -337,7 +357,7 @@ shared_definitions_of(DatabaseSlot *slot, Oid owner)
 }
 
 /*
- * Whether the executor that leaves this mark is there.
+ * Returns whether the executor with this owner token is alive.
  */
 bool
 shared_executor_lives(int64 token)
@@ -356,8 +376,8 @@ shared_executor_lives(int64 token)
 }
 
 /*
- * The executor that leaves this mark ends in good order, whatever handler's row
- * the mark is still found in.
+ * Note that the executor with this owner token ends regularly, even if a
+ * handler's row still has the token.
  */
 void
 shared_release_token(int64 token)
@@ -367,6 +387,10 @@ shared_release_token(int64 token)
 	LWLockRelease(shared->lock);
 }
 
+/*
+ * Returns whether the executor with this owner token has ended regularly.  Old
+ * tokens are forgotten.
+ */
 bool
 shared_token_is_released(int64 token)
 {
@@ -380,8 +404,9 @@ shared_token_is_released(int64 token)
 }
 
 /*
- * Have the executors of a database leave, and forget who waits for one.  The
- * caller holds the lock, and rings the database afterwards.
+ * Ask the executors of a database to exit, and free the slots of owners that
+ * wait for one.  The caller must hold shared->lock exclusively, and ring the
+ * database's bells afterwards.
  */
 void
 shared_dismiss_executors(Oid dboid)
@@ -402,25 +427,28 @@ shared_dismiss_executors(Oid dboid)
 }
 
 /*
- * Have the call of a handler end that is at hand, and each that is to begin, but
- * one of this process.  Returns the place where that is noted, or -1 where no
- * place is left: then calls end when they end.  Nobody is signalled: who calls
- * looks from time to time (crash_guard.c).
+ * Have the calls of a handler end: the current one, and each that begins before
+ * shared_let_calls_be().  Calls of this process are not affected.  Returns the
+ * index of the note in ended_calls, or -1 if there is no room; then the calls
+ * end when they end.
+ *
+ * Nothing is signalled.  The executor that makes the call looks from time to
+ * time (crash_guard.c).
  */
 int
 shared_end_calls(DatabaseSlot *database, const char *handler)
 {
-	int			place = -1;
+	int			entry = -1;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < MAX_ENDED_CALLS && place < 0; i++)
+	for (int i = 0; i < MAX_ENDED_CALLS && entry < 0; i++)
 	{
 		if (database->ended_calls[i][0] == '\0')
-			place = i;
+			entry = i;
 	}
-	if (place >= 0)
+	if (entry >= 0)
 	{
-		strlcpy(database->ended_calls[place], handler, HANDLER_NAME_SIZE);
+		strlcpy(database->ended_calls[entry], handler, HANDLER_NAME_SIZE);
 		for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
 		{
 			ExecutorSlot *slot = &shared->executors[i];
@@ -431,24 +459,26 @@ shared_end_calls(DatabaseSlot *database, const char *handler)
 		}
 	}
 	LWLockRelease(shared->lock);
-	return place;
+	return entry;
 }
 
 /*
- * And let further ones be.  Does not throw.
+ * End shared_end_calls().  entry is the index that it has returned.  Does not
+ * throw.
  */
 void
-shared_let_calls_be(DatabaseSlot *database, int place)
+shared_let_calls_be(DatabaseSlot *database, int entry)
 {
-	if (place < 0)
+	if (entry < 0)
 		return;
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	database->ended_calls[place][0] = '\0';
+	database->ended_calls[entry][0] = '\0';
 	LWLockRelease(shared->lock);
 }
 
 /*
- * Whether calls of the handler are to end.  The caller holds the lock.
+ * Returns whether calls of the handler are to end.  The caller must hold
+ * shared->lock.
  */
 bool
 shared_calls_are_to_end(const DatabaseSlot *database, const char *handler)
@@ -464,7 +494,7 @@ shared_calls_are_to_end(const DatabaseSlot *database, const char *handler)
 }
 
 /*
- * Enter a phase.  The caller holds the lock.
+ * Enter a phase.  The caller must hold shared->lock exclusively.
  */
 void
 worker_set_phase(Worker *worker, WorkerPhase phase)
@@ -476,7 +506,8 @@ worker_set_phase(Worker *worker, WorkerPhase phase)
 }
 
 /*
- * Keep a worker's error for event_worker_stats.
+ * Store a worker's error, which event_worker_stats shows.  message is in the
+ * encoding of this database.
  */
 void
 worker_report_error(Worker *worker, const char *message)

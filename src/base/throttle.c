@@ -1,23 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * throttle.c
- *		How often a worker looks for events, and an executor stores progress.
+ *		Limits how often a worker looks for events, and how often an executor
+ *		stores progress.
  *
- * Who commits rings, and a worker that is idle has the event a moment later.  But
- * where many commit, a worker that looks for each event takes the processor from
- * those who write them, and finds one event where a moment later it would find
- * ten.  So rounds that follow each other are some milliseconds apart; a few may
- * come at once, so that what happens now and then never waits.
+ * A committing backend wakes the workers, and an idle worker has the event a
+ * moment later.  But if there are many commits, a worker that looks for each
+ * event takes processor time from the backends that write them.  It finds one
+ * event where a moment later it would find ten.  So there are some milliseconds
+ * between rounds that follow each other.  A few rounds may follow without
+ * delay, so that occasional events never wait.
  *
  * Each batch leaves an old version of the handler's progress row.  The server
- * removes those as it goes, unless somebody may still see them: a transaction that
- * was forgotten, a dump, a standby's feedback.  With an event in each batch, and
- * a thousand batches a second, the table would grow by hundreds of megabytes in
- * an hour then, and not shrink again.  So as long as old versions stay, a round is
- * worth more time.  Whether they do is known by a transaction of ours that has
- * stored progress, and since when it is watched: when it is behind the horizon
- * the next one is.  Where there is a backlog batches are full, and nothing is
- * gained by waiting.
+ * removes old versions in passing, unless a snapshot may still see them: that
+ * of a forgotten transaction, of a dump, or of a standby with feedback.  Then,
+ * with one event in each batch and a thousand batches a second, the table would
+ * grow by hundreds of megabytes an hour, and not shrink again.  Therefore
+ * rounds are farther apart as long as old versions stay.
+ *
+ * Whether they stay is known from a transaction of this process that has stored
+ * progress.  It is watched since a known instant.  When it is behind the
+ * horizon, the next one is watched.  If there is a backlog, batches are full,
+ * and waiting gains nothing.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,30 +32,45 @@
 #include "base/instant.h"
 #include "base/throttle.h"
 
-/* what a round is worth, in us, and how many may come at once */
+/*
+ * the time that a round takes from the credit, in us, and how many rounds may
+ * follow without delay
+ */
 #define ROUND_US INT64CONST(5000)
 #define ROUNDS_AT_ONCE 20
 
-/* where old versions stay: that of each handler at work, and of all at most, in us */
+/*
+ * the same while old versions stay, in us: for each handler that had a batch,
+ * and the maximum
+ */
 #define HELD_BATCH_US INT64CONST(10000)
 #define HELD_ROUND_US INT64CONST(100000)
 
-/* so long, in ms, any version may stay; and how often to look at the horizon */
+/*
+ * how long old versions may stay before this counts, and how often to look at
+ * the horizon, in ms
+ */
 #define MAX_KEPT_MS 1000
 #define LOOK_MS 100
 
-/* how long, in us, this process was idle and may work at once */
+/*
+ * the time for which this process may work without delay, in us; it grows while
+ * the process is idle
+ */
 static int64 credit = ROUNDS_AT_ONCE * ROUND_US;
 static Instant last_round = 0;
 
-/* a transaction that has stored progress, watched since then; and the last one */
+/*
+ * the transaction that is watched, since when, and the last one that has stored
+ * progress
+ */
 static FullTransactionId watched = {0};
 static Instant watched_since = 0;
 static FullTransactionId last_written = {0};
 static Instant looked = 0;
 
 /*
- * A transaction has stored progress.
+ * Note that a transaction has stored progress.
  */
 void
 throttle_progress_written(FullTransactionId xid)
@@ -60,8 +79,9 @@ throttle_progress_written(FullTransactionId xid)
 }
 
 /*
- * Look, now and then, whether old versions can be removed.  The log is a table of
- * the database like that of the progress.
+ * Look, now and then, whether old versions of progress rows can be removed.
+ * Takes the log, because its horizon is that of any table of the database.
+ * Must be called in a transaction.
  */
 void
 throttle_look(Relation log)
@@ -78,7 +98,8 @@ throttle_look(Relation log)
 }
 
 /*
- * What a round in which so many handlers had batches is worth, in us.
+ * Returns how much time a round takes from the credit, in us.  nhandlers is the
+ * number of handlers that had batches in it.
  */
 static int64
 worth(int nhandlers, Instant now)
@@ -90,8 +111,9 @@ worth(int nhandlers, Instant now)
 }
 
 /*
- * A round has come to its end, in which so many handlers had batches; 0 for a
- * worker that has none.  How long, in ms, to wait before the next one.
+ * Note the end of a round.  nhandlers is the number of handlers that had
+ * batches in it; 0 for a worker that has none.  Returns how long to wait before
+ * the next round, in ms.
  */
 int
 throttle_round(int nhandlers)

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * throttle.h
- *		How often a worker looks for events, and an executor stores progress.
+ *		Limits how often a worker looks for events, and how often an executor
+ *		stores progress.
  *
  *-------------------------------------------------------------------------
  */

@@ -1,18 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * timers.c
- *		The server's timers, whatever is done to the clock.
+ *		Keeps the server's timers right when the clock is set.
  *
- * The kernel counts how long an alarm is away, but what is due then the server
- * finds out by the time of day (timeout.c).  Where the clock was set back
- * meanwhile, nothing is due yet, and a timer of a second goes off an hour later;
- * where it was set forward, all that is on goes off with the next alarm.
+ * The kernel counts the time until an alarm, but when it comes, the server
+ * decides by the time of day which timers are due (its timeout.c).  If the clock
+ * was set back meanwhile, nothing is due yet, and a timer of a second goes off
+ * an hour later.  If the clock was set forward, all active timers go off with
+ * the next alarm.
  *
- * So each worker looks at its timers behind the server, when an alarm has come.
- * One that is farther away than it ever was to be is set again, and so is one that
- * went off too early, once what it has sent was dropped (timers_cancel_is_early).
- * An alarm always comes in time: the kernel was asked for it before the clock was
- * set, or after.
+ * Therefore each worker checks its timers after the server has handled an
+ * alarm.  A timer that is farther away than its whole interval is set again.
+ * So is a timer that went off too early, after the signal that it has sent was
+ * dropped (timers_cancel_is_early).  An alarm always comes in time: a timer was
+ * set either before or after the clock was, and in both cases the kernel counts
+ * the right interval.
  *
  *-------------------------------------------------------------------------
  */
@@ -28,10 +30,10 @@
 
 #include "base/timers.h"
 
-/* a timer is not set again for less than this, in ms */
+/* a timer is not set again for a difference of less than this, in ms */
 #define SLACK_MS 10
 
-/* ours: one that ends something, and one that comes again and again */
+/* the worker's timers: one that ends a call, and one that repeats */
 static TimeoutId single = MAX_TIMEOUTS;
 static Instant single_due = INSTANT_NEVER;
 static TimeoutId repeated = MAX_TIMEOUTS;
@@ -42,7 +44,8 @@ static volatile sig_atomic_t server_looks = false;
 static volatile sig_atomic_t went_off_early = false;
 
 /*
- * Whether a timer that is on goes off later than in so many ms.
+ * Returns whether a timer is active and goes off more than ms milliseconds from
+ * now.
  */
 static bool
 is_too_late(TimeoutId id, int64 ms)
@@ -51,6 +54,9 @@ is_too_late(TimeoutId id, int64 ms)
 		get_timeout_finish_time(id) - GetCurrentTimestamp() > (ms + SLACK_MS) * 1000;
 }
 
+/*
+ * Returns the time until the single timer is due, in ms, at least 1.
+ */
 static int
 single_ms_left(void)
 {
@@ -58,7 +64,7 @@ single_ms_left(void)
 }
 
 /*
- * Set the timers again that the clock's being set has moved.
+ * Set again the timers that a change of the clock has moved.
  */
 static void
 put_right(void)
@@ -75,10 +81,10 @@ put_right(void)
 }
 
 /*
- * SIGALRM.
+ * Handler of SIGALRM: calls the server's handler and then checks the timers.
  *
- * The server has done nothing where the alarm has come while timers are being set;
- * then there is no next alarm yet.  Nor can we then.
+ * If the alarm comes while timers are being set, the server's handler does
+ * nothing, and no next alarm is set.  Then this one does nothing either.
  */
 static void
 on_alarm(int signo, siginfo_t *info, void *context)
@@ -100,8 +106,9 @@ on_alarm(int signo, siginfo_t *info, void *context)
 }
 
 /*
- * Once per worker.  Not with pqsignal(): the server's handler is to be called, and
- * is known to the server only.
+ * Install the handler of SIGALRM.  Called once per worker.  pqsignal() would
+ * not do, because the server's handler must be kept, and only sigaction()
+ * returns it.
  */
 void
 timers_init(void)
@@ -118,7 +125,7 @@ timers_init(void)
 }
 
 /*
- * Start the timer that ends something, or move it.
+ * Start the single timer, or move it.
  */
 void
 timers_start(TimeoutId id, Instant due)
@@ -129,7 +136,7 @@ timers_start(TimeoutId id, Instant due)
 }
 
 /*
- * Start the timer that comes again and again.
+ * Start the timer that repeats, with an interval in ms.
  */
 void
 timers_repeat(TimeoutId id, int interval)
@@ -140,9 +147,9 @@ timers_repeat(TimeoutId id, int interval)
 }
 
 /*
- * Whether the SIGINT that has come is that of the timer which ends something, and
- * not due yet.  Then it is to be dropped.  A timer for a lock sends the same, and
- * does no harm.  Called by the signal's handler.
+ * Returns whether the SIGINT that has come was sent by the single timer before
+ * it is due.  Then the signal is to be dropped.  lock_timeout sends SIGINT,
+ * too; such a signal is never dropped.  Called by the handler of SIGINT.
  */
 bool
 timers_cancel_is_early(void)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * timers.h
- *		The server's timers, whatever is done to the clock.
+ *		Keeps the server's timers right when the clock is set.
  *
  *-------------------------------------------------------------------------
  */

@@ -2,12 +2,13 @@
  *
  * worker.c
  *		What launcher, listener and executor have in common: signals, session
- *		settings, sleeping, and what happens after an error.
+ *		settings, sleeping, and error recovery.
  *
- * An error outside a handler's code ends no worker.  It is logged once, with
- * its context, kept for event_worker_stats, and the worker backs off before it
- * tries again, twice as long after each failure in a row.  A worker that dies
- * all the same is started anew by the launcher, after the same back-off.
+ * An error outside a handler's code does not end a worker.  The error is logged
+ * once, with its context, and kept for event_worker_stats.  Then the worker
+ * backs off before it tries again; each further failure in a row doubles the
+ * time.  If a worker dies nevertheless, the launcher starts it again after the
+ * same back-off.
  *
  *-------------------------------------------------------------------------
  */
@@ -36,26 +37,31 @@
 #include "base/timers.h"
 #include "base/worker.h"
 
-/* the first and the longest time to back off, in ms */
+/* the minimum and the maximum time to back off, in ms */
 #define MIN_BACKOFF 1000
 #define MAX_BACKOFF 60000
 
-/* the longest wait for a lock in a short transaction, or for one on the log */
+/*
+ * the maximum wait for a lock in a short transaction, or for the lock on the
+ * log
+ */
 #define LOCK_TIMEOUT_TEXT "1s"
 
 /*
- * Of a deadlock with a client the worker is to be the victim, as it repeats what
- * it did, and the client may not: it looks first.  As it looks soon and, for a
- * handler, often (crash_guard.c), log_lock_waits is off: that has a line for each look.
+ * In a deadlock with a client, the worker should be the victim, because it
+ * repeats its work and the client may not.  So it looks for deadlocks earlier
+ * than clients do.  log_lock_waits is off, because it would write a line for
+ * each look, and a handler looks often (crash_guard.c).
  */
 #define DEADLOCK_TIMEOUT_TEXT "50ms"
 
 /*
- * Settings that a worker must not take from owner, database or cluster: a
- * serializable one would make emitting transactions fail, a read-only one
- * could never progress, and the handlers' timeout is ours to enforce.  Row
- * security is asked, and handlers run, as the session's user, whatever role
- * sessions of him or of the database begin with; RESET comes back to this, too.
+ * Settings that a worker must not take from its owner, the database or the
+ * cluster.  A serializable worker would make emitting transactions fail, a
+ * read-only one could never store progress, and call_timeout.c enforces the
+ * handlers' timeouts.  Row security is evaluated, and handlers run, as the
+ * session's user, whatever role the settings of that user or of the database
+ * select.  RESET in a handler restores these values, too.
  */
 static const struct
 {
@@ -80,17 +86,19 @@ static const struct
 };
 
 /*
- * The worker's transaction has run its deferred triggers, and is about to be
- * committed.
+ * The worker's transaction has run its deferred triggers and is about to
+ * commit.
  */
 static volatile sig_atomic_t committing = false;
 
 /*
- * SIGINT, also what timeouts send.  Once the record of a commit is written a
- * cancel could only cut the wait for a standby short, though cancels are held.
- * So while a transaction commits there is but one thing to cancel, the wait for
- * the lock of NOTIFY, which comes before that record.  Any other cancel comes too
- * late, and is dropped.
+ * Handler of SIGINT, which timeouts send, too.
+ *
+ * Once the commit record is written, a cancel could still cut the wait for a
+ * standby short, even while cancels are held.  So while a transaction commits,
+ * a cancel is accepted only during a wait for a heavyweight lock.  That is the
+ * wait for the lock of NOTIFY, which comes before the commit record.  Any other
+ * cancel comes too late and is dropped.
  */
 static void
 worker_cancel(SIGNAL_ARGS)
@@ -102,8 +110,8 @@ worker_cancel(SIGNAL_ARGS)
 }
 
 /*
- * Forget a cancel that has come, and that it came from lock_timeout: the next one
- * would be taken for that.
+ * Forget a cancel that has come.  Also forget that lock_timeout has sent it:
+ * otherwise the next cancel would be reported as a lock timeout.
  */
 static void
 forget_cancel(void)
@@ -113,8 +121,8 @@ forget_cancel(void)
 }
 
 /*
- * Called at the end of each transaction.  A cancel that has come already is
- * acted upon, or where cancels are held, forgotten.
+ * Transaction callback.  Before a commit, a cancel that has come already takes
+ * effect; if cancels are held, it is forgotten.
  */
 static void
 note_commit(XactEvent event, void *arg)
@@ -128,8 +136,8 @@ note_commit(XactEvent event, void *arg)
 }
 
 /*
- * Handlers of the usual signals.  SIGTERM is die(): it interrupts waits for
- * locks, too.
+ * Install the signal handlers, and unblock signals.  SIGTERM calls die(), which
+ * also interrupts waits for locks.
  */
 void
 worker_signals(void)
@@ -144,9 +152,9 @@ worker_signals(void)
 }
 
 /*
- * A cancel is for a handler's code (crash_guard.c).  While a worker does its own
- * work there is nothing to cancel; one that has come is forgotten.  To be said
- * again after each error, which ends all holding.
+ * Hold cancels, and forget one that has come.  A cancel is for a handler's code
+ * (crash_guard.c); there is nothing to cancel while a worker does its own work.
+ * Must be called again after each error, because an error ends all holding.
  */
 void
 worker_hold_cancels(void)
@@ -157,8 +165,8 @@ worker_hold_cancels(void)
 }
 
 /*
- * From here on a cancel is acted upon, which is also how lock_timeout ends a
- * wait; until worker_hold_cancels() is called, or an error is.
+ * Let cancels take effect until worker_hold_cancels() is called or an error is
+ * raised.  lock_timeout needs that, too: it ends a wait by a cancel.
  */
 void
 worker_allow_cancels(void)
@@ -169,7 +177,8 @@ worker_allow_cancels(void)
 }
 
 /*
- * Connect to a database, as owner or, without one, as the bootstrap superuser.
+ * Connect to a database as owner, or as the bootstrap superuser if owner is
+ * InvalidOid.  Called once per process.
  */
 void
 worker_connect(Oid dboid, Oid owner)
@@ -180,18 +189,21 @@ worker_connect(Oid dboid, Oid owner)
 		SetConfigOption(forced_settings[i].name, forced_settings[i].value,
 						PGC_SUSET, PGC_S_OVERRIDE);
 
-	/* payloads and event data are the database's own bytes */
+	/* payloads and event data are in the database's encoding */
 	SetConfigOption("client_encoding", GetDatabaseEncodingName(), PGC_USERSET, PGC_S_OVERRIDE);
 }
 
 /*
- * Start a transaction of a listener.  While it lasts nothing is read from the
- * notification queue, so it waits for no lock for long: that is an error then,
- * and tried again later.
+ * Start a transaction of a listener.  The listener reads no notifications while
+ * the transaction lasts, so it waits for no lock longer than LOCK_TIMEOUT_TEXT.
+ * After that an error is raised, and the listener tries again later.  Must be
+ * called outside of a transaction.
  */
 void
 worker_start_short_transaction(void)
 {
+	Assert(!IsTransactionState());
+
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	worker_allow_cancels();
@@ -199,6 +211,9 @@ worker_start_short_transaction(void)
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
+/*
+ * Commit it, and hold cancels again.
+ */
 void
 worker_commit_short_transaction(void)
 {
@@ -207,14 +222,17 @@ worker_commit_short_transaction(void)
 }
 
 /*
- * Lock a table for reading, until the end of the transaction, but do not wait for
- * that for long: it is an error then (55P03).
+ * Lock a table with AccessShareLock until the end of the transaction.  If that
+ * takes longer than LOCK_TIMEOUT_TEXT, an error is raised (55P03).  Must be
+ * called in a transaction.
  */
 void
 worker_lock_table(Oid relid)
 {
 	bool		held = QueryCancelHoldoffCount > 0;
 	int			level;
+
+	Assert(IsTransactionState());
 
 	if (ConditionalLockRelationOid(relid, AccessShareLock))
 		return;
@@ -230,19 +248,22 @@ worker_lock_table(Oid relid)
 }
 
 /*
- * The process is there.  The caller holds the lock.
+ * Note that the process is alive.  The caller must hold shared->lock
+ * exclusively.
  */
 void
 worker_is_alive(Worker *worker)
 {
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+
 	worker->pid = MyProcPid;
 	worker->started_at = GetCurrentTimestamp();
 	worker->alive_since = instant_now();
 }
 
 /*
- * How long to back off, in ms, after a failure; backoff is how long it was
- * after the last one, 0 if that was none.
+ * Returns how long to back off after a failure, in ms.  backoff is the previous
+ * time, or 0 if there was no failure before.
  */
 int
 worker_next_backoff(int backoff)
@@ -250,6 +271,9 @@ worker_next_backoff(int backoff)
 	return Min(Max(backoff * 2, MIN_BACKOFF), MAX_BACKOFF);
 }
 
+/*
+ * Begin a back-off, longer than the previous one.
+ */
 static void
 lengthen_backoff(Worker *worker)
 {
@@ -258,11 +282,14 @@ lengthen_backoff(Worker *worker)
 }
 
 /*
- * The process ends.  The caller holds the lock.
+ * Note that the process ends, regularly (clean) or not.  The caller must hold
+ * shared->lock exclusively.
  */
 void
 worker_went_away(Worker *worker, bool clean)
 {
+	Assert(LWLockHeldByMeInMode(shared->lock, LW_EXCLUSIVE));
+
 	worker->pid = 0;
 	if (clean)
 		worker_set_phase(worker, WORKER_NONE);
@@ -274,7 +301,8 @@ worker_went_away(Worker *worker, bool clean)
 }
 
 /*
- * Show what the worker does now, in event_worker_stats and pg_stat_activity.
+ * Enter a phase, and show it in event_worker_stats and, as activity, in
+ * pg_stat_activity.  The caller must not hold shared->lock.
  */
 void
 worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity)
@@ -286,6 +314,10 @@ worker_enter_phase(Worker *worker, WorkerPhase phase, const char *activity)
 						   activity);
 }
 
+/*
+ * Wait for the latch, for events and timeout as WaitLatch() takes them, and
+ * process interrupts.
+ */
 static void
 wait_on_latch(int events, long timeout)
 {
@@ -302,11 +334,13 @@ wait_on_latch(int events, long timeout)
 }
 
 /*
- * Sleep until the bell is rung or a time has come (INSTANT_NEVER: no time).
+ * Sleep until the bell is rung or until an instant (INSTANT_NEVER: without a
+ * limit).  May return earlier.
  *
- * The flag of the bell is tested after the latch was reset and before sleeping,
- * so no ring is slept over (doorbell.c).  The same goes for notifications of
- * our own: they raise the flag without the latch.
+ * The bell's flag is tested after the latch was reset and before the sleep, so
+ * no ring is missed (doorbell.c).  The caller tests notifyInterruptPending
+ * likewise, because notifications of this process set that flag without the
+ * latch.
  */
 void
 worker_sleep(Bell *bell, Instant until)
@@ -327,7 +361,7 @@ worker_sleep(Bell *bell, Instant until)
 }
 
 /*
- * Sleep so many ms, though somebody rings.
+ * Sleep for so many ms, even if the bell is rung.
  */
 void
 worker_pause(int ms)
@@ -338,7 +372,7 @@ worker_pause(int ms)
 }
 
 /*
- * Read the configuration again if that was asked for.  True if it was.
+ * Read the configuration again if that was requested.  Returns whether it was.
  */
 bool
 worker_reload_config(void)
@@ -351,8 +385,9 @@ worker_reload_config(void)
 }
 
 /*
- * In a PG_CATCH block of a worker: keep the error for event_worker_stats, log
- * it if asked to, and abort.
+ * Abort the transaction after an error, and keep the error for
+ * event_worker_stats.  Log it if log is set.  Must be called in a PG_CATCH
+ * block.
  */
 void
 worker_abort(Worker *worker, bool log)
@@ -381,7 +416,8 @@ worker_abort(Worker *worker, bool log)
 }
 
 /*
- * In a PG_CATCH block: whether the error is another one than the last.
+ * Returns whether the error has another message than the last one.  Must be
+ * called in a PG_CATCH block.
  */
 static bool
 error_is_news(const char *last_error)
@@ -397,9 +433,10 @@ error_is_news(const char *last_error)
 }
 
 /*
- * In a PG_CATCH block of a worker's main loop: log the error unless it is the
- * last one again, abort, and set not_before to the end of the back-off, which
- * the loop waits for.
+ * Recover from an error in the main loop of a worker.  Aborts the transaction,
+ * and logs the error unless it is the same as the last one.  Sets not_before to
+ * the end of the back-off; the main loop waits until then.  Must be called in a
+ * PG_CATCH block.
  */
 void
 worker_recover(Worker *worker)
@@ -412,8 +449,8 @@ worker_recover(Worker *worker)
 }
 
 /*
- * The same where somebody has a lock that was waited for in vain: who tries again
- * waits again, and so need not wait before that.
+ * The same for a lock that could not be taken in time.  There is no back-off,
+ * because the next attempt waits for the lock anyway.
  */
 void
 worker_locked_out(Worker *worker)
@@ -423,8 +460,8 @@ worker_locked_out(Worker *worker)
 }
 
 /*
- * Perform a duty, unless it has failed and is to be left alone for now.  False
- * if it has failed just now.
+ * Perform a task, unless it has failed and is still backing off.  Returns false
+ * if it has failed just now; then the transaction was aborted.
  */
 bool
 worker_perform(Worker *worker, WorkerTask *task, void (*work) (void))
@@ -455,7 +492,8 @@ worker_perform(Worker *worker, WorkerTask *task, void (*work) (void))
 }
 
 /*
- * A cycle went well: the next failure is a first one.
+ * Note that a cycle was successful: the next failure backs off for the shortest
+ * time.
  */
 void
 worker_recovered(Worker *worker)

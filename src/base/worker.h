@@ -13,14 +13,17 @@
 #include "base/doorbell.h"
 #include "base/shared.h"
 
-/* how often a listener asks whether somebody wants its database to itself */
+/*
+ * how often a listener checks whether a session wants its database exclusively,
+ * in ms
+ */
 #define YIELD_CHECK_MS 1000
 
-/* what the launcher tells a worker, in bgw_extra */
+/* what the launcher passes to a worker, in bgw_extra */
 typedef struct WorkerStart
 {
 	int			slot;			/* index in shared->databases or executors */
-	uint32		generation;		/* of the slot, when it was started */
+	uint32		generation;		/* of the slot, when the worker was registered */
 	Oid			dboid;
 	Oid			owner;			/* executors only */
 } WorkerStart;
@@ -28,13 +31,14 @@ typedef struct WorkerStart
 StaticAssertDecl(sizeof(WorkerStart) <= BGW_EXTRALEN, "WorkerStart must fit into bgw_extra");
 
 /*
- * A part of a worker's work that can fail without the rest: it is left alone for
- * a while, longer after each failure in a row.  All zero at first.
+ * A part of a worker's work that can fail without the rest.  After a failure it
+ * backs off, longer after each further failure in a row.  All fields are zero
+ * at first.
  */
 typedef struct WorkerTask
 {
-	Instant		not_before;		/* no try before this */
-	int			backoff;		/* ms that the last failure has cost, or 0 */
+	Instant		not_before;		/* no attempt before this */
+	int			backoff;		/* the current back-off in ms, or 0 */
 	char		last_error[WORKER_ERROR_SIZE];
 } WorkerTask;
 
