@@ -1,26 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * announce.c
- *		Who announces an event to LISTEN clients, and what they get to read.
+ *		Decides who announces an event to LISTEN clients, and makes the payload.
  *
- * NOTIFY takes one lock for the whole cluster at commit, and holds it while the
- * WAL is flushed: transactions that notify commit one after the other.  So who
- * emits leaves the announcement to the listener (announcer.c), which notifies for
- * many at once and need not flush.  Or it notifies itself, "directly", as the
- * recipe does: where that is set, and where no listener is to be expected.  A
- * listener that is only restarting announces late; nobody goes back to the lock
- * for it.
+ * NOTIFY takes a cluster-wide lock at commit and holds it while the WAL is
+ * flushed, so transactions that notify commit one after the other.  Therefore
+ * the emitting transaction normally leaves the announcement to the listener
+ * (announcer.c), which notifies for many events at once and need not flush.
+ * The transaction announces the event itself ("directly") if it is set so, or if
+ * no listener is expected.  A listener that is only restarting announces late;
+ * the transaction does not take the lock for that.
  *
- * Which of the two it is, is decided once, when the event is emitted, and
- * written on its row.  Settings may change before the commit and after it, the
- * database may cease to be served: the listener announces what is marked and
- * nothing else.  So no event is announced by both, and none by nobody
- * (test/model/announce.pml).
+ * This is decided once, when the event is emitted, and stored in its row.
+ * Later, settings may change, or the database may no longer be served.  But the
+ * listener announces exactly the events whose rows say so.  So no event is
+ * announced by both, and none by nobody (test/model/announce.pml).
  *
- * A full notification queue makes NOTIFY, and with it the transaction, fail.  No
- * business transaction shall, so beyond queue_usage_limit a direct announcement
- * is left to the listener, too, who can wait.  Which process keeps the queue from
- * getting shorter, the server itself says in the log once it is half full.
+ * If the notification queue is full, NOTIFY fails, and with it the transaction.
+ * No user transaction should fail for that.  So beyond queue_usage_limit a direct
+ * announcement is left to the listener, too, which can wait.  The server itself
+ * logs which process keeps the queue from getting shorter, once it is half full.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,20 +45,24 @@
 #include "base/shared.h"
 #include "emit/announce.h"
 
-/* what pg_notify() takes, less the terminator (async.c keeps it to itself) */
+/*
+ * the longest payload that pg_notify() accepts, without its terminator (async.c
+ * does not export it)
+ */
 #define ANNOUNCEMENT_MAX_BYTES (BLCKSZ - NAMEDATALEN - 128 - 1)
 
 /*
- * A jsonb whose text fits is not much larger than that itself; who is larger
- * need not be looked at.
+ * A jsonb whose text fits is not much larger than its text.  A larger jsonb is
+ * not looked at.
  */
 #define ANNOUNCEMENT_DATA_MAX_RAW ((Size) 16 * ANNOUNCEMENT_MAX_BYTES)
 
 /*
- * Whether the text of a jsonb could fit into an announcement.
+ * Returns whether the text of a jsonb could fit into an announcement.
  *
- * It is measured before it is made: a number of a few bytes can be a text of
- * 128 kB, and a small array of such numbers one that exhausts all memory.
+ * The text is measured before it is made.  A number of a few bytes can become a
+ * text of 128 kB, and a small array of such numbers a text that exhausts all
+ * memory.
  */
 static bool
 data_may_fit(Datum data)
@@ -93,7 +96,8 @@ data_may_fit(Datum data)
 }
 
 /*
- * What an announcement of an event carries; name, id or json by the setting.
+ * Returns the payload of an event's announcement as a palloc'd string, as the
+ * setting "payload" says.
  */
 static char *
 announcement_payload(int64 id, const char *name, Datum data, bool data_is_null)
@@ -125,7 +129,8 @@ announcement_payload(int64 id, const char *name, Datum data, bool data_is_null)
 }
 
 /*
- * Announce an event when the current transaction commits.
+ * Announce an event when the current transaction commits.  desc describes the
+ * event's row.
  */
 void
 announce_event(const char *channel, const Event *event, TupleDesc desc)
@@ -137,7 +142,7 @@ announce_event(const char *channel, const Event *event, TupleDesc desc)
 }
 
 /*
- * Whether the database has a listener, or is to get one.
+ * Returns whether the database has a listener or will get one.
  */
 static bool
 listener_is_expected(void)
@@ -154,14 +159,17 @@ listener_is_expected(void)
 	served = settings_serve_database((Form_pg_database) GETSTRUCT(tuple));
 	ReleaseSysCache(tuple);
 
-	/* the launcher may not have come to it yet; but it can serve only so many */
+	/*
+	 * the launcher may not have started it yet, but it can serve only so many
+	 */
 	return served && (shared_find_database(MyDatabaseId) != NULL || shared_has_room());
 }
 
 /*
- * Whether the notification queue has no room for a direct announcement of so
- * many bytes.  What this transaction has announced already is not in the queue
- * before it commits.  The queue is looked at once per statement.
+ * Returns whether the notification queue has too little room for a direct
+ * announcement of so many bytes.  If not, counts these bytes: they are not in
+ * the queue before this transaction commits.  Asks the server for the queue's
+ * usage once per statement.
  */
 static bool
 queue_is_crowded(Size bytes)
@@ -189,8 +197,9 @@ queue_is_crowded(Size bytes)
 }
 
 /*
- * An event is being emitted: announce it, or leave that to the listener; true
- * if that is to do it.
+ * Decide who announces an event that is being emitted.  Returns true if the
+ * listener is to do it.  Otherwise announces the event directly, unless
+ * announcements are off.  name is of type text, data of type jsonb.
  */
 bool
 announce_emitted(int64 id, Datum name, Datum data, bool data_is_null)

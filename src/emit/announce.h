@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * announce.h
- *		Who announces an event to LISTEN clients, and what they get to read.
+ *		Decides who announces an event to LISTEN clients, and makes the payload.
  *
  *-------------------------------------------------------------------------
  */

@@ -3,16 +3,16 @@
  * change_record.c
  *		The record of a change, {"op", "schema", "table", "new", "old"}, as jsonb.
  *
- * What a row looks like in it is what the server's to_jsonb() makes of it.  That
- * is asked itself for a column whose type is an array or a row, or has a cast to
- * JSON.  Of the other types it is known how to_jsonb() writes them, so that
- * nothing has to be looked up for each row and the names of the columns are not
- * sorted again: half of the time that an event takes besides being stored.  That
- * both ways yield the same bytes is tested (sql/emit.sql).  What depends on the
- * session, and JSON that jsonb cannot hold, is the matter of record_type.c.
+ * A row is written as the server's to_jsonb() would write it.  to_jsonb() itself
+ * is called for a column whose type is an array or a row type, or has a cast to
+ * JSON.  How to_jsonb() writes the other types is known here, so that nothing is
+ * looked up for each row, and the names of the columns are not sorted again.
+ * This saves half of the time that an event takes apart from being stored.
+ * sql/emit.sql tests that both ways yield the same bytes.  record_type.c deals
+ * with settings of the session, and with JSON that jsonb cannot hold.
  *
- * What fails says which column it was, and how to leave that out: the writer
- * whose transaction fails may know nothing of the trigger.
+ * An error message names the column and says how to leave it out, because the
+ * user whose transaction fails may know nothing of the trigger.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,15 +34,15 @@
 #include "emit/change_record.h"
 #include "emit/record_type.h"
 
-/* fields of the record */
+/* number of fields of the record */
 #define RECORD_FIELDS	5
 
 typedef enum FieldWay
 {
-	FIELD_PLAIN,				/* as we know it, else the type's text */
-	FIELD_JSON,
-	FIELD_JSONB,
-	FIELD_TO_JSONB
+	FIELD_PLAIN,				/* a type known here, or else the type's text */
+	FIELD_JSON,					/* json */
+	FIELD_JSONB,				/* jsonb */
+	FIELD_TO_JSONB				/* by to_jsonb() */
 } FieldWay;
 
 /* a column to record */
@@ -50,10 +50,10 @@ typedef struct Field
 {
 	AttrNumber	attnum;
 	JsonbValue	name;
-	Oid			type;			/* below all domains */
+	Oid			type;			/* the base type of a domain */
 	FieldWay	way;
-	bool		has_json;		/* somewhere inside */
-	int			settings;		/* to hold for it alone */
+	bool		has_json;		/* json is somewhere inside */
+	int			settings;		/* settings that are fixed only for this column */
 	FmgrInfo	function;		/* the type's output function, or to_jsonb() */
 } Field;
 
@@ -61,9 +61,9 @@ struct ChangeRecord
 {
 	char	   *schema;
 	char	   *table;
-	int			nfields;		/* in the order of keys of a jsonb */
-	Field	   *fields;
-	TypeTraits	traits;			/* of all of them */
+	int			nfields;
+	Field	   *fields;			/* in the order of keys of a jsonb */
+	TypeTraits	traits;			/* of all fields */
 };
 
 /* a record that is being made */
@@ -71,7 +71,7 @@ typedef struct Making
 {
 	const ChangeRecord *record;
 	const char *trigger;
-	const Field *field;			/* at hand, or NULL */
+	const Field *field;			/* that is being written, or NULL */
 } Making;
 
 /* ----------
@@ -79,10 +79,13 @@ typedef struct Making
  * ----------
  */
 
+/*
+ * Make a string value.  The string is not copied and need not be terminated.
+ */
 static void
 set_string(JsonbValue *value, const char *string, int length)
 {
-	/* the server's own limit and words */
+	/* the server has the same limit and message */
 	if (length > JENTRY_OFFLENMASK)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
@@ -95,7 +98,7 @@ set_string(JsonbValue *value, const char *string, int length)
 }
 
 /*
- * How to write a type, which is no domain.
+ * Returns how to write a type that is not a domain.
  */
 static FieldWay
 way_of_type(Oid type)
@@ -110,14 +113,14 @@ way_of_type(Oid type)
 }
 
 /*
- * Make a call of to_jsonb() for values of a type.
+ * Prepare the call of to_jsonb() for values of a type.
  */
 static void
 prepare_to_jsonb(FmgrInfo *function, Oid type)
 {
 	List	   *args = list_make1(makeNullConst(type, -1, InvalidOid));
 
-	/* it asks its call expression for the type of its argument */
+	/* to_jsonb() takes its argument's type from the call expression */
 	fmgr_info(F_TO_JSONB, function);
 	fmgr_info_set_expr((Node *) makeFuncExpr(F_TO_JSONB, JSONBOID, args, InvalidOid, InvalidOid,
 											 COERCE_EXPLICIT_CALL),
@@ -125,7 +128,7 @@ prepare_to_jsonb(FmgrInfo *function, Oid type)
 }
 
 /*
- * The order of keys in a jsonb.
+ * Compare two fields in the order of keys in a jsonb, for qsort().
  */
 static int
 compare_fields(const void *a, const void *b)
@@ -138,6 +141,10 @@ compare_fields(const void *a, const void *b)
 	return memcmp(one->name.val.string.val, other->name.val.string.val, one->name.val.string.len);
 }
 
+/*
+ * Find out how to write a column, and add to traits what its type requires of
+ * the whole record.
+ */
 static void
 prepare_field(Field *field, Form_pg_attribute attribute, TypeTraits *traits)
 {
@@ -166,7 +173,8 @@ prepare_field(Field *field, Form_pg_attribute attribute, TypeTraits *traits)
 }
 
 /*
- * Find out how to write the columns to record.
+ * Find out how to write the columns to record: the given ones, or all if
+ * ncolumns is 0.
  */
 static void
 prepare_fields(ChangeRecord *record, TupleDesc desc, int ncolumns, const AttrNumber *columns)
@@ -185,7 +193,7 @@ prepare_fields(ChangeRecord *record, TupleDesc desc, int ncolumns, const AttrNum
 	}
 
 	qsort(record->fields, record->nfields, sizeof(Field), compare_fields);
-	/* a column that is named twice is recorded once */
+	/* record a column once, even if it is named twice */
 	for (int i = 0; i < record->nfields; i++)
 	{
 		if (i == 0 || compare_fields(&record->fields[i - 1], &record->fields[i]) != 0)
@@ -200,7 +208,7 @@ prepare_fields(ChangeRecord *record, TupleDesc desc, int ncolumns, const AttrNum
  */
 
 /*
- * A number, of which infinities and NaN can only be strings.
+ * Write a number.  Infinities and NaN become strings.
  */
 static void
 write_number(JsonbValue *value, const Field *field, Datum datum)
@@ -232,7 +240,8 @@ write_number(JsonbValue *value, const Field *field, Datum datum)
 }
 
 /*
- * The array or object that the iterator has begun, with all that is in it.
+ * Copy the array or object that the iterator has begun, with everything inside
+ * it, into value.  value is its first token.
  */
 static void
 unpack_container(JsonbValue *value, JsonbIterator **iterator)
@@ -269,7 +278,7 @@ unpack_container(JsonbValue *value, JsonbIterator **iterator)
 }
 
 /*
- * A jsonb, as a part of what is being made.
+ * Write a jsonb as a part of the record.
  */
 static void
 write_jsonb(JsonbValue *value, Datum datum)
@@ -288,7 +297,8 @@ write_jsonb(JsonbValue *value, Datum datum)
 }
 
 /*
- * A value that is not null, of a type that we know, or as its text.
+ * Write a value that is not null: as to_jsonb() does if the type is known here,
+ * else as its text.
  */
 static void
 write_plain(JsonbValue *value, const Field *field, Datum datum)
@@ -337,7 +347,7 @@ write_plain(JsonbValue *value, const Field *field, Datum datum)
 }
 
 /*
- * A value that is not null.
+ * Write a value that is not null.
  */
 static void
 write_value(JsonbValue *value, const Field *field, Datum datum)
@@ -367,7 +377,7 @@ write_value(JsonbValue *value, const Field *field, Datum datum)
  */
 
 /*
- * A row as a JSON object, or null.
+ * Write a row as a JSON object, or null if tuple is NULL.
  */
 static void
 write_row(JsonbValue *value, Making *making, TupleDesc desc, HeapTuple tuple)
@@ -410,10 +420,13 @@ write_row(JsonbValue *value, Making *making, TupleDesc desc, HeapTuple tuple)
 	value->val.object.pairs = pairs;
 }
 
+/*
+ * Make the record.  Either row may be NULL.
+ */
 static Datum
 make_record(Making *making, TupleDesc desc, const char *operation, HeapTuple new_row, HeapTuple old_row)
 {
-	/* in the order of keys of a jsonb */
+	/* in the order of the keys of a jsonb */
 	static const char *const names[RECORD_FIELDS] = {"op", "new", "old", "table", "schema"};
 	const ChangeRecord *record = making->record;
 	JsonbPair	pairs[RECORD_FIELDS];
@@ -436,6 +449,9 @@ make_record(Making *making, TupleDesc desc, const char *operation, HeapTuple new
 	return JsonbPGetDatum(JsonbValueToJsonb(&value));
 }
 
+/*
+ * Error context callback: names the column, the table and the trigger.
+ */
 static void
 say_what_is_recorded(void *arg)
 {
@@ -451,7 +467,9 @@ say_what_is_recorded(void *arg)
 }
 
 /*
- * In a PG_CATCH block: throw the error again, with advice, unless it is a cancel.
+ * Throw the error again, with advice in its hint, unless it is a cancel or the
+ * like.  Must be called in a PG_CATCH block.  context is the memory context
+ * before the error.
  */
 static void
 throw_with_hint(MemoryContext context)
@@ -469,10 +487,12 @@ throw_with_hint(MemoryContext context)
 }
 
 /*
- * What the records of changes of a table need, with these columns of it, or with
- * whole rows where there are none.  named is the table that they name, this one
- * or that of which it is a partition.  Lives in the current memory context; the
- * table must not change meanwhile.
+ * Prepare the records of changes of a table, with the given columns, or with
+ * whole rows if ncolumns is 0.  named is the table that the records name: this
+ * table, or one of which it is a partition.
+ *
+ * The result is in the current memory context.  It is valid as long as the
+ * definition of the table does not change.
  */
 ChangeRecord *
 change_record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *columns)
@@ -486,7 +506,7 @@ change_record_prepare(Relation rel, Oid named, int ncolumns, const AttrNumber *c
 }
 
 /*
- * Whether a relation is one of the row types of what is recorded.
+ * Returns whether the row type of a relation occurs in what is recorded.
  */
 bool
 change_record_has_row_type(const ChangeRecord *record, Oid relid)
@@ -495,7 +515,8 @@ change_record_has_row_type(const ChangeRecord *record, Oid relid)
 }
 
 /*
- * The record of a change, as jsonb; either row may be NULL.
+ * Returns the record of a change, as jsonb.  operation is its name, such as
+ * INSERT.  Either row may be NULL.  Errors name the column and the trigger.
  */
 Datum
 change_record_make(const ChangeRecord *record, const TriggerData *trigdata, const char *operation,

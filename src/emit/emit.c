@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * emit.c
- *		notify_event(): from a change, or a call, to a row of the log.
+ *		notify_event(): makes an event of a change or a call, and inserts it into
+ *		the log.
  *
- * What a trigger records is found in emit_trigger.c and made in change_record.c, the row
- * is inserted in log_insert.c.
+ * emit_trigger.c finds out what a trigger records, change_record.c makes the
+ * record, and log_insert.c inserts the row.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,8 +35,8 @@ PG_FUNCTION_INFO_V1(pne_notify_event_text);
  */
 
 /*
- * Start to read a transition table with a read position of our own; other
- * triggers of the statement read it, too.
+ * Begin to read a transition table (may be NULL).  Uses a read position of its
+ * own in *pointer, because other triggers of the statement read the table, too.
  */
 static TupleTableSlot *
 transition_begin(Tuplestorestate *store, TupleDesc desc, int *pointer)
@@ -49,9 +50,9 @@ transition_begin(Tuplestorestate *store, TupleDesc desc, int *pointer)
 }
 
 /*
- * The next row of a transition table, copied into context, or NULL at its end
- * or without one.  A row that comes from disk belongs to the slot and lives in
- * the current context, which must outlive it.
+ * Returns the next row of a transition table, copied into context; NULL at its
+ * end, or if there is no table.  A row that comes from disk belongs to the slot
+ * and is in the current context, which must live longer than the slot's use.
  */
 static HeapTuple
 transition_next(Tuplestorestate *store, int pointer, TupleTableSlot *slot, MemoryContext context)
@@ -71,11 +72,11 @@ transition_next(Tuplestorestate *store, int pointer, TupleTableSlot *slot, Memor
 }
 
 /*
- * One event for each row of the transition tables; new and old rows of an
- * UPDATE stand at the same positions.
+ * Emit one event for each row of the transition tables.  New and old rows of an
+ * UPDATE are at the same positions.
  */
 static void
-emit_transition_rows(LogAppend *append, EmitTrigger *emitter, TriggerData *trigdata, Datum name)
+emit_transition_rows(LogInsert *insert, EmitTrigger *emitter, TriggerData *trigdata, Datum name)
 {
 	TupleDesc	desc = RelationGetDescr(trigdata->tg_relation);
 	Tuplestorestate *new_rows = trigdata->tg_newtable;
@@ -87,7 +88,7 @@ emit_transition_rows(LogAppend *append, EmitTrigger *emitter, TriggerData *trigd
 	MemoryContext row_context = AllocSetContextCreate(CurrentMemoryContext, "event row",
 													  ALLOCSET_DEFAULT_SIZES);
 
-	/* a row that was moved to another partition can be swallowed there */
+	/* a trigger on another partition can skip a row that was moved there */
 	if (new_rows != NULL && old_rows != NULL &&
 		tuplestore_tuple_count(new_rows) != tuplestore_tuple_count(old_rows))
 		ereport(ERROR,
@@ -108,7 +109,7 @@ emit_transition_rows(LogAppend *append, EmitTrigger *emitter, TriggerData *trigd
 		if (new_row == NULL && old_row == NULL)
 			break;
 		old = MemoryContextSwitchTo(row_context);
-		log_insert_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
+		log_insert_event(insert, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(row_context);
 	}
@@ -123,18 +124,20 @@ emit_transition_rows(LogAppend *append, EmitTrigger *emitter, TriggerData *trigd
 /*
  * notify_event() returns trigger
  *
- * Arguments of CREATE TRIGGER: event name; JSON text for event_data, or new or
- * old for the record of the change; columns to record.  Records one event for
- * a row; for a statement one event, or one for each row of its transition
- * tables.  Errors: not an AFTER trigger, bad name, data that is no JSON,
- * unknown column.
+ * The arguments in CREATE TRIGGER are: the event's name; JSON text for
+ * event_data, or new or old for the record of the change; the columns to
+ * record.  A row trigger emits one event.  A statement trigger emits one event,
+ * or one for each row of its transition tables.
+ *
+ * Errors: not an AFTER trigger, invalid name, data that is not JSON, unknown
+ * column.
  */
 Datum
 pne_notify_event_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigdata = (TriggerData *) fcinfo->context;
 	EmitTrigger *emitter;
-	LogAppend  *append;
+	LogInsert  *insert;
 	Datum		name;
 	bool		by_row;
 
@@ -156,7 +159,7 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 
 	by_row = TRIGGER_FIRED_FOR_STATEMENT(trigdata->tg_event) &&
 		(trigdata->tg_newtable != NULL || trigdata->tg_oldtable != NULL);
-	append = log_insert_begin(fcinfo->flinfo->fn_oid, by_row);
+	insert = log_insert_begin(fcinfo->flinfo->fn_oid, by_row);
 	if (TRIGGER_FIRED_FOR_ROW(trigdata->tg_event))
 	{
 		HeapTuple	new_row = NULL;
@@ -168,13 +171,13 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
 			old_row = trigdata->tg_trigtuple;
 		if (TRIGGER_FIRED_BY_UPDATE(trigdata->tg_event))
 			new_row = trigdata->tg_newtuple;
-		log_insert_event(append, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
+		log_insert_event(insert, name, emit_trigger_data(emitter, trigdata, new_row, old_row), false, NULL);
 	}
 	else if (by_row)
-		emit_transition_rows(append, emitter, trigdata, name);
+		emit_transition_rows(insert, emitter, trigdata, name);
 	else
-		log_insert_event(append, name, emit_trigger_data(emitter, trigdata, NULL, NULL), false, NULL);
-	log_insert_end(append);
+		log_insert_event(insert, name, emit_trigger_data(emitter, trigdata, NULL, NULL), false, NULL);
+	log_insert_end(insert);
 
 	return PointerGetDatum(NULL);
 }
@@ -185,12 +188,12 @@ pne_notify_event_trigger(PG_FUNCTION_ARGS)
  */
 
 /*
- * Record one event whose data is jsonb, for all overloads.
+ * Record one event whose data is jsonb.  Used by all overloads.
  */
 static Datum
 emit_call(FunctionCallInfo fcinfo, Datum data, bool data_is_null)
 {
-	LogAppend  *append;
+	LogInsert  *insert;
 	int64		id = 0;
 	bool		inserted;
 	text	   *name;
@@ -203,9 +206,9 @@ emit_call(FunctionCallInfo fcinfo, Datum data, bool data_is_null)
 	name = PG_GETARG_TEXT_PP(0);
 	check_event_name(VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 
-	append = log_insert_begin(fcinfo->flinfo->fn_oid, false);
-	inserted = log_insert_event(append, PointerGetDatum(name), data, data_is_null, &id);
-	log_insert_end(append);
+	insert = log_insert_begin(fcinfo->flinfo->fn_oid, false);
+	inserted = log_insert_event(insert, PointerGetDatum(name), data, data_is_null, &id);
+	log_insert_end(insert);
 
 	if (!inserted)
 		PG_RETURN_NULL();
@@ -215,9 +218,9 @@ emit_call(FunctionCallInfo fcinfo, Datum data, bool data_is_null)
 /*
  * notify_event(event_name varchar, event_data jsonb) returns bigint
  *
- * Records an event; returns its id, or null where a foreign BEFORE trigger of
- * the log swallowed it.  Errors: bad name; read-only transaction, standby,
- * parallel worker.
+ * Records an event.  Returns its id, or null if a BEFORE trigger that a user
+ * has created on the log skipped the row.  Errors: invalid name; read-only
+ * transaction, standby, parallel worker.
  */
 Datum
 pne_notify_event_jsonb(PG_FUNCTION_ARGS)
@@ -228,8 +231,8 @@ pne_notify_event_jsonb(PG_FUNCTION_ARGS)
 /*
  * notify_event(event_name varchar, event_data json) returns bigint
  *
- * The same with the data as json: as a string of its text if jsonb cannot hold
- * it.  Errors: the same.
+ * The same with data of type json.  Data that jsonb cannot hold is recorded as
+ * a JSON string of its text.  Errors: the same.
  */
 Datum
 pne_notify_event_json(PG_FUNCTION_ARGS)
@@ -244,7 +247,7 @@ pne_notify_event_json(PG_FUNCTION_ARGS)
 /*
  * notify_event(event_name varchar, event_data text) returns bigint
  *
- * The same with the data as JSON text.  Errors: the same, and data that is no
+ * The same with data as JSON text.  Errors: the same, and data that is not
  * JSON.
  */
 Datum

@@ -1,23 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * emit_trigger.c
- *		What a trigger that calls notify_event() is to record.
+ *		Finds out what a trigger that calls notify_event() records.
  *
- * What the arguments of a trigger mean for its table is worked out when it fires
- * for the first time in a session, and kept: for a statement that inserts a
- * single row, to work it out is a tenth of what the trigger costs.
+ * What a trigger's arguments mean for its table is worked out when it fires for
+ * the first time in a session, and then cached.  For a statement that inserts a
+ * single row, this work is a tenth of the cost of the trigger.
  *
- * It is forgotten when anything happens to the table or its triggers, to a table
- * of which it is a partition, to a row type of one of its columns, to any schema
- * or cast.  Other types need no such care: nothing that matters can be altered.
+ * An entry is removed from the cache when one of these changes: the table or its
+ * triggers, a table of which it is a partition, a row type of one of its
+ * columns, any schema or any cast.  Other types need no invalidation: nothing
+ * that matters here can be altered.
  *
- * A statement may be in the middle of its rows then.  It goes on with what it
- * found in the beginning, so the statements that use it are counted, and it is
- * freed when it is forgotten and the last of them has ended.  It goes on with the
- * trigger, too, as that was in the beginning, and may be the first to fire it
- * after it was replaced.  So what is kept is of a trigger with its arguments; the
- * rest is the table's, as it is when the trigger fires for the first time in the
- * statement.
+ * At that moment a statement may be in the middle of its rows.  It goes on with
+ * the entry that it found at its beginning.  So the statements that use an entry
+ * are counted, and the entry is freed when it was removed and the last of them
+ * has ended.  The statement also goes on with the trigger as it was at the
+ * beginning, and may be the first to fire that trigger after it was replaced.
+ * So a cached entry is used only if the arguments of the trigger are the same.
+ * Everything else comes from the table as it is when the trigger fires for the
+ * first time in the statement.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,26 +48,29 @@
 #define TRIGGER_ARG_DATA	1
 #define TRIGGER_ARG_COLUMNS 2
 
-/* what a trigger fires for: INSERT, DELETE, UPDATE, TRUNCATE, as in its event */
+/*
+ * the number of operations that a trigger fires for (INSERT, DELETE, UPDATE,
+ * TRUNCATE), as encoded in its event
+ */
 #define OPERATIONS (TRIGGER_EVENT_OPMASK + 1)
 
-/* how many triggers the table has room for at first */
+/* initial size of the hash table */
 #define INITIAL_TRIGGERS 16
 
 struct EmitTrigger
 {
-	MemoryContext context;		/* in which all of this is */
+	MemoryContext context;		/* holds all of this */
 	Oid			table;
-	List	   *ancestors;		/* of which it is a partition, the root is the last */
-	bool		by_root;		/* events name that */
+	List	   *ancestors;		/* tables of which it is a partition, the root last */
+	bool		by_root;		/* whether events name the root */
 	int			nargs;			/* arguments of the trigger */
 	char	  **args;
-	int			users;			/* statements */
-	bool		forgotten;		/* not in known_triggers (any more) */
-	text	   *names[OPERATIONS];	/* of events; NULL as long as unknown */
+	int			users;			/* statements that use this */
+	bool		forgotten;		/* not, or no longer, in known_triggers */
+	text	   *names[OPERATIONS];	/* names of events; NULL if not known yet */
 	bool		has_fixed_data;
 	Datum		fixed_data;		/* jsonb of the second argument */
-	ChangeRecord *record;		/* without that */
+	ChangeRecord *record;		/* if there is no fixed data */
 };
 
 typedef struct KnownTrigger
@@ -74,10 +79,10 @@ typedef struct KnownTrigger
 	EmitTrigger *emitter;
 } KnownTrigger;
 
-/* those that can be used again */
+/* the cache */
 static HTAB *known_triggers = NULL;
 
-/* counts the occasions to forget some */
+/* counts invalidations of the cache */
 static uint64 invalidations = 0;
 
 /* ----------
@@ -85,6 +90,9 @@ static uint64 invalidations = 0;
  * ----------
  */
 
+/*
+ * Free an entry that is not in the cache and that no statement uses.
+ */
 static void
 free_if_unused(EmitTrigger *emitter)
 {
@@ -93,7 +101,8 @@ free_if_unused(EmitTrigger *emitter)
 }
 
 /*
- * A statement that has used it is over, whether well or not.
+ * Memory context callback: a statement that has used an entry has ended, with
+ * success or with an error.
  */
 static void
 end_use(void *arg)
@@ -105,7 +114,7 @@ end_use(void *arg)
 }
 
 /*
- * Use it for the statement that the memory context belongs to.
+ * Use an entry for the statement that the memory context belongs to.
  */
 static void
 begin_use(EmitTrigger *emitter, MemoryContext statement)
@@ -118,6 +127,9 @@ begin_use(EmitTrigger *emitter, MemoryContext statement)
 	MemoryContextRegisterResetCallback(statement, callback);
 }
 
+/*
+ * Remove an entry from the cache.
+ */
 static void
 forget(KnownTrigger *known)
 {
@@ -128,6 +140,9 @@ forget(KnownTrigger *known)
 	free_if_unused(emitter);
 }
 
+/*
+ * Returns whether an entry depends on a relation.
+ */
 static bool
 depends_on(const EmitTrigger *emitter, Oid relid)
 {
@@ -136,7 +151,7 @@ depends_on(const EmitTrigger *emitter, Oid relid)
 }
 
 /*
- * Forget the triggers that a relation has to do with; all if it is InvalidOid.
+ * Remove the entries that depend on a relation, or all if relid is InvalidOid.
  */
 static void
 forget_triggers(Oid relid)
@@ -153,12 +168,18 @@ forget_triggers(Oid relid)
 	}
 }
 
+/*
+ * A relation was changed.
+ */
 static void
 forget_by_relcache(Datum arg, Oid relid)
 {
 	forget_triggers(relid);
 }
 
+/*
+ * A schema or a cast was changed.
+ */
 static void
 forget_by_syscache(Datum arg, int cacheid, uint32 hashvalue)
 {
@@ -166,7 +187,7 @@ forget_by_syscache(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * What is kept of a trigger with these arguments, or NULL.
+ * Returns the cached entry of a trigger with these arguments, or NULL.
  */
 static EmitTrigger *
 find_known(const Trigger *trigger)
@@ -185,6 +206,9 @@ find_known(const Trigger *trigger)
 	return NULL;
 }
 
+/*
+ * Create the cache, and register for invalidations.
+ */
 static void
 init_known_triggers(void)
 {
@@ -203,6 +227,9 @@ init_known_triggers(void)
  * ----------
  */
 
+/*
+ * Returns the name of the operation that a trigger has fired for.
+ */
 static const char *
 trigger_operation(TriggerEvent event)
 {
@@ -216,7 +243,7 @@ trigger_operation(TriggerEvent event)
 }
 
 /*
- * The table that events name.
+ * Returns the table that events name.
  */
 static Oid
 named_table(const EmitTrigger *emitter)
@@ -227,9 +254,9 @@ named_table(const EmitTrigger *emitter)
 }
 
 /*
- * The name of a trigger's events: its first argument, or schema.table.op, in
- * lower case by the rules of ASCII: what a letter becomes in the language of
- * somebody's collation no handler could know.
+ * Returns the name of a trigger's events: its first argument, or
+ * schema.table.op in lower case.  Lower case follows the rules of ASCII: a
+ * handler could not know what a letter becomes by the rules of some collation.
  */
 static text *
 make_name(const EmitTrigger *emitter, TriggerData *trigdata)
@@ -252,8 +279,8 @@ make_name(const EmitTrigger *emitter, TriggerData *trigdata)
 }
 
 /*
- * How to record changes: with the columns that the arguments from the third on
- * name, if there are any.
+ * Prepare the record of changes, with the columns that the arguments from the
+ * third on name, if there are any.
  */
 static ChangeRecord *
 make_record(const EmitTrigger *emitter, TriggerData *trigdata)
@@ -280,7 +307,8 @@ make_record(const EmitTrigger *emitter, TriggerData *trigdata)
 }
 
 /*
- * Work out what a trigger's arguments ask for, in the current memory context.
+ * Work out what a trigger's arguments mean.  The result is in the current
+ * memory context.
  */
 static EmitTrigger *
 make_emitter(TriggerData *trigdata)
@@ -319,8 +347,8 @@ make_emitter(TriggerData *trigdata)
 }
 
 /*
- * The same, to be kept, unless what it is made of has changed meanwhile: then it
- * is for this statement alone.
+ * The same, and cache the result.  If something changed meanwhile, the result
+ * is for this statement only.
  */
 static EmitTrigger *
 prepare_emitter(TriggerData *trigdata)
@@ -349,8 +377,9 @@ prepare_emitter(TriggerData *trigdata)
  */
 
 /*
- * What the trigger that calls is to record.  Good until the end of the
- * statement.  Errors: data that is no JSON, unknown column.
+ * Returns what the calling trigger is to record.  The result is valid until the
+ * end of the statement.  Errors: data that is not JSON, unknown column.  fcinfo
+ * is that of the trigger function.
  */
 EmitTrigger *
 emit_trigger_find(FunctionCallInfo fcinfo)
@@ -373,8 +402,9 @@ emit_trigger_find(FunctionCallInfo fcinfo)
 }
 
 /*
- * The name of the event, as text.  It is another one for each operation if the
- * arguments give none: one statement can insert and update.  Errors: bad name.
+ * Returns the name of the event, as text.  If the arguments give no name, it
+ * depends on the operation: one statement can insert and update.  Errors:
+ * invalid name.
  */
 Datum
 emit_trigger_name(EmitTrigger *emitter, TriggerData *trigdata)
@@ -392,8 +422,8 @@ emit_trigger_name(EmitTrigger *emitter, TriggerData *trigdata)
 }
 
 /*
- * event_data of a change, as jsonb: the fixed one of the trigger, or the
- * record of the rows given, either of which may be NULL.
+ * Returns event_data of a change, as jsonb: the trigger's fixed data, or the
+ * record of the given rows.  Either row may be NULL.
  */
 Datum
 emit_trigger_data(const EmitTrigger *emitter, TriggerData *trigdata,

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * emit_trigger.h
- *		What a trigger that calls notify_event() is to record.
+ *		Finds out what a trigger that calls notify_event() records.
  *
  *-------------------------------------------------------------------------
  */

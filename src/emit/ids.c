@@ -3,42 +3,48 @@
  * ids.c
  *		Ids of events.
  *
- * Events are delivered in the order of their ids, so an id is drawn at the moment
- * its event is recorded, and no writer may fail for the id of another one.
+ * Events are delivered in the order of their ids.  So an id is drawn at the
+ * moment its event is recorded, and no writer may fail because of another
+ * writer's id.
  *
  * WHO DRAWS: the column has no default.  A row without an id gets one from
- * id_draw(), called by the log's row trigger, or by log_insert.c in its place.  So any
- * id that is there already was given by somebody, and goes through id_given().
+ * id_draw(), which the log's row trigger calls, or log_insert.c in its place.
+ * So an id that is already there was given by a user, and goes through
+ * id_given().
  *
- * CACHE: nextval() of a sequence with CACHE n hands out numbers that were set
- * apart earlier, which is not the order of the changes.  Of n numbers in a row the
- * last one always is from a block that was set apart just now: it is taken.  CACHE
- * makes gaps, and nothing else.
+ * CACHE: nextval() of a sequence with CACHE n returns numbers that were reserved
+ * earlier, which is not the order of the changes.  Among n numbers in a row, the
+ * last always comes from a block that was reserved just now, and it is used.
+ * CACHE makes gaps, and nothing else.
  *
- * GIVEN IDS: the sequence passes an id before the row that has it is stored, so
- * nobody draws it later.  Nothing undoes that, as nothing undoes nextval().  It
- * must be one step, "if the sequence is behind, set it": between a look and a
- * setval() others could draw numbers beyond the one that is set, which would then
- * be drawn twice.  A lock that keeps nextval() off does not help, as who calls it
- * keeps its own lock on the sequence until the end of the transaction.  What makes
- * nextval() itself one step is the lock on the sequence's only page, so pass_id()
- * does under that what setval() does.  The sequence keeps its numbers' remainder by
- * INCREMENT, on which servers that replicate to each other may have agreed.
+ * GIVEN IDS: the sequence passes a given id before its row is stored, so nobody
+ * draws it later.  Nothing undoes that, as nothing undoes nextval().  It must be
+ * one atomic step, "if the sequence is behind, set it".  Between a look and a
+ * setval() others could draw numbers beyond the one that is set, and these would
+ * then be drawn twice.  A lock on the sequence would not help: to exclude
+ * nextval() it would have to conflict with the lock that each transaction keeps
+ * to its end after a nextval().  nextval() itself is atomic by the lock on the
+ * sequence's only page, so pass_id() does under that lock what setval() does.
+ * The numbers keep their remainder by INCREMENT, because servers that replicate
+ * to each other may have agreed on it.
  *
- * RIGHTS: who has UPDATE on the sequence may set it anyway, and so may give any id.
- * From others come only ids that the sequence has not reached yet: one that it has
- * passed may have been drawn by a transaction that is about to store it.  Nor may
- * it be above a limit, or one INSERT could leave no number to anybody.
+ * RIGHTS: a role with UPDATE on the sequence may set it anyway, so it may give
+ * any id.  Other roles may give only ids that the sequence has not reached yet.
+ * An id that it has passed may have been drawn by a transaction that is about to
+ * store it.  The id must also be below a limit, or one INSERT could leave no
+ * numbers to anybody.
  *
- * BEHIND THE ROWS: a sequence can come to be behind rows that are there: set back
- * by setval(), as the end of a restore does, or by rows that came while the trigger
- * was disabled.  So it is looked up whether a number that was drawn is taken
- * already, and then the sequence passes all numbers in a row that are.  To look for
- * each number would cost too much.  One look covers the next ones, too, as long as
- * the sequence's page has the same WAL position: nextval() moves that only once in
- * 32 numbers, anything else that changes the sequence always does.  Nor is the page
- * looked at for a number that follows the last one of the same transaction: the
- * sequence would have to be set back to just that one meanwhile.
+ * BEHIND THE ROWS: a sequence can be behind rows that exist already.  setval()
+ * can set it back, as the end of a restore does, and rows can come while the
+ * trigger is disabled.  So it is checked whether a number that was drawn is
+ * already taken, and then the sequence passes all numbers in a row that are.
+ *
+ * A search for each number would cost too much.  One search also covers the next
+ * numbers, as long as the sequence's page has the same WAL position: nextval()
+ * changes that only once in 32 numbers, and anything else that changes the
+ * sequence always does.  The page is not even looked at for a number that
+ * follows the last one of the same transaction.  For that to be wrong, the
+ * sequence would have to be set back to just that number meanwhile.
  *
  *-------------------------------------------------------------------------
  */
@@ -78,12 +84,13 @@
 #include "emit/ids.h"
 
 /*
- * Roles without a right on the sequence give no higher ids.  Far more than can
- * ever be drawn are left, and JSON numbers hold all that are drawn for a long time.
+ * The maximum id that a role without a right on the sequence may give.  It
+ * leaves far more ids than can ever be drawn, and JSON numbers can hold all
+ * that are drawn for a long time.
  */
 #define GIVEN_ID_LIMIT (INT64CONST(1) << 52)
 
-/* one look for ids that are taken covers so many */
+/* one search for taken ids covers so many numbers */
 #define LOOK_AHEAD 64
 
 /* the sequence that ids are drawn from */
@@ -96,17 +103,23 @@ typedef struct IdSequence
 	int64		cache;
 } IdSequence;
 
-/* definitions of sequences that have changed */
+/* counts changes of definitions of sequences */
 static uint64 sequence_changes = 0;
 
-/* from the sequence's page at this WAL position on, none is taken up to that id */
+/*
+ * the result of the last search: as long as the sequence's page has this WAL
+ * position, no id is taken up to free_until
+ */
 static XLogRecPtr looked_at = InvalidXLogRecPtr;
 static int64 free_until = 0;
 
-/* the last one that was drawn, and in which transaction */
+/* the last id that was drawn, and the transaction that drew it */
 static int64 last_drawn = 0;
 static TransactionId drawn_in = InvalidTransactionId;
 
+/*
+ * The definition of a sequence was changed.
+ */
 static void
 sequence_callback(Datum arg, int cacheid, uint32 hashvalue)
 {
@@ -114,7 +127,8 @@ sequence_callback(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * The sequence that belongs to the log's ids.
+ * Returns the sequence that is owned by the log's column id.  Raises an error
+ * if there is none.
  */
 static Oid
 owned_sequence(Relation log)
@@ -154,7 +168,8 @@ owned_sequence(Relation log)
 }
 
 /*
- * Read what a sequence is like.  Refuses one whose numbers do not grow.
+ * Read the definition of a sequence.  Raises an error if its numbers do not
+ * always grow.
  */
 static void
 read_sequence(Oid oid, IdSequence *into)
@@ -169,7 +184,7 @@ read_sequence(Oid oid, IdSequence *into)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("ids of events cannot come from sequence \"%s\"", get_rel_name(oid)),
-				 form->seqcycle ? errdetail("It begins again at its end.") : errdetail("It counts down."),
+				 form->seqcycle ? errdetail("The sequence cycles.") : errdetail("The sequence is descending."),
 				 errhint("Events are delivered in the order of their ids: ALTER SEQUENCE %s INCREMENT BY 1 NO CYCLE.",
 						 quote_identifier(get_rel_name(oid)))));
 	into->oid = oid;
@@ -181,8 +196,8 @@ read_sequence(Oid oid, IdSequence *into)
 }
 
 /*
- * The sequence of the log.  To look it up is a scan of pg_depend, so it is
- * remembered until something happens to the log or to a sequence.
+ * Returns the sequence of the log.  Looking it up takes a scan of pg_depend, so
+ * the result is cached until the log or a sequence changes.
  */
 static IdSequence
 log_sequence(Relation log)
@@ -211,14 +226,18 @@ log_sequence(Relation log)
 	known = sequence;
 	known_log_changes = log_changes;
 	known_sequence_changes = changes;
-	/* of another table nobody would tell us that it has changed */
+	/*
+	 * cache it only for the log: catalog_log_changes() does not count changes
+	 * of other tables
+	 */
 	known_log = (where != NULL && where->log == RelationGetRelid(log)) ? where->log : InvalidOid;
 	return sequence;
 }
 
 /*
- * The WAL position of the sequence's page, or InvalidXLogRecPtr where changes do
- * not show there.  The caller has drawn from it, and so has it locked.
+ * Returns the WAL position of the sequence's page, or InvalidXLogRecPtr if the
+ * sequence is not logged, so that changes do not show there.  The caller has
+ * drawn from the sequence and therefore holds a lock on it.
  */
 static XLogRecPtr
 sequence_position(Oid oid)
@@ -238,15 +257,16 @@ sequence_position(Oid oid)
 }
 
 /*
- * The index that would refuse an id twice, or NULL if there is none.  Writers do not
- * need one, so it is not index_open_wanted() that opens it.
+ * Open the primary key, which would refuse a duplicate id.  Returns NULL if
+ * there is none.  Writers do not need it, so index_open_wanted() is not used:
+ * that raises an error.
  */
 static Relation
 open_primary_key(Relation log)
 {
 	Relation	index;
 
-	list_free(RelationGetIndexList(log));	/* that finds it */
+	list_free(RelationGetIndexList(log));	/* sets rd_pkindex */
 	if (!OidIsValid(log->rd_pkindex))
 		return NULL;
 	index = index_open(log->rd_pkindex, AccessShareLock);
@@ -257,11 +277,13 @@ open_primary_key(Relation log)
 }
 
 /*
- * Look at the rows from an id on, of which the sequence draws each step-th number.
+ * Search for rows with an id of at least id.  The sequence draws each step-th
+ * number.
  *
- * Where a row has the id, true, and *last is the last number that is taken without
- * one between that is not.  Else false, and no row has an id up to *last.  What a
- * transaction in progress has stored, or deleted, counts too.
+ * If a row has this id, returns true, and in *last the last taken number of the
+ * unbroken run that begins there.  Otherwise returns false, and no row has an
+ * id from there up to *last.  Rows that a transaction in progress has stored or
+ * deleted count, too.  The search ends LOOK_AHEAD numbers later.
  */
 static bool
 find_taken(Relation log, int64 id, int64 step, int64 *last)
@@ -313,8 +335,9 @@ find_taken(Relation log, int64 id, int64 step, int64 *last)
 }
 
 /*
- * Whether a row has an id already that was drawn just now.  If so, *last is the
- * last of the numbers in a row that are taken, as far as was looked.
+ * Returns whether a row already has an id that was drawn just now.  If so,
+ * *last is the last number of the unbroken run of taken ones, as far as
+ * find_taken() searches.
  */
 static bool
 is_taken(Relation log, const IdSequence *sequence, int64 id, int64 *last)
@@ -342,8 +365,9 @@ is_taken(Relation log, const IdSequence *sequence, int64 id, int64 *last)
 }
 
 /*
- * Have the sequence pass an id, so that nextval() hands out higher ones only.  It
- * never goes back.  False if it had passed, or drawn, the id before.
+ * Make the sequence pass an id, so that nextval() returns only higher numbers.
+ * The sequence never goes back.  Returns false if it had already passed or
+ * drawn the id.
  */
 static bool
 pass_id(const IdSequence *sequence, int64 id)
@@ -357,7 +381,7 @@ pass_id(const IdSequence *sequence, int64 id)
 	bool		ahead;
 	uint64		steps = 0;
 
-	/* as for nextval(), a commit must wait for what is written */
+	/* as in nextval(), the commit must wait for this WAL record */
 	if (RelationNeedsWAL(rel))
 		GetTopTransactionId();
 
@@ -370,7 +394,9 @@ pass_id(const IdSequence *sequence, int64 id)
 	tuple.t_len = ItemIdGetLength(item);
 	data = (Form_pg_sequence_data) GETSTRUCT(&tuple);
 
-	/* a number that was not called yet is the next one to be drawn */
+	/*
+	 * if is_called is false, last_value itself is the next number to be drawn
+	 */
 	ahead = data->is_called ? id > data->last_value : id >= data->last_value;
 	if (ahead)
 		steps = ((uint64) id - (uint64) data->last_value) / (uint64) sequence->increment;
@@ -403,7 +429,8 @@ pass_id(const IdSequence *sequence, int64 id)
 }
 
 /*
- * Draw the id of an event that is about to be stored in the log.
+ * Draw the id of an event that is about to be stored in the log.  The caller
+ * has opened the log for inserts.
  */
 int64
 id_draw(Relation log)
@@ -414,7 +441,10 @@ id_draw(Relation log)
 		int64		id = nextval_internal(sequence.oid, false);
 		int64		last;
 
-		/* with the lock that it has taken we see what the sequence is like */
+		/*
+		 * look again: nextval() has locked the sequence, so its definition is
+		 * now current
+		 */
 		sequence = log_sequence(log);
 		for (int64 i = 1; i < sequence.cache; i++)
 		{
@@ -429,7 +459,8 @@ id_draw(Relation log)
 }
 
 /*
- * Refuse an id to those who have no right on the sequence.
+ * Raise an error if the current role has no UPDATE right on the sequence.
+ * detail says why the id needs that right.
  */
 static void
 check_right(const IdSequence *sequence, int64 id, const char *detail)
@@ -444,21 +475,22 @@ check_right(const IdSequence *sequence, int64 id, const char *detail)
 }
 
 /*
- * Check an id that is given for a row which is about to be stored in the log, and
- * see that nobody draws it.
+ * Check an id that is given for a row that is about to be stored in the log,
+ * and make sure that nobody draws it.  Raises an error if the id may not be
+ * given.
  */
 void
 id_given(Relation log, int64 id)
 {
 	IdSequence	sequence = log_sequence(log);
 
-	/* a position inside a window says "none yet" by that */
+	/* this value stands for "none yet" in a position inside a window */
 	if (id == PG_INT64_MIN)
 		ereport(ERROR,
 				(errcode(ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE),
 				 errmsg("an event cannot have the id %lld", (long long) id),
 				 errhint("Leave the id out, or give a larger one.")));
-	/* what the sequence never draws is in nobody's way */
+	/* the sequence never draws such an id */
 	if (id < sequence.min || id > sequence.max)
 		return;
 	if (id > Min(GIVEN_ID_LIMIT, sequence.min / 2 + sequence.max / 2))

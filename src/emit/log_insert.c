@@ -1,21 +1,21 @@
 /*-------------------------------------------------------------------------
  *
  * log_insert.c
- *		Inserting events into the log.
+ *		Inserts events into the log.
  *
- * An event is inserted with the executor's own functions and not through SPI,
- * as the emitting user.  No other identity is involved, so a trigger that
- * somebody has put on the log fires as whoever emits, and cannot borrow the
- * rights of the extension's owner.  Left out on purpose, compared to an INSERT
- * statement, are privileges and INSERT policies on the log (EXECUTE on
- * notify_event is the right to write events), statement triggers and partition
- * routing; constraints, indexes and row triggers all apply.
+ * An event is inserted with the executor's functions, not through SPI, and as
+ * the emitting user.  No other identity is involved.  So a trigger that a user
+ * has created on the log runs as the emitting user and cannot borrow the rights
+ * of the extension's owner.  Unlike an INSERT statement, this omits on purpose:
+ * privileges and INSERT policies on the log (EXECUTE on notify_event() is the
+ * right to write events), statement triggers, and partition routing.
+ * Constraints, indexes and row triggers all apply.
  *
- * What the log's own row trigger would do is done here, as long as no other
- * BEFORE trigger is there (log_trigger.c).  No trigger can look at the log between two
- * rows then, so the rows of a statement can be stored many at once, under the
- * same conditions as those of COPY: one search for room and one WAL record for
- * each page.
+ * This file does what the log's own row trigger would do, as long as there is no
+ * other BEFORE trigger (log_trigger.c).  Then no trigger can read the log
+ * between two rows, so the rows of a statement can be stored many at once, under
+ * the same conditions as in COPY.  This needs one search for free space and one
+ * WAL record for each page.
  *
  *-------------------------------------------------------------------------
  */
@@ -40,27 +40,31 @@
 #include "emit/log_insert.h"
 #include "emit/log_trigger.h"
 
-/* so many rows wait at most until they are stored, and about so many bytes */
+/*
+ * the maximum number of rows that wait to be stored, and about the maximum of
+ * their bytes
+ */
 #define MAX_ROWS 1000
 #define MAX_BYTES 65536
 
 /* the log, open for inserts */
-struct LogAppend
+struct LogInsert
 {
 	Relation	log;
 	EState	   *estate;
 	ResultRelInfo *result_rel;
-	ExprState **defaults;		/* of columns beyond ours, or NULL */
-	bool		stamps;			/* instead of the log's trigger */
-	bool		gathers;		/* rows, to store them together */
-	int			nrows;			/* that wait, in the first slots */
-	Size		bytes;
+	ExprState **defaults;		/* of columns that users have added, or NULL */
+	bool		sets_columns;	/* it does the work of the log's row trigger */
+	bool		gathers;		/* it gathers rows, to store them together */
+	int			nrows;			/* that wait to be stored, in the first slots */
+	Size		bytes;			/* of these rows */
 	int			nslots;
 	TupleTableSlot **slots;
 };
 
 /*
- * Defaults of columns that somebody has added to the log.
+ * Prepare the defaults of columns that users have added to the log.  Returns
+ * NULL if there are no such columns.
  */
 static ExprState **
 prepare_defaults(Relation log, EState *estate)
@@ -87,10 +91,13 @@ prepare_defaults(Relation log, EState *estate)
 }
 
 /*
- * The log.  Where the extension is not complete it is looked for beside the
- * function that records the event, which needs nothing else.  It is the one of
- * the same extension: the owner of the schema may have put a namesake there, with
- * triggers that would run as whoever emits.
+ * Returns the oid of the log.  function is the function of the extension that
+ * was called.
+ *
+ * If the extension is not complete, the log is looked up in the schema of that
+ * function: recording an event needs nothing else.  It must belong to the same
+ * extension as the function.  The owner of the schema may have created another
+ * table with its name, whose triggers would run as the emitting user.
  */
 static Oid
 find_log(Oid function)
@@ -103,7 +110,7 @@ find_log(Oid function)
 	if (where != NULL)
 		return where->log;
 
-	/* the function itself may have been dropped meanwhile */
+	/* the function may have been dropped meanwhile */
 	extension = getExtensionOfObject(ProcedureRelationId, function);
 	schema = get_func_namespace(function);
 	relid = get_relname_relid("notification_events", schema);
@@ -123,13 +130,15 @@ find_log(Oid function)
 }
 
 /*
- * Open the log for inserts; of many rows, perhaps.  function is the one of the
- * extension that was called.
+ * Open the log for inserts.  function is the function of the extension that was
+ * called.  many says that many rows may follow.  Must be followed by
+ * log_insert_end(), unless an error is raised.  Errors: read-only transaction,
+ * recovery, parallel worker, no log.
  */
-LogAppend *
+LogInsert *
 log_insert_begin(Oid function, bool many)
 {
-	LogAppend  *append = palloc0(sizeof(LogAppend));
+	LogInsert  *insert = palloc0(sizeof(LogInsert));
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
 
 	/* a trigger of the log may call notify_event() for each of its rows */
@@ -139,63 +148,64 @@ log_insert_begin(Oid function, bool many)
 	PreventCommandIfParallelMode("notify_event()");
 	PreventCommandDuringRecovery("notify_event()");
 
-	append->log = table_open(find_log(function), RowExclusiveLock);
+	insert->log = table_open(find_log(function), RowExclusiveLock);
 
 	rte->rtekind = RTE_RELATION;
-	rte->relid = RelationGetRelid(append->log);
-	rte->relkind = append->log->rd_rel->relkind;
+	rte->relid = RelationGetRelid(insert->log);
+	rte->relkind = insert->log->rd_rel->relkind;
 	rte->rellockmode = RowExclusiveLock;
 
-	append->estate = CreateExecutorState();
-	pne_init_range_table(append->estate, rte);
-	append->result_rel = makeNode(ResultRelInfo);
-	InitResultRelInfo(append->result_rel, append->log, 1, NULL, 0);
-	append->estate->es_opened_result_relations =
-		lappend(append->estate->es_opened_result_relations, append->result_rel);
-	append->estate->es_output_cid = GetCurrentCommandId(true);
-	ExecOpenIndices(append->result_rel, false);
-	append->defaults = prepare_defaults(append->log, append->estate);
+	insert->estate = CreateExecutorState();
+	pne_init_range_table(insert->estate, rte);
+	insert->result_rel = makeNode(ResultRelInfo);
+	InitResultRelInfo(insert->result_rel, insert->log, 1, NULL, 0);
+	insert->estate->es_opened_result_relations =
+		lappend(insert->estate->es_opened_result_relations, insert->result_rel);
+	insert->estate->es_output_cid = GetCurrentCommandId(true);
+	ExecOpenIndices(insert->result_rel, false);
+	insert->defaults = prepare_defaults(insert->log, insert->estate);
 
-	append->stamps = log_trigger_is_alone(append->log);
-	if (append->stamps)
-		append->result_rel->ri_TrigDesc->trig_insert_before_row = false;	/* in our copy */
-	append->gathers = many && append->stamps && append->defaults == NULL &&
-		!append->log->rd_rel->relispartition;
-	append->slots = palloc(sizeof(TupleTableSlot *) * (append->gathers ? MAX_ROWS : 1));
+	insert->sets_columns = log_trigger_is_alone(insert->log);
+	if (insert->sets_columns)
+		insert->result_rel->ri_TrigDesc->trig_insert_before_row = false;	/* in this copy */
+	insert->gathers = many && insert->sets_columns && insert->defaults == NULL &&
+		!insert->log->rd_rel->relispartition;
+	insert->slots = palloc(sizeof(TupleTableSlot *) * (insert->gathers ? MAX_ROWS : 1));
 
 	AfterTriggerBeginQuery();
-	return append;
+	return insert;
 }
 
 /*
- * The slot of the next row, with its values; they are not copied.
+ * Returns the slot of the next row, filled with values.  The values are not
+ * copied.
  */
 static TupleTableSlot *
-fill_slot(LogAppend *append, Datum name, Datum data, bool data_is_null)
+fill_slot(LogInsert *insert, Datum name, Datum data, bool data_is_null)
 {
-	int			natts = RelationGetDescr(append->log)->natts;
+	int			natts = RelationGetDescr(insert->log)->natts;
 	TupleTableSlot *slot;
 	Datum	   *values;
 	bool	   *nulls;
 
-	if (append->nslots == append->nrows)
+	if (insert->nslots == insert->nrows)
 	{
-		MemoryContext old = MemoryContextSwitchTo(append->estate->es_query_cxt);
+		MemoryContext old = MemoryContextSwitchTo(insert->estate->es_query_cxt);
 
-		append->slots[append->nslots++] =
-			ExecInitExtraTupleSlot(append->estate, RelationGetDescr(append->log),
-								   table_slot_callbacks(append->log));
+		insert->slots[insert->nslots++] =
+			ExecInitExtraTupleSlot(insert->estate, RelationGetDescr(insert->log),
+								   table_slot_callbacks(insert->log));
 		MemoryContextSwitchTo(old);
 	}
-	slot = append->slots[append->nrows];
+	slot = insert->slots[insert->nrows];
 	values = slot->tts_values;
 	nulls = slot->tts_isnull;
 	for (int i = 0; i < natts; i++)
 	{
 		values[i] = (Datum) 0;
 		nulls[i] = true;
-		if (append->defaults != NULL && append->defaults[i] != NULL)
-			values[i] = ExecEvalExpr(append->defaults[i], GetPerTupleExprContext(append->estate), &nulls[i]);
+		if (insert->defaults != NULL && insert->defaults[i] != NULL)
+			values[i] = ExecEvalExpr(insert->defaults[i], GetPerTupleExprContext(insert->estate), &nulls[i]);
 	}
 
 	values[Anum_event_name - 1] = name;
@@ -204,120 +214,131 @@ fill_slot(LogAppend *append, Datum name, Datum data, bool data_is_null)
 	nulls[Anum_event_data - 1] = data_is_null;
 	values[Anum_event_created_at - 1] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 	nulls[Anum_event_created_at - 1] = false;
-	if (append->stamps)
-		log_trigger_stamp(append->log, values, nulls);
+	if (insert->sets_columns)
+		log_trigger_set_columns(insert->log, values, nulls);
 	ExecStoreVirtualTuple(slot);
 	return slot;
 }
 
 /*
- * Store the rows that wait.
+ * Store the rows that wait, with their index entries, and queue their AFTER
+ * triggers.
  */
 static void
-store_rows(LogAppend *append)
+store_rows(LogInsert *insert)
 {
-	EState	   *estate = append->estate;
+	EState	   *estate = insert->estate;
 	MemoryContext old;
 
-	if (append->nrows == 0)
+	if (insert->nrows == 0)
 		return;
 
-	/* the access method leaves behind what it makes of large rows */
+	/* the access method leaves memory behind for large rows */
 	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(estate));
-	table_multi_insert(append->log, append->slots, append->nrows, GetCurrentCommandId(true), 0, NULL);
+	table_multi_insert(insert->log, insert->slots, insert->nrows, GetCurrentCommandId(true), 0, NULL);
 	MemoryContextSwitchTo(old);
 
-	for (int i = 0; i < append->nrows; i++)
+	for (int i = 0; i < insert->nrows; i++)
 	{
-		List	   *recheck = pne_insert_index_tuples(append->result_rel, estate, append->slots[i]);
+		List	   *recheck = pne_insert_index_tuples(insert->result_rel, estate, insert->slots[i]);
 
-		ExecARInsertTriggers(estate, append->result_rel, append->slots[i], recheck, NULL);
+		ExecARInsertTriggers(estate, insert->result_rel, insert->slots[i], recheck, NULL);
 		list_free(recheck);
-		ExecClearTuple(append->slots[i]);
+		ExecClearTuple(insert->slots[i]);
 	}
 	ResetPerTupleExprContext(estate);
-	append->nrows = 0;
-	append->bytes = 0;
+	insert->nrows = 0;
+	insert->bytes = 0;
 }
 
 /*
- * Let a row wait, with a copy of its values, until there are enough of them.
+ * Copy the values of a row and let it wait.  Stores the waiting rows if they
+ * are many or large.
  */
 static void
-gather_row(LogAppend *append, TupleTableSlot *slot)
+gather_row(LogInsert *insert, TupleTableSlot *slot)
 {
 	HeapTuple	tuple;
 	bool		copied;
 
-	ExecConstraints(append->result_rel, slot, append->estate);
-	ResetPerTupleExprContext(append->estate);
+	ExecConstraints(insert->result_rel, slot, insert->estate);
+	ResetPerTupleExprContext(insert->estate);
 	tuple = ExecFetchSlotHeapTuple(slot, true, &copied);
-	append->bytes += tuple->t_len;
+	insert->bytes += tuple->t_len;
 	if (copied)
 		heap_freetuple(tuple);
-	if (++append->nrows == MAX_ROWS || append->bytes >= MAX_BYTES)
-		store_rows(append);
+	if (++insert->nrows == MAX_ROWS || insert->bytes >= MAX_BYTES)
+		store_rows(insert);
 }
 
 /*
- * Store a row, after the triggers that come first.  False if one of them has
- * swallowed it.
+ * Store a row, after its BEFORE triggers.  Returns false if one of them skipped
+ * it.  If id is not NULL, *id is set to the row's id.
  */
 static bool
-store_row(LogAppend *append, TupleTableSlot *slot, int64 *id)
+store_row(LogInsert *insert, TupleTableSlot *slot, int64 *id)
 {
 	MemoryContext old;
 	bool		inserted;
 	bool		isnull;
 
-	/* what is kept for the next row, of a trigger's function for example, is made here */
-	old = MemoryContextSwitchTo(append->estate->es_query_cxt);
+	/*
+	 * memory that is kept for the next row, such as that of a trigger's
+	 * function, is allocated here
+	 */
+	old = MemoryContextSwitchTo(insert->estate->es_query_cxt);
 	ItemPointerSetInvalid(&slot->tts_tid);
-	ExecSimpleRelationInsert(append->result_rel, append->estate, slot);
+	ExecSimpleRelationInsert(insert->result_rel, insert->estate, slot);
 	MemoryContextSwitchTo(old);
 	inserted = ItemPointerIsValid(&slot->tts_tid);
 	if (inserted && id != NULL)
 		*id = DatumGetInt64(slot_getattr(slot, Anum_event_id, &isnull));
 
 	ExecClearTuple(slot);
-	ResetPerTupleExprContext(append->estate);
+	ResetPerTupleExprContext(insert->estate);
 	return inserted;
 }
 
 /*
- * Insert one event, whose name has been checked, data is jsonb.  True and its id,
- * unless a foreign BEFORE trigger has swallowed the row.  One of many has its id
- * for itself, and may be stored later, at the end at the latest.
+ * Insert one event.  name is a text that has been checked, data is jsonb.
+ * Returns true, and the event's id in *id if id is not NULL; returns false if a
+ * BEFORE trigger that a user has created skipped the row.
+ *
+ * If log_insert_begin() was called for many rows, id must be NULL, and the row
+ * may be stored later, by log_insert_end() at the latest.
  */
 bool
-log_insert_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id)
+log_insert_event(LogInsert *insert, Datum name, Datum data, bool data_is_null, int64 *id)
 {
 	TupleTableSlot *slot;
 
-	Assert(!append->gathers || id == NULL);
+	Assert(!insert->gathers || id == NULL);
 
-	/* the server does not between the calls of a trigger, at commit either */
+	/*
+	 * the server does not check between the calls of a trigger, nor at commit
+	 */
 	CHECK_FOR_INTERRUPTS();
 
-	slot = fill_slot(append, name, data, data_is_null);
-	if (!append->gathers)
-		return store_row(append, slot, id);
-	gather_row(append, slot);
+	slot = fill_slot(insert, name, data, data_is_null);
+	if (!insert->gathers)
+		return store_row(insert, slot, id);
+	gather_row(insert, slot);
 	return true;
 }
 
 /*
- * Store what is left, fire AFTER triggers of the log and close it.
+ * Store the rows that still wait, fire the AFTER triggers of the log, and close
+ * it.
  */
 void
-log_insert_end(LogAppend *append)
+log_insert_end(LogInsert *insert)
 {
-	store_rows(append);
-	AfterTriggerEndQuery(append->estate);
-	ExecCloseIndices(append->result_rel);
-	ExecResetTupleTable(append->estate->es_tupleTable, false);
-	FreeExecutorState(append->estate);
-	table_close(append->log, NoLock);
-	pfree(append->slots);
-	pfree(append);
+	store_rows(insert);
+	AfterTriggerEndQuery(insert->estate);
+	ExecCloseIndices(insert->result_rel);
+	ExecResetTupleTable(insert->estate->es_tupleTable, false);
+	FreeExecutorState(insert->estate);
+	table_close(insert->log, NoLock);
+	pfree(insert->slots);
+	pfree(insert);
 }

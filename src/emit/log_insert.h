@@ -1,17 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * log_insert.h
- *		Inserting events into the log.
+ *		Inserts events into the log.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef PNE_LOG_INSERT_H
 #define PNE_LOG_INSERT_H
 
-typedef struct LogAppend LogAppend;
+typedef struct LogInsert LogInsert;
 
-extern LogAppend *log_insert_begin(Oid function, bool many);
-extern bool log_insert_event(LogAppend *append, Datum name, Datum data, bool data_is_null, int64 *id);
-extern void log_insert_end(LogAppend *append);
+extern LogInsert *log_insert_begin(Oid function, bool many);
+extern bool log_insert_event(LogInsert *append, Datum name, Datum data, bool data_is_null, int64 *id);
+extern void log_insert_end(LogInsert *append);
 
 #endif							/* PNE_LOG_INSERT_H */

@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * log_trigger.c
- *		What the extension writes on each row of the log.
+ *		What the extension sets in each row of the log.
  *
- * A row is stamped with its transaction and with who announces it (announce.c),
- * and the doorbell is asked for at commit, whichever way the row comes: from
- * notify_event(), from a plain INSERT, COPY or logical replication.  The log's row
- * trigger does it.  Only notify_event(), where no other BEFORE trigger is there
- * whose turn would come before, does it without the trigger (log_insert.c).
+ * Each row of the log gets an id, its transaction, and who announces it
+ * (announce.c), and a ring of the doorbell is requested for the commit.  This
+ * holds for every row, whether it comes from notify_event(), a plain INSERT,
+ * COPY or logical replication.  The log's row trigger does it.  Only
+ * notify_event() does it without the trigger (log_insert.c), if there is no
+ * other BEFORE trigger that would have to fire first.
  *
  *-------------------------------------------------------------------------
  */
@@ -30,6 +31,9 @@
 
 PG_FUNCTION_INFO_V1(pne_notification_event_row);
 
+/*
+ * Returns whether a trigger fires before a row is inserted.
+ */
 static bool
 fires_before_insert(const Trigger *trigger)
 {
@@ -38,9 +42,10 @@ fires_before_insert(const Trigger *trigger)
 }
 
 /*
- * A trigger behind ours could change what we set, and with it hide the event
- * from those who follow the log.  Triggers fire by name, so one cannot come in
- * between unseen.
+ * Raise an error if another trigger would fire after the log's row trigger.  It
+ * could change what was set here, and so hide the event from the processes that
+ * follow the log.  Triggers fire in the order of their names, so checking the
+ * later ones suffices.
  */
 static void
 check_fires_last(TriggerData *trigdata)
@@ -63,6 +68,9 @@ check_fires_last(TriggerData *trigdata)
 	}
 }
 
+/*
+ * Returns whether a table has the columns that are set here.
+ */
 static bool
 has_columns_of_log(TupleDesc desc)
 {
@@ -72,8 +80,8 @@ has_columns_of_log(TupleDesc desc)
 }
 
 /*
- * Whether ours is the only trigger that an INSERT into the log fires before a
- * row is stored, and certain to fire.
+ * Returns whether the log's row trigger is the only trigger that fires before a
+ * row is inserted into the log, and certainly fires.
  */
 bool
 log_trigger_is_alone(Relation log)
@@ -100,15 +108,15 @@ log_trigger_is_alone(Relation log)
 }
 
 /*
- * Stamp an event that is about to be stored, in the arrays of all columns of its
- * row.  An id is drawn where none was given.
+ * Set the columns of an event that is about to be stored.  values and nulls
+ * have an element for each column of the log.  Draws an id if none is given.
  *
- * txid, origin_txid and announce are set whatever was given.  A given txid can
- * only come from elsewhere (a dump, a publisher): it goes to origin_txid, and
- * the row is not announced again.
+ * txid, origin_txid and announce are set whatever is given.  A row with a txid
+ * can only come from elsewhere (a dump, a publisher): the txid goes to
+ * origin_txid, and the row is not announced again.
  */
 void
-log_trigger_stamp(Relation log, Datum *values, bool *nulls)
+log_trigger_set_columns(Relation log, Datum *values, bool *nulls)
 {
 	bool		restored = !nulls[Anum_event_txid - 1];
 	bool		announce = false;
@@ -135,7 +143,9 @@ log_trigger_stamp(Relation log, Datum *values, bool *nulls)
 }
 
 /*
- * Row trigger of notification_events.
+ * The row trigger of notification_events.  Checks the name of a new event, and
+ * sets the columns.  Errors: invalid name, another trigger that would fire
+ * later, an id that may not be given.
  */
 Datum
 pne_notification_event_row(PG_FUNCTION_ARGS)
@@ -169,6 +179,6 @@ pne_notification_event_row(PG_FUNCTION_ARGS)
 
 		check_event_name(VARDATA_ANY(name), (int) VARSIZE_ANY_EXHDR(name));
 	}
-	log_trigger_stamp(trigdata->tg_relation, values, nulls);
+	log_trigger_set_columns(trigdata->tg_relation, values, nulls);
 	return PointerGetDatum(heap_form_tuple(desc, values, nulls));
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * log_trigger.h
- *		What the extension writes on each row of the log.
+ *		What the extension sets in each row of the log.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,7 +10,7 @@
 
 #include "utils/relcache.h"
 
-extern void log_trigger_stamp(Relation log, Datum *values, bool *nulls);
+extern void log_trigger_set_columns(Relation log, Datum *values, bool *nulls);
 extern bool log_trigger_is_alone(Relation log);
 
 #endif							/* PNE_LOG_TRIGGER_H */

@@ -1,19 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * record_type.c
- *		What the types of columns ask of who records them.
+ *		What the types of columns require when they are recorded.
  *
- * SETTINGS: the text of many types depends on settings of the session, and what
- * is recorded must not: the same row would be another event for each writer.  So
- * fixed ones hold while a row is made into JSON.  To set them takes a microsecond
- * or more, so on which of them a table's types depend is found out beforehand,
- * and only those are set that are different.  The time zone is left alone: the
- * instant is the same, whichever offset it is written with.  Settings of other
- * extensions are left alone, too: nobody knows them.
+ * SETTINGS: the text of many types depends on settings of the session.  What is
+ * recorded must not depend on them, or the same row would be another event for
+ * each writer.  So fixed settings hold while a row is made into JSON.  Setting
+ * one takes a microsecond or more.  Therefore it is found out beforehand on which
+ * settings a table's types depend, and only those with another value are set.
+ * The time zone is left alone: the instant is the same, whichever offset it is
+ * written with.  Settings of other extensions are left alone, too, because they
+ * are not known here.
  *
- * JSON: the type json keeps what jsonb cannot hold: a NUL or half a character
- * written with \u, a number out of all range.  It is recorded as a JSON string
- * of its text.
+ * JSON: the type json can hold what jsonb cannot: a NUL or half a surrogate pair
+ * written with \u, or a number out of range.  Such a value is recorded as a JSON
+ * string of its text.
  *
  *-------------------------------------------------------------------------
  */
@@ -50,26 +51,37 @@
 #define SETTING_INTERVAL	0x02
 #define SETTING_BYTES		0x04
 #define SETTING_FLOAT		0x08
-#define SETTING_EXACT_FLOAT	0x10	/* to the server all numbers above 0 are the same */
+#define SETTING_EXACT_FLOAT	0x10	/* the server's types need only a value above 0 */
 #define SETTING_MONEY		0x20
 #define SETTING_QUOTES		0x40
 #define SETTING_PATH		0x80
 
 /*
- * What unknown code may depend on.  A function finds others by the search_path,
- * so that is not taken from under it, for another column of the row neither.
+ * What unknown code may depend on.  search_path is not among these settings: a
+ * function may find other functions by it, so it keeps its value for such code,
+ * even if another column of the row needs a fixed one.
  */
 #define SETTINGS_OF_CODE \
 	(SETTING_DATE | SETTING_INTERVAL | SETTING_BYTES | SETTING_EXACT_FLOAT | SETTING_MONEY | SETTING_QUOTES)
 
-/* what holds only for values of types that ask for it, and run no such code */
+/*
+ * settings that are fixed only for values of types that depend on them and run
+ * no unknown code
+ */
 #define SETTINGS_OF_VALUES SETTING_PATH
 
-/* money is the server's own: no output function in C prints it, and it is dear */
+/*
+ * the settings of an output function in C; money is left out, because only the
+ * server prints it, and setting lc_monetary is expensive
+ */
 #define SETTINGS_OF_OUTPUT (SETTINGS_OF_CODE & ~SETTING_MONEY)
 
 #define RECORD_PATH "pg_catalog, pg_temp"
 
+/*
+ * Returns whether DateStyle has the fixed value; the following functions do the
+ * same for other settings.
+ */
 static bool
 date_style_holds(void)
 {
@@ -136,7 +148,7 @@ static const struct
 };
 
 /*
- * On what the server's own output functions depend.
+ * The settings on which the server's own output functions depend.
  */
 static const struct
 {
@@ -170,13 +182,14 @@ static const struct
 	{regtypeout, SETTING_QUOTES | SETTING_PATH},
 	{regnamespaceout, SETTING_QUOTES},
 	{regroleout, SETTING_QUOTES},
-	/* which types of extensions borrow */
+	/* types of extensions use this one, too */
 	{textout, 0},
 };
 
 /*
- * Have fixed settings hold, of those asked for, until record_settings_end() is
- * given the result; after an error the end of the transaction or savepoint does it.
+ * Give the requested settings (SETTING_ flags) their fixed values.  Returns a
+ * level, which must be passed to record_settings_end().  After an error, the
+ * end of the transaction or subtransaction restores them.
  */
 int
 record_settings_begin(int settings)
@@ -197,6 +210,9 @@ record_settings_begin(int settings)
 	return level;
 }
 
+/*
+ * Restore the settings.  level is what record_settings_begin() has returned.
+ */
 void
 record_settings_end(int level)
 {
@@ -210,8 +226,8 @@ record_settings_end(int level)
  */
 
 /*
- * Whether to_jsonb() asks a function for the JSON of a type, which is no array
- * and no row: casts of the server's own types do not count.
+ * Returns whether to_jsonb() calls a cast function for a type, which is neither
+ * an array nor a row type.  Casts of the server's own types do not count.
  */
 bool
 type_has_json_cast(Oid type)
@@ -222,6 +238,9 @@ type_has_json_cast(Oid type)
 		find_coercion_pathway(JSONOID, type, COERCION_EXPLICIT, &function) == COERCION_PATH_FUNC;
 }
 
+/*
+ * Add settings to the traits of a type.
+ */
 static void
 add_settings(TypeTraits *traits, int settings)
 {
@@ -230,7 +249,8 @@ add_settings(TypeTraits *traits, int settings)
 }
 
 /*
- * Add on what the text of a type depends that is not made of others.
+ * Add the traits of a type that is not made of other types: what its output
+ * function depends on.
  */
 static void
 add_traits_of_output(Oid type, TypeTraits *traits)
@@ -256,6 +276,9 @@ add_traits_of_output(Oid type, TypeTraits *traits)
 	}
 }
 
+/*
+ * Add the traits of a row type.
+ */
 static void
 add_traits_of_row(Oid type, TypeTraits *traits)
 {
@@ -271,7 +294,7 @@ add_traits_of_row(Oid type, TypeTraits *traits)
 }
 
 /*
- * Add what a type asks for, and what those that it is made of do.
+ * Add the traits of a type, and of the types that it is made of.
  */
 void
 type_add_traits(Oid type, TypeTraits *traits)
@@ -314,10 +337,11 @@ type_add_traits(Oid type, TypeTraits *traits)
  */
 
 /*
- * JSON text to jsonb; false if it is nothing that jsonb can hold.
+ * Convert JSON text to jsonb.  Returns false if jsonb cannot hold it.
  *
- * There is no subtransaction, which would cost more than the rest: to parse
- * takes nothing that the end of one would have to give back.
+ * This catches an error without a subtransaction, which would cost more than
+ * the rest.  That is safe because parsing takes no resources that the end of a
+ * subtransaction would have to release.
  */
 static bool
 json_to_jsonb(const char *json, Datum *jsonb)
@@ -335,7 +359,7 @@ json_to_jsonb(const char *json, Datum *jsonb)
 	{
 		int			code = geterrcode();
 
-		/* the latter where the database's encoding has no such character */
+		/* the latter if the database's encoding has no such character */
 		if (ERRCODE_TO_CATEGORY(code) != ERRCODE_DATA_EXCEPTION && code != ERRCODE_FEATURE_NOT_SUPPORTED)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
@@ -349,6 +373,9 @@ json_to_jsonb(const char *json, Datum *jsonb)
 	return fits;
 }
 
+/*
+ * Returns a text as a JSON string.
+ */
 static char *
 quoted(const char *text)
 {
@@ -360,7 +387,8 @@ quoted(const char *text)
 }
 
 /*
- * A value of type json as jsonb: as a string of its text if jsonb cannot hold it.
+ * Returns a value of type json as jsonb: as a string of its text if jsonb
+ * cannot hold it.
  */
 Datum
 json_recorded(Datum value)
@@ -374,7 +402,8 @@ json_recorded(Datum value)
 }
 
 /*
- * A value of type json, or a JSON string of its text where jsonb cannot hold it.
+ * Returns a value of type json, or a JSON string of its text if jsonb cannot
+ * hold it.
  */
 static Datum
 fit_json(Datum value)
@@ -385,6 +414,10 @@ fit_json(Datum value)
 	return json_to_jsonb(json, &jsonb) ? value : CStringGetTextDatum(quoted(json));
 }
 
+/*
+ * Returns a copy of an array whose elements were passed through
+ * json_made_fit().
+ */
 static Datum
 fit_array(Oid element, Datum value)
 {
@@ -407,6 +440,9 @@ fit_array(Oid element, Datum value)
 											  element, typlen, typbyval, typalign));
 }
 
+/*
+ * Returns a copy of a row whose columns were passed through json_made_fit().
+ */
 static Datum
 fit_row(Datum value)
 {
@@ -424,7 +460,7 @@ fit_row(Datum value)
 	heap_deform_tuple(&tuple, desc, values, nulls);
 	for (int i = 0; i < desc->natts; i++)
 	{
-		/* a value may be there still, but no type */
+		/* a dropped column may still have a value, but it has no type */
 		nulls[i] |= TupleDescAttr(desc, i)->attisdropped;
 		if (!nulls[i])
 			values[i] = json_made_fit(TupleDescAttr(desc, i)->atttypid, values[i]);
@@ -435,7 +471,8 @@ fit_row(Datum value)
 }
 
 /*
- * A value with the JSON in it as jsonb can hold it.
+ * Returns a value of a type.  If it contains json that jsonb cannot hold, that
+ * is replaced in the result by a JSON string of its text.
  */
 Datum
 json_made_fit(Oid type, Datum value)

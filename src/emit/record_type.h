@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * record_type.h
- *		What the types of columns ask of who records them.
+ *		What the types of columns require when they are recorded.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,11 +13,11 @@
 typedef struct TypeTraits
 {
 	int			settings;		/* on which its text depends, for record_settings_begin() */
-	int			own_settings;	/* the same, but those that nothing else may find changed */
-	bool		runs_code;		/* of which nobody knows what it depends on */
-	bool		has_json;		/* it is json, or has some inside */
+	int			own_settings;	/* the same, but fixed only for its own values */
+	bool		runs_code;		/* it runs code whose dependencies are not known */
+	bool		has_json;		/* it is json, or contains json */
 	List	   *row_types;		/* relations of the row types in it; a change of one
-								 * may change all this */
+								 * may change all of these traits */
 } TypeTraits;
 
 extern bool type_has_json_cast(Oid type);

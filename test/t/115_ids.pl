@@ -267,7 +267,7 @@ $_->quit foreach @sessions;
 $last = last_value('cache');
 is(give('cache', 'giver', "SELECT $last + g, 'given' FROM generate_series(1, 10) g"), 'done', 'given, with CACHE');
 write_all('cache', 'with CACHE');
-foreach my $case ([ 'INCREMENT BY -1', 'It counts down.' ], [ 'CYCLE', 'It begins again at its end.' ])
+foreach my $case ([ 'INCREMENT BY -1', 'The sequence is descending.' ], [ 'CYCLE', 'The sequence cycles.' ])
 {
 	my ($option, $why) = @$case;
 
