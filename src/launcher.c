@@ -1,25 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * launcher.c
- *		The process that starts all others; one per cluster.
+ *		The process that starts all other workers; one per cluster.
  *
- * It is level-triggered: whenever it is woken, it compares what should run
- * with what does, and asks the postmaster for the difference.  No event is
- * needed for anything to become right in the end; bells only make it soon.
+ * The launcher is level-triggered.  Whenever it wakes up, it compares what
+ * should run with what does, and has the postmaster start what is missing.
+ * Everything becomes right in the end without any event; bells only make it
+ * soon.
  *
- * Listeners: one for each database that is served and has the extension.
- * Whether it has can only be seen from inside, so a listener is sent to look
- * into each database once: at server start, when a database is new, when
- * CREATE EXTENSION commits there.  Those that have none are remembered here.
+ * Listeners: there is one for each database that is served and has the
+ * extension.  Only a process inside the database can see whether it has the
+ * extension.  So a listener starts once in each database to look: when the
+ * server starts, when a database is new, and when CREATE EXTENSION commits
+ * there.  The launcher remembers the databases without the extension.
  *
- * Executors: owners with work wait in the slots that their listeners have
- * claimed, and get places in the order of waiting.  Where all places are taken,
- * an executor that idles, or else, after a while, one that is busy, is asked to
- * leave.
+ * Executors: owners that have work wait in the slots that their listeners have
+ * claimed.  They get an executor in the order in which they began to wait.  If
+ * as many executors run as max_executors allows, an idle one is asked to exit,
+ * or else, after a while, a busy one.
  *
- * The workers are registered with BGW_NEVER_RESTART: which of them should run
- * again, and when, is decided here and not by the postmaster, which would try
- * a dropped database for ever.
+ * The workers are registered with BGW_NEVER_RESTART.  The launcher decides which
+ * of them start again, and when.  The postmaster would go on trying to start a
+ * worker in a dropped database.
  *
  *-------------------------------------------------------------------------
  */
@@ -54,41 +56,50 @@
 /* look at everything at least this often, in ms */
 #define MAX_SLEEP_MS 60000
 
-/* databases that are looked into for the first time at once */
+/*
+ * maximum number of listeners that look at the same time whether a database has
+ * the extension
+ */
 #define MAX_PROBES 2
 
-/* a start that never came alive is given up after this, in ms */
+/* a start is given up if the process is not alive after this, in ms */
 #define START_EXPIRES_MS 60000
 
-/* how long an owner waits before a busy executor has to give way, in ms */
+/* how long an owner waits before a busy executor must exit, in ms */
 #define BUSY_GRACE_MS 5000
 
-/* an executor that has not left so long, in ms, after it was asked to may never */
+/*
+ * an executor that was asked to exit and has not done so after this, in ms, may
+ * never exit
+ */
 #define STOP_GRACE_MS 5000
 
-/* look after this, in ms, whether an executor that was asked to leave has */
+/*
+ * check after this, in ms, whether an executor that was asked to exit has done
+ * so
+ */
 #define STOP_RETRY_MS 1000
 
-/* try again after this, in ms, where the postmaster has no slot left */
+/* try again after this, in ms, if the postmaster has no free slot */
 #define NO_SLOT_RETRY_MS 5000
 
-/* an executor that failed is remembered for this long after its back-off, in ms */
+/* how long a failed executor is remembered after its back-off, in ms */
 #define FORGET_FAILED_MS 60000
 
 typedef struct ServedDatabase
 {
 	Oid			oid;
-	bool		available;		/* nobody holds it for DDL of the database */
+	bool		available;		/* no session holds its lock for DDL */
 } ServedDatabase;
 
-/* ours to the postmaster's answers; lost when the launcher restarts */
+/* handles of the workers that were started; lost when the launcher restarts */
 static BackgroundWorkerHandle *listener_handles[MAX_DATABASES];
 static BackgroundWorkerHandle *executor_handles[MAX_EXECUTOR_SLOTS];
 
-/* databases without the extension, looked into since the launcher started */
+/* databases without the extension, as found since the launcher started */
 static List *without_extension = NIL;
 
-/* since when executors are known to be leaving; 0: they are not */
+/* since when an executor is known to have been asked to exit; 0: it was not */
 static Instant stopping_since[MAX_EXECUTOR_SLOTS];
 
 static bool out_of_slots_logged = false;
@@ -96,12 +107,18 @@ static bool out_of_slots_logged = false;
 /* when to wake up next */
 static Instant next_wakeup;
 
+/*
+ * Wake up at this instant at the latest.
+ */
 static void
 wake_up_at(Instant when)
 {
 	next_wakeup = Min(next_wakeup, when);
 }
 
+/*
+ * Wake up after so many ms at the latest.
+ */
 static void
 wake_up_in(int ms)
 {
@@ -109,7 +126,8 @@ wake_up_in(int ms)
 }
 
 /*
- * Register the launcher with the postmaster, while the library is preloaded.
+ * Register the launcher with the postmaster.  Called while the library is
+ * preloaded.
  */
 void
 launcher_register(void)
@@ -128,7 +146,9 @@ launcher_register(void)
 }
 
 /*
- * Ask the postmaster for a worker.  False where it has no slot.
+ * Ask the postmaster to start a worker.  kind is "listener" or "executor".
+ * Sets *handle.  Returns false if the postmaster has no free slot; then the
+ * launcher wakes up later to try again.
  */
 static bool
 start_worker(const char *kind, const char *function, const WorkerStart *start,
@@ -175,9 +195,10 @@ start_worker(const char *kind, const char *function, const WorkerStart *start,
 }
 
 /*
- * Whether an executor will have left soon, so that nobody else has to.  One that
- * runs a batch was rung, or will see for itself after it; that may take long, and
- * so may whatever another one does that does not come to leave.
+ * Returns whether an executor that was asked to exit will do so soon, so that
+ * no other one has to.  An executor that runs a batch was woken or will check
+ * after the batch, but that may take long.  So may whatever else keeps an
+ * executor from exiting. *since is set to when this was first asked for.
  */
 static bool
 stops_soon(const ExecutorSlot *slot, Instant *since)
@@ -191,18 +212,23 @@ stops_soon(const ExecutorSlot *slot, Instant *since)
 }
 
 /*
- * The executor that gives way to an owner who has waited since then: the one
- * that idles longest, or one that backs off, or, after a grace, the one that
- * has had its place for longest, if that is longer than the grace.  NULL if one
- * leaves already or none has to.
+ * Returns the executor that must exit for an owner that waits since
+ * waiting_since, or NULL if none has to or one exits already.  The caller must
+ * hold shared->lock.
+ *
+ * That is the executor that has been idle or backing off for the longest time.
+ * If there is none, it is the executor that has been alive for the longest
+ * time, once both this time and the owner's wait exceed BUSY_GRACE_MS.
  */
 static ExecutorSlot *
 choose_to_stop(Instant waiting_since)
 {
 	ExecutorSlot *idle = NULL;
 	ExecutorSlot *busy = NULL;
-	bool		leaving = false;
+	bool		stopping = false;
 	Instant		give_way_at;
+
+	Assert(LWLockHeldByMe(shared->lock));
 
 	for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
 	{
@@ -215,7 +241,7 @@ choose_to_stop(Instant waiting_since)
 		}
 		if (pg_atomic_read_u32(&slot->stop_requested) != 0)
 		{
-			leaving = stops_soon(slot, &stopping_since[i]) || leaving;
+			stopping = stops_soon(slot, &stopping_since[i]) || stopping;
 			continue;
 		}
 		stopping_since[i] = 0;
@@ -227,7 +253,7 @@ choose_to_stop(Instant waiting_since)
 		else if (busy == NULL || slot->worker.alive_since < busy->worker.alive_since)
 			busy = slot;
 	}
-	if (leaving)
+	if (stopping)
 	{
 		wake_up_in(STOP_RETRY_MS);
 		return NULL;
@@ -244,8 +270,8 @@ choose_to_stop(Instant waiting_since)
 }
 
 /*
- * There is no slot for somebody who needs one: an executor that idles shall
- * give its own up.  The caller holds the lock.
+ * The postmaster has no free slot for a worker: ask an idle executor to exit,
+ * or a busy one after a while.  The caller must hold shared->lock.
  */
 static void
 make_room(void)
@@ -260,19 +286,22 @@ make_room(void)
 }
 
 /*
- * Whether a start has come to nothing.  The caller holds the lock.
+ * Returns whether a start has failed.  handle may be NULL.  The caller must
+ * hold shared->lock.
  */
 static bool
 start_failed(const Worker *worker, BackgroundWorkerHandle *handle)
 {
 	pid_t		pid;
 
+	Assert(LWLockHeldByMe(shared->lock));
+
 	if (worker->phase != WORKER_STARTING || worker->pid != 0)
 		return false;
 	if (handle != NULL)
 		return GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED;
 
-	/* an earlier launcher has started it */
+	/* an earlier launcher process has started it */
 	return instant_passed(worker->phase_since, instant_now(), START_EXPIRES_MS);
 }
 
@@ -282,10 +311,10 @@ start_failed(const Worker *worker, BackgroundWorkerHandle *handle)
  */
 
 /*
- * Whether somebody wants the database for DDL of its own (DROP, RENAME, being
- * a template): that waits for our workers to be gone, so none is started.  The
- * lock is only tried: there may be more databases than the server has room for
- * locks.
+ * Returns whether no session wants the database for DDL (DROP, RENAME, use as a
+ * template).  Such a session waits until the workers are gone, so none is
+ * started.  The lock is released at once, because there may be more databases
+ * than the server has room for locks.
  */
 static bool
 database_is_available(Oid dboid)
@@ -300,7 +329,8 @@ database_is_available(Oid dboid)
 }
 
 /*
- * The databases that are to be served, in the current memory context.
+ * Returns the databases that are to be served, in the current memory context.
+ * Runs a transaction of its own.
  */
 static List *
 read_served_databases(void)
@@ -338,6 +368,9 @@ read_served_databases(void)
 	return result;
 }
 
+/*
+ * Returns the element of a list for a database, or NULL.
+ */
 static ServedDatabase *
 find_served(List *served, Oid dboid)
 {
@@ -354,8 +387,10 @@ find_served(List *served, Oid dboid)
 }
 
 /*
- * Give back the slot of a database whose listener is gone, once its executors
- * are gone, too: they use it.  The caller holds the lock.
+ * Release the slot of a database whose listener has exited.  Its executors use
+ * the slot, too.  So if some still run, ask them to exit; then the slot is
+ * released a later time.  Adds the database to *released if its slot was
+ * released.  The caller must hold shared->lock exclusively.
  */
 static void
 release_database(DatabaseSlot *slot, List **released)
@@ -366,7 +401,7 @@ release_database(DatabaseSlot *slot, List **released)
 	doorbell_ring_database(dboid);
 	for (int i = 0; i < MAX_EXECUTOR_SLOTS; i++)
 	{
-		/* it rings when it leaves */
+		/* it rings when it exits */
 		if (shared->executors[i].in_use && shared->executors[i].dboid == dboid)
 			return;
 	}
@@ -375,9 +410,9 @@ release_database(DatabaseSlot *slot, List **released)
 }
 
 /*
- * Take note of listeners that ended, and of databases that are not to be
- * served (any more).  Returns how many are on their way to look into a
- * database for the first time.
+ * Note which listeners have failed to start, and stop the listeners of
+ * databases that are not, or no longer, to be served.  Returns how many
+ * listeners are about to look whether a database has the extension.
  */
 static int
 review_listeners(List *served)
@@ -420,7 +455,10 @@ review_listeners(List *served)
 		}
 		else if (slot->extension == EXTENSION_UNKNOWN)
 		{
-			/* claimed by CREATE EXTENSION, perhaps after we had looked */
+			/*
+			 * CREATE EXTENSION has claimed the slot, perhaps after we had
+			 * looked
+			 */
 			without_extension = list_delete_oid(without_extension, dboid);
 			if (worker->phase == WORKER_STARTING || worker->pid != 0)
 				probes++;
@@ -438,8 +476,9 @@ review_listeners(List *served)
 }
 
 /*
- * Start the listener of a database if it should run and does not.  Returns
- * whether it was a look into a new database.
+ * Start the listener of a database if it should run and does not.  probes is
+ * the number of listeners that are about to look whether a database has the
+ * extension.  Returns whether this is another one of them.
  */
 static bool
 start_listener(const ServedDatabase *database, int probes)
@@ -449,7 +488,7 @@ start_listener(const ServedDatabase *database, int probes)
 	WorkerStart start = {0};
 	bool		probe;
 
-	/* one of those that are on their way will ring when it is back */
+	/* one of these listeners rings when it has looked */
 	if (probes >= MAX_PROBES && shared_find_database(database->oid) == NULL)
 		return false;
 
@@ -502,6 +541,9 @@ start_listener(const ServedDatabase *database, int probes)
 	return false;
 }
 
+/*
+ * Start and stop listeners as needed.
+ */
 static void
 manage_listeners(void)
 {
@@ -528,7 +570,7 @@ manage_listeners(void)
 			probes++;
 	}
 
-	/* forget databases that are gone: their oids may be used again */
+	/* forget databases that no longer exist: their oids may be used again */
 	foreach(lc, without_extension)
 	{
 		if (find_served(served, lfirst_oid(lc)) == NULL)
@@ -542,7 +584,9 @@ manage_listeners(void)
  */
 
 /*
- * Take note of executors that failed; count those that have a place.
+ * Note which executors have failed to start, let failed ones be started again
+ * after their back-off, and forget old ones.  Returns how many executors count
+ * against max_executors.  The caller must hold shared->lock exclusively.
  */
 static int
 review_executors(void)
@@ -580,7 +624,7 @@ review_executors(void)
 }
 
 /*
- * The owner that has waited longest, or NULL.
+ * Returns the slot of the owner that has waited longest, or NULL.
  */
 static ExecutorSlot *
 longest_waiting(void)
@@ -598,6 +642,10 @@ longest_waiting(void)
 	return result;
 }
 
+/*
+ * Start executors for owners that wait, in the order of waiting, as far as
+ * max_executors allows.
+ */
 static void
 manage_executors(void)
 {
@@ -618,7 +666,10 @@ manage_executors(void)
 		{
 			ExecutorSlot *stopping;
 
-			/* before looking who is idle, or one could become so in between */
+			/*
+			 * set it before looking for an idle executor: one could become idle
+			 * in between
+			 */
 			pg_atomic_write_u32(&shared->slot_wanted, 1);
 			stopping = choose_to_stop(slot->wanted_since);
 			if (stopping != NULL)
@@ -661,6 +712,9 @@ manage_executors(void)
  * ----------
  */
 
+/*
+ * Called when the process exits.
+ */
 static void
 launcher_on_exit(int code, Datum arg)
 {
@@ -671,7 +725,7 @@ launcher_on_exit(int code, Datum arg)
 }
 
 /*
- * Compare what should run with what does, once, and sleep.
+ * Compare once what should run with what does, and sleep.
  */
 static void
 launcher_cycle(MemoryContext context)
@@ -701,7 +755,7 @@ launcher_cycle(MemoryContext context)
 }
 
 /*
- * Entry point.
+ * Entry point of the launcher.  Does not return.
  */
 void
 pne_launcher_main(Datum main_arg)

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * pg_notify_events.c
- *		Loading the library: settings, shared memory, the launcher, and hooks
- *		that notice what no row of ours tells.
+ *		Loads the library: settings, shared memory, the launcher, and hooks for
+ *		changes that no row of the extension's tables shows.
  *
- * Preloaded, it has workers.  Loaded into a session only, by the first call of
- * one of its functions, it records events and announces them, and says so where
- * more is asked of it.
+ * If the library is preloaded, there are workers.  Otherwise the first call of
+ * one of its functions loads it into a session.  Then it can record and announce
+ * events; functions that need workers raise an error.
  *
  *-------------------------------------------------------------------------
  */
@@ -38,7 +38,10 @@
 
 PNE_MODULE_MAGIC;
 
-/* the locks of slots, of event names and of channels */
+/*
+ * the locks of the slots, of the counters of events, and of the counters of
+ * channels
+ */
 #define TRANCHE_NAME "pg_notify_events"
 #define LOCKS 3
 
@@ -47,6 +50,9 @@ static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 static object_access_hook_type prev_object_access_hook = NULL;
 static ProcessUtility_hook_type prev_process_utility_hook = NULL;
 
+/*
+ * Hook: request shared memory and locks.
+ */
 static void
 shmem_request(void)
 {
@@ -60,6 +66,9 @@ shmem_request(void)
 	RequestNamedLWLockTranche(TRANCHE_NAME, LOCKS);
 }
 
+/*
+ * Hook: create the segments of shared memory, or attach to them.
+ */
 static void
 shmem_startup(void)
 {
@@ -78,7 +87,8 @@ shmem_startup(void)
 }
 
 /*
- * The extension was dropped in a database, and that is committed.
+ * Forget what is counted in a database.  Called after the commit of a
+ * transaction that has dropped the extension there.  Does not throw.
  */
 static void
 extension_dropped(Oid dboid)
@@ -88,11 +98,13 @@ extension_dropped(Oid dboid)
 }
 
 /*
- * A database that is made may be the copy of one with the extension, and when
- * the extension is dropped its workers have to go.  Both would be noticed by
- * polling; this makes it soon, when the transaction commits.  And internal tables
- * take no triggers, and of settings of roles and databases that are altered nobody
- * else would hear.
+ * Hook for changes of objects.
+ *
+ * A new database may be the copy of one with the extension.  When the extension
+ * is dropped, its workers must exit.  Polling would find both; this makes it
+ * happen soon after the commit.  The hook also refuses triggers on internal
+ * tables, and notices changed settings of roles and databases, of which nothing
+ * else tells.
  */
 static void
 object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, void *arg)
@@ -112,10 +124,13 @@ object_access(ObjectAccessType access, Oid class_id, Oid object_id, int sub_id, 
 }
 
 /*
- * COMMIT PREPARED makes events visible, and frees consumers like ROLLBACK
- * PREPARED, and no callback of the transaction that did all that runs.  Without
- * this, such events would wait for the listener's poll: a naptime, instead of
- * some milliseconds.
+ * Hook for utility statements: rings the bells after COMMIT PREPARED and
+ * ROLLBACK PREPARED.
+ *
+ * COMMIT PREPARED makes events visible, and both statements free consumers.  No
+ * callback of the prepared transaction runs then.  Without this hook, such
+ * events would wait for the listener's poll, up to a naptime instead of some
+ * milliseconds.
  */
 static void
 process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
@@ -138,6 +153,9 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 		doorbell_at_commit(RING_EVENTS | RING_CONSUMERS);
 }
 
+/*
+ * Called when the library is loaded.
+ */
 void
 _PG_init(void)
 {
@@ -157,7 +175,7 @@ _PG_init(void)
 	prev_process_utility_hook = ProcessUtility_hook;
 	ProcessUtility_hook = process_utility;
 
-	/* pg_upgrade wants nobody to touch the data */
+	/* nothing may change the data during pg_upgrade */
 	if (!IsBinaryUpgrade)
 		launcher_register();
 }
