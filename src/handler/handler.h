@@ -75,7 +75,6 @@ extern int	handler_timeout(const Handler *handler);
 extern bool handler_begin_batch(const Handler *handler);
 extern void handler_wait_for_batch(const Handler *handler);
 extern void handler_end_batch(const Handler *handler);
-extern bool catalog_owner_is_visible(Oid owner);
 extern bool handler_check(const Handler *handler, HandlerProblem *problem);
 extern Oid	handler_approve(const Handler *handler, HandlerProblem *problem);
 extern void handler_prepare_call(HandlerCall *call, const Handler *handler, Oid function);

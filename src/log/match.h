@@ -24,7 +24,6 @@ typedef struct EventPattern
 	Size		filter_size;
 } EventPattern;
 
-extern Size stored_size(Datum value);
 extern const char *match_oversized(const EventPattern *pattern);
 extern void match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool with_filter);
 extern bool match_name(const EventPattern *pattern, const char *event_name);
