@@ -7,6 +7,7 @@ The ledger is what the events are for: an SQLite file here, a mail or another
 service elsewhere.  An event may come again after a crash, so it is looked up
 by its id.  Created before: SELECT create_event_consumer('durable').
 """
+import contextlib
 import os
 import re
 import select
@@ -35,6 +36,14 @@ def wait_for_answer(connection):
             raise psycopg2.OperationalError("the server does not answer")
 
 
+def connect():
+    psycopg2.extensions.set_wait_callback(None)             # connect_timeout is for each host
+    connection = psycopg2.connect(sys.argv[1], **ALIVE)
+    psycopg2.extensions.set_wait_callback(wait_for_answer)  # psycopg2 itself waits for ever
+    connection.autocommit = True                            # LISTEN takes effect at commit
+    return connection
+
+
 def handle_waiting_events(cursor):
     while True:
         cursor.execute("SELECT id, event_name FROM fetch_events('durable')")
@@ -46,23 +55,21 @@ def handle_waiting_events(cursor):
         cursor.execute("SELECT ack_events('durable', %s)", (events[-1][0],))
 
 
-psycopg2.extensions.set_wait_callback(wait_for_answer)  # psycopg2 itself waits for ever
 delay = 0
 while True:
     try:
         time.sleep(delay)
         delay = min(2 * delay + 0.2, 10)
-        connection = psycopg2.connect(sys.argv[1], **ALIVE)
-        connection.autocommit = True
-        cursor = connection.cursor()
-        cursor.execute("LISTEN event_notification")  # first listen, then look
-        while True:
-            handle_waiting_events(cursor)
-            delay = 0
-            if not connection.notifies:
-                select.select([connection], [], [], LOOK_EVERY)
-            connection.poll()
-            connection.notifies.clear()
+        with contextlib.closing(connect()) as connection:
+            cursor = connection.cursor()
+            cursor.execute("LISTEN event_notification")  # first listen, then look
+            while True:
+                handle_waiting_events(cursor)
+                delay = 0
+                if not connection.notifies:
+                    select.select([connection], [], [], LOOK_EVERY)
+                connection.poll()
+                connection.notifies.clear()
     except psycopg2.Error as error:
         if isinstance(error, psycopg2.ProgrammingError) or not AWAY.match(error.pgcode or ""):
             raise                                   # a mistake

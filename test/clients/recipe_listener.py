@@ -5,6 +5,7 @@ usage: recipe_listener.py CONNECTION_STRING
 
 What is announced while it has no connection is missed.
 """
+import contextlib
 import os
 import re
 import select
@@ -29,24 +30,30 @@ def wait_for_answer(connection):
             raise psycopg2.OperationalError("the server does not answer")
 
 
-psycopg2.extensions.set_wait_callback(wait_for_answer)  # psycopg2 itself waits for ever
+def connect():
+    psycopg2.extensions.set_wait_callback(None)             # connect_timeout is for each host
+    connection = psycopg2.connect(sys.argv[1], **ALIVE)
+    psycopg2.extensions.set_wait_callback(wait_for_answer)  # psycopg2 itself waits for ever
+    connection.autocommit = True                            # LISTEN takes effect at commit
+    return connection
+
+
 delay = 0
 while True:
     try:
         time.sleep(delay)
         delay = min(2 * delay + 0.2, 10)
-        connection = psycopg2.connect(sys.argv[1], **ALIVE)
-        connection.autocommit = True    # LISTEN takes effect at commit
-        while True:
-            connection.cursor().execute("LISTEN event_notification")  # once more: is it there?
-            delay = 0
-            heard = True
-            while heard:
-                connection.poll()
-                while connection.notifies:
-                    notification = connection.notifies.pop(0)
-                    print(f"{notification.channel} - {notification.payload}", flush=True)
-                heard, _, _ = select.select([connection], [], [], LOOK_EVERY)
+        with contextlib.closing(connect()) as connection:
+            while True:
+                connection.cursor().execute("LISTEN event_notification")  # once more: is it there?
+                delay = 0
+                heard = True
+                while heard:
+                    connection.poll()
+                    while connection.notifies:
+                        notification = connection.notifies.pop(0)
+                        print(f"{notification.channel} - {notification.payload}", flush=True)
+                    heard, _, _ = select.select([connection], [], [], LOOK_EVERY)
     except psycopg2.Error as error:
         if isinstance(error, psycopg2.ProgrammingError) or not AWAY.match(error.pgcode or ""):
             raise                       # a mistake
