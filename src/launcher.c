@@ -57,8 +57,8 @@
 #define MAX_SLEEP_MS 60000
 
 /*
- * maximum number of listeners that look at the same time whether a database has
- * the extension
+ * Maximum number of listeners that look at the same time whether a database has
+ * the extension.
  */
 #define MAX_PROBES 2
 
@@ -69,14 +69,14 @@
 #define BUSY_GRACE_MS 5000
 
 /*
- * an executor that was asked to exit and has not done so after this, in ms, may
- * never exit
+ * An executor that was asked to exit and has not done so after this, in ms, may
+ * never exit.
  */
 #define STOP_GRACE_MS 5000
 
 /*
- * check after this, in ms, whether an executor that was asked to exit has done
- * so
+ * Check after this, in ms, whether an executor that was asked to exit has done
+ * so.
  */
 #define STOP_RETRY_MS 1000
 
@@ -667,8 +667,8 @@ manage_executors(void)
 			ExecutorSlot *stopping;
 
 			/*
-			 * set it before looking for an idle executor: one could become idle
-			 * in between
+			 * Set it before looking for an idle executor: one could become idle
+			 * in between.
 			 */
 			pg_atomic_write_u32(&shared->slot_wanted, 1);
 			stopping = choose_to_stop(slot->wanted_since);

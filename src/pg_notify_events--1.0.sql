@@ -3,8 +3,8 @@
 -- complain if script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION pg_notify_events" to load this file. \quit
 
--- Names that begin with an underscore are internal: no application should use
--- them, and they may change in any release.
+-- Names that begin with an underscore are internal. Applications should not use
+-- them; they may change in any release.
 
 ----------------------------------------------------------------------------
 -- Installation
@@ -23,10 +23,10 @@ SELECT _extension_installing();
 -- Emit
 ----------------------------------------------------------------------------
 
--- The log. Insert-only: no event is ever updated. txid has no default, so any
--- value that is given comes from somewhere else (a restore) and is kept in
--- origin_txid by the row trigger. Nor has id: the row trigger draws it, and so
--- knows one that is given.
+-- The log. It is insert-only: no event is ever updated. The column txid has no
+-- default, so a given value comes from elsewhere (a restore), and the row
+-- trigger keeps it in origin_txid. The column id has no default, either: the
+-- row trigger draws it, and so it can tell that an id was given.
 CREATE TABLE notification_events (
 	id			bigint PRIMARY KEY,
 	event_name	varchar(100) NOT NULL,
@@ -39,23 +39,23 @@ CREATE TABLE notification_events (
 COMMENT ON TABLE notification_events IS
 	'the event log of pg_notify_events: one row per event';
 COMMENT ON COLUMN notification_events.id IS
-	'drawn by the row trigger when the event is recorded; commits may become visible in another order';
+	'drawn by the row trigger when the event is recorded; events may become visible in another order';
 COMMENT ON COLUMN notification_events.event_name IS
 	'what happened, 1 to 100 characters';
 COMMENT ON COLUMN notification_events.event_data IS
-	'what it happened to, free form';
+	'data of the event, of any form';
 COMMENT ON COLUMN notification_events.created_at IS
 	'start of the transaction that recorded the event';
 COMMENT ON COLUMN notification_events.txid IS
 	'top-level transaction that recorded the event; set by the row trigger';
 COMMENT ON COLUMN notification_events.origin_txid IS
-	'for a restored row, its txid in the database it was dumped from';
+	'txid of a restored or replicated row in the database that it came from';
 COMMENT ON COLUMN notification_events.announce IS
-	'whether the listener is to announce the event; set by the row trigger';
+	'whether the listener announces the event; set by the row trigger';
 
 CREATE SEQUENCE notification_events_id_seq AS bigint OWNED BY notification_events.id;
 COMMENT ON SEQUENCE notification_events_id_seq IS
-	'ids of events; who has UPDATE on it may give a row any id';
+	'ids of events; a role with UPDATE on it may give a row any id';
 
 CREATE INDEX notification_events_txid_idx ON notification_events (txid);
 
@@ -63,11 +63,11 @@ CREATE FUNCTION _notification_event_row() RETURNS trigger
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_notification_event_row';
 COMMENT ON FUNCTION _notification_event_row() IS
-	'internal: stamps each event with its transaction, announces it, wakes the workers at commit';
+	'internal: sets id, transaction and announcer of each event, and wakes the workers at commit';
 REVOKE ALL ON FUNCTION _notification_event_row() FROM PUBLIC;
 
--- Named to fire after other BEFORE triggers. ENABLE ALWAYS: events that come
--- by logical replication are events of this database, too.
+-- The name makes it fire after other BEFORE triggers. ENABLE ALWAYS: events that
+-- come by logical replication are events of this database, too.
 CREATE TRIGGER zz_notification_event_row
 	BEFORE INSERT ON notification_events
 	FOR EACH ROW EXECUTE FUNCTION _notification_event_row();
@@ -106,12 +106,11 @@ REVOKE ALL ON FUNCTION notify_event(varchar, text) FROM PUBLIC;
 -- Handlers: tables
 ----------------------------------------------------------------------------
 
--- What the extension compares of its own text, it compares by bytes, COLLATE
--- "C": indexes stay right whatever the operating system says tomorrow of how
--- languages sort.
+-- The extension compares its own texts by bytes, COLLATE "C". So indexes stay
+-- valid when an update of the operating system changes how languages sort.
 
--- Which installation this is. Not dumped: a restored database has drawn
--- another one, which is how restored definitions are told from living ones.
+-- Identifies this installation. It is not dumped: a restored database has drawn
+-- another install_id, which distinguishes restored definitions from active ones.
 CREATE TABLE _event_install (
 	singleton	boolean PRIMARY KEY DEFAULT true CHECK (singleton),
 	install_id uuid NOT NULL,
@@ -119,7 +118,7 @@ CREATE TABLE _event_install (
 	created_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE _event_install IS
-	'internal: identity of this installation and the database it was made or activated in';
+	'internal: identity of this installation, and the database in which it was created or activated';
 
 -- How far the listener has followed the log. Not dumped.
 CREATE TABLE _event_announcer (
@@ -154,12 +153,12 @@ CREATE TABLE _event_handlers (
 	altered_at			timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE _event_handlers IS
-	'internal: handler definitions; look at the view event_handlers';
+	'internal: handler definitions; use the view event_handlers';
 COMMENT ON COLUMN _event_handlers.number IS
-	'drawn in this database, also for a restored row; the handler''s lock goes by it, which has room for 48 bits';
+	'drawn in this database, also for a restored row; identifies the handler''s lock, whose tag has room for 48 bits';
 
--- One row per handler, updated once per batch and never widened by texts:
--- under a long held snapshot each batch leaves one version of it behind.
+-- One row per handler, updated once per batch. It has no long texts, because each
+-- batch leaves an old version of it behind while an old snapshot is held.
 CREATE TABLE _event_handler_progress (
 	handler				text COLLATE "C" PRIMARY KEY,
 	created				bigint NOT NULL,
@@ -178,15 +177,15 @@ CREATE TABLE _event_handler_progress (
 	last_delivered_at	timestamptz
 ) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 200);
 COMMENT ON TABLE _event_handler_progress IS
-	'internal: what each handler has done: every event visible in cursor, and those visible in window up to last_id';
+	'internal: the position of each handler: it has handled the events visible in cursor, and those visible in window up to last_id';
 COMMENT ON COLUMN _event_handler_progress.owner_token IS
-	'owner token: which executor runs the handler; another one that finds it set knows that this one was lost';
+	'owner token of the executor that runs the handler; if another executor finds it set, that one was lost';
 COMMENT ON COLUMN _event_handler_progress.at_risk IS
-	'how many events are to be tried under guard if the executor is lost that runs the handler';
+	'how many events are to be tried under guard if the executor that runs the handler is lost';
 COMMENT ON COLUMN _event_handler_progress.guarded_events IS
-	'how many events are still to be tried under guard, since an executor was lost';
+	'how many events are still to be tried under guard after an executor was lost';
 COMMENT ON COLUMN _event_handler_progress.tried_upto IS
-	'last event of the group that is being tried, which begins at the position, since an executor was lost';
+	'after an executor was lost: last event of the group that is being tried, which begins at the position';
 
 CREATE TABLE _event_handler_failures (
 	handler			text COLLATE "C" PRIMARY KEY,
@@ -196,7 +195,7 @@ CREATE TABLE _event_handler_failures (
 	last_error_at	timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE _event_handler_failures IS
-	'internal: how often each handler failed, and how last';
+	'internal: how often each handler failed, and its last error';
 
 CREATE TABLE _event_retries (
 	handler			text COLLATE "C" NOT NULL,
@@ -220,15 +219,15 @@ CREATE INDEX _event_retries_open_idx ON _event_retries (handler)
 CREATE INDEX _event_retries_dead_idx ON _event_retries (handler)
 	WHERE state = 'dead';
 COMMENT ON TABLE _event_retries IS
-	'internal: events that failed; look at the view event_retries';
+	'internal: events that failed; use the view event_retries';
 COMMENT ON COLUMN _event_retries.event_txid IS
-	'the event''s transaction: an id that returns is another event''s';
+	'the event''s transaction: another event may have the same id later';
 COMMENT ON COLUMN _event_retries.attempt_began_at IS
-	'set while an attempt is under way, which attempts counts already';
+	'set while an attempt is under way; attempts already counts it';
 COMMENT ON COLUMN _event_retries.untried IS
-	'the position has passed it before its first attempt, which has not ended yet';
+	'the position has passed the event, and its first attempt has not ended yet';
 COMMENT ON COLUMN _event_retries.deferred IS
-	'the last attempt is not counted yet: it is once the handler succeeds with any event';
+	'the last attempt is not counted yet; it is counted when the handler succeeds with any event';
 
 ----------------------------------------------------------------------------
 -- Consumers: tables
@@ -247,9 +246,9 @@ CREATE TABLE _event_consumers (
 	altered_at		timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE _event_consumers IS
-	'internal: consumer definitions; look at the view event_consumers';
+	'internal: consumer definitions; use the view event_consumers';
 COMMENT ON COLUMN _event_consumers.number IS
-	'drawn in this database, also for a restored row; the consumer''s lock goes by it, which has room for 48 bits';
+	'drawn in this database, also for a restored row; identifies the consumer''s lock, whose tag has room for 48 bits';
 
 -- One row per consumer, updated by each fetch and each acknowledgement.
 CREATE TABLE _event_consumer_progress (
@@ -269,11 +268,11 @@ CREATE TABLE _event_consumer_progress (
 	last_acknowledged_at	timestamptz
 ) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0.0, autovacuum_vacuum_threshold = 200);
 COMMENT ON TABLE _event_consumer_progress IS
-	'internal: what each consumer was given: every event visible in cursor, and those visible in window up to last_id';
+	'internal: the position of each consumer: it has fetched the events visible in cursor, and those visible in window up to last_id';
 COMMENT ON COLUMN _event_consumer_progress.batch IS
-	'the open batch: which events were fetched and not acknowledged, as consumer_batch.c has it; the position has passed them';
+	'the open batch: the events that were fetched and not acknowledged, as consumer_batch.c encodes them; the position has passed them';
 COMMENT ON COLUMN _event_consumer_progress.batch_length IS
-	'how many events there are in batch';
+	'number of events in batch';
 
 CREATE TABLE _event_consumer_retries (
 	consumer		text COLLATE "C" NOT NULL,
@@ -287,9 +286,9 @@ CREATE INDEX _event_consumer_retries_due_idx ON _event_consumer_retries (consume
 COMMENT ON TABLE _event_consumer_retries IS
 	'internal: events that consumers have handed back';
 COMMENT ON COLUMN _event_consumer_retries.event_txid IS
-	'the event''s transaction: an id that returns is another event''s';
+	'the event''s transaction: another event may have the same id later';
 COMMENT ON COLUMN _event_consumer_retries.next_attempt_at IS
-	'null while, and only while, the event is in the open batch again';
+	'null exactly as long as the event is in the open batch again';
 
 CREATE TABLE _event_channels (
 	channel		text COLLATE "C" PRIMARY KEY,
@@ -301,17 +300,17 @@ CREATE TABLE _event_channels (
 	created_at	timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE _event_channels IS
-	'internal: channels whose notifications become events; look at the view event_channels';
+	'internal: channels whose notifications become events; use the view event_channels';
 
 ----------------------------------------------------------------------------
--- Own tables: only the extension's functions change them, and dumps have them
+-- Internal tables: only the extension's functions change them; dumps include them
 ----------------------------------------------------------------------------
 
 CREATE FUNCTION _guard() RETURNS trigger
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_guard';
 COMMENT ON FUNCTION _guard() IS
-	'internal: lets only the extension''s own functions change its tables';
+	'internal: allows only the extension''s functions to change its tables';
 REVOKE ALL ON FUNCTION _guard() FROM PUBLIC;
 
 DO $$
@@ -369,7 +368,7 @@ CREATE FUNCTION create_event_handler(
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_create_event_handler';
 COMMENT ON FUNCTION create_event_handler(text, text, text, jsonpath, integer, integer, interval, interval, interval, boolean, text, text, boolean) IS
-	'has a function called for each event whose name and data match, in a background worker, as the owner';
+	'creates a handler: a background worker calls the function as the owner for each event whose name and data match';
 REVOKE ALL ON FUNCTION create_event_handler(text, text, text, jsonpath, integer, integer, interval, interval, interval, boolean, text, text, boolean) FROM PUBLIC;
 
 CREATE FUNCTION alter_event_handler(
@@ -389,13 +388,13 @@ CREATE FUNCTION alter_event_handler(
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_alter_event_handler';
 COMMENT ON FUNCTION alter_event_handler(text, text, text, jsonpath, integer, integer, interval, interval, interval, boolean, text, boolean) IS
-	'changes what is not null of a handler''s definition, keeps its position, and confirms its function''s present owner';
+	'changes a handler''s definition where arguments are not null, keeps its position, and confirms the current owner of its function';
 
 CREATE FUNCTION drop_event_handler(name text) RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_drop_event_handler';
 COMMENT ON FUNCTION drop_event_handler(text) IS
-	'drops a handler and what waits for its retry';
+	'drops a handler and its events that wait for a retry';
 
 CREATE FUNCTION pause_event_handler(name text) RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
@@ -407,25 +406,25 @@ CREATE FUNCTION resume_event_handler(name text) RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_resume_event_handler';
 COMMENT ON FUNCTION resume_event_handler(text) IS
-	'goes on with a paused handler; what came meanwhile is delivered';
+	'resumes a paused handler; events that came meanwhile are delivered';
 
 CREATE FUNCTION call_event_handler(name text, event_id bigint) RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_call_event_handler';
 COMMENT ON FUNCTION call_event_handler(text, bigint) IS
-	'calls a handler with one event in the caller''s transaction, as its owner only, recording nothing';
+	'calls a handler with one event in the caller''s transaction and records nothing; only its owner may do so';
 
 CREATE FUNCTION retry_dead_events(handler text) RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_retry_dead_events';
 COMMENT ON FUNCTION retry_dead_events(text) IS
-	'has a handler''s dead events tried again, with all attempts before them; returns how many';
+	'has a handler''s dead events tried again, with attempts counted from zero; returns how many';
 
 CREATE FUNCTION discard_dead_events(handler text) RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_discard_dead_events';
 COMMENT ON FUNCTION discard_dead_events(text) IS
-	'gives a handler''s dead events up; they stay listed as discarded; returns how many';
+	'gives up a handler''s dead events; they stay listed as discarded; returns how many';
 
 CREATE FUNCTION replay_events(handler text, from_id bigint, to_id bigint DEFAULT NULL) RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
@@ -445,19 +444,19 @@ CREATE FUNCTION event_delivery_status(
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_event_delivery_status';
 COMMENT ON FUNCTION event_delivery_status(bigint) IS
-	'what became of an event, one row for each handler and consumer that one may see';
+	'the delivery of an event: one row for each handler and consumer that the caller may see';
 
 CREATE PROCEDURE wait_for_event_handlers(timeout interval DEFAULT '10 s')
 	LANGUAGE C
 	AS 'MODULE_PATHNAME', 'pne_wait_for_event_handlers';
 COMMENT ON PROCEDURE wait_for_event_handlers(interval) IS
-	'returns when every event committed before has been handled or is in event_retries; an error at the timeout';
+	'returns when all events committed before have been handled or are in event_retries; raises an error at the timeout';
 
 CREATE FUNCTION activate_events() RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_activate_events';
 COMMENT ON FUNCTION activate_events() IS
-	'wakes the dormant handlers, consumers and channels of a copied database, superusers only; returns how many';
+	'activates the handlers, consumers and channels of a copied or restored database; for superusers only; returns how many';
 REVOKE ALL ON FUNCTION activate_events() FROM PUBLIC;
 
 ----------------------------------------------------------------------------
@@ -475,21 +474,21 @@ CREATE FUNCTION create_event_consumer(
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_create_event_consumer';
 COMMENT ON FUNCTION create_event_consumer(text, text, jsonpath, text, text, boolean) IS
-	'lets clients fetch each event whose name and data match, as the owner or a member of it';
+	'creates a consumer: its owner and members of that role can fetch each event whose name and data match';
 REVOKE ALL ON FUNCTION create_event_consumer(text, text, jsonpath, text, text, boolean) FROM PUBLIC;
 
 CREATE FUNCTION drop_event_consumer(name text) RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_drop_event_consumer';
 COMMENT ON FUNCTION drop_event_consumer(text) IS
-	'drops a consumer, its open batch, and what it has handed back';
+	'drops a consumer, its open batch, and the events that it has handed back';
 
 CREATE FUNCTION fetch_events(consumer text, max_events integer DEFAULT 100, lease interval DEFAULT NULL)
 	RETURNS SETOF notification_events
 	LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100
 	AS 'MODULE_PATHNAME', 'pne_fetch_events';
 COMMENT ON FUNCTION fetch_events(text, integer, interval) IS
-	'the next batch of events for a consumer; the same batch again until it is acknowledged';
+	'returns the next batch of events for a consumer; the same batch again until it is acknowledged';
 
 CREATE FUNCTION ack_events(consumer text, up_to_id bigint DEFAULT NULL) RETURNS bigint
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
@@ -501,7 +500,7 @@ CREATE FUNCTION retry_event(consumer text, event_id bigint, delay interval DEFAU
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_retry_event';
 COMMENT ON FUNCTION retry_event(text, bigint, interval) IS
-	'hands one event of a consumer''s open batch back, to be fetched again after a while';
+	'hands back one event of a consumer''s open batch, to be fetched again after the delay';
 
 CREATE PROCEDURE wait_for_events(consumer text, timeout interval DEFAULT '10 s')
 	LANGUAGE C
@@ -510,7 +509,7 @@ COMMENT ON PROCEDURE wait_for_events(text, interval) IS
 	'returns when a consumer has events that could be fetched, or at the timeout';
 
 ----------------------------------------------------------------------------
--- Look
+-- Views and statistics
 ----------------------------------------------------------------------------
 
 CREATE VIEW event_handlers WITH (security_barrier) AS
@@ -539,7 +538,7 @@ CREATE VIEW event_handlers WITH (security_barrier) AS
 	WHERE pg_catalog.pg_has_role(h.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_handlers IS
-	'handler definitions: those of the roles one is a member of, all for pg_monitor';
+	'handler definitions of the roles that the current role is a member of; pg_monitor sees all';
 
 CREATE VIEW event_retries WITH (security_barrier) AS
 	SELECT t.handler,
@@ -577,7 +576,7 @@ CREATE FUNCTION _handler_statistics(
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_handler_statistics';
 COMMENT ON FUNCTION _handler_statistics(text) IS
-	'internal: the figures of one handler that no table holds';
+	'internal: statistics of one handler that are in no table';
 
 CREATE VIEW event_handler_stats WITH (security_barrier) AS
 	SELECT h.name AS handler,
@@ -616,9 +615,9 @@ CREATE VIEW event_handler_stats WITH (security_barrier) AS
 	WHERE pg_catalog.pg_has_role(h.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_handler_stats IS
-	'what each handler did and what waits for it; counts of what waits end at 100,000; times in milliseconds';
+	'statistics of handlers: what they have done and what waits; waiting and dead are counted up to 100,000; times in milliseconds';
 COMMENT ON COLUMN event_handler_stats.pending IS
-	'events ahead of the position whose names fit, as far as one look reads the log';
+	'events after the position whose names match, as far as one look reads the log';
 COMMENT ON COLUMN event_handler_stats.pending_is_exact IS
 	'false: more events may be pending, and older ones than oldest_pending_at';
 
@@ -634,7 +633,7 @@ CREATE VIEW event_consumers WITH (security_barrier) AS
 	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_consumers IS
-	'consumer definitions: those of the roles one is a member of, all for pg_monitor';
+	'consumer definitions of the roles that the current role is a member of; pg_monitor sees all';
 
 CREATE FUNCTION _consumer_statistics(
 	IN consumer text,
@@ -648,7 +647,7 @@ CREATE FUNCTION _consumer_statistics(
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_consumer_statistics';
 COMMENT ON FUNCTION _consumer_statistics(text) IS
-	'internal: the figures of one consumer that no table holds';
+	'internal: statistics of one consumer that are in no table';
 
 CREATE VIEW event_consumer_stats WITH (security_barrier) AS
 	SELECT c.name AS consumer,
@@ -677,9 +676,9 @@ CREATE VIEW event_consumer_stats WITH (security_barrier) AS
 	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_consumer_stats IS
-	'what each consumer was given and what waits for it; counts of what waits end at 100,000';
+	'statistics of consumers: what they have fetched and what waits; waiting is counted up to 100,000';
 COMMENT ON COLUMN event_consumer_stats.pending IS
-	'events ahead of the position whose names fit, as far as one look reads the log';
+	'events after the position whose names match, as far as one look reads the log';
 COMMENT ON COLUMN event_consumer_stats.pending_is_exact IS
 	'false: more events may be pending, and older ones than oldest_pending_at';
 
@@ -700,7 +699,7 @@ CREATE FUNCTION _worker_statistics(
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_worker_statistics';
 COMMENT ON FUNCTION _worker_statistics() IS
-	'internal: the workers of the cluster, from shared memory; errors of other roles'' executors are left out';
+	'internal: the workers of the cluster, from shared memory; without errors of other roles'' executors';
 
 CREATE VIEW event_worker_stats AS
 	SELECT w.database, w.kind, w.owner, w.pid, w.state, w.started_at, w.wakeups,
@@ -721,19 +720,19 @@ CREATE FUNCTION _event_statistics(
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_event_statistics';
 COMMENT ON FUNCTION _event_statistics() IS
-	'internal: the figures per event name of this database, for who may read the whole log';
+	'internal: counters per event name of this database, for roles that may read the whole log';
 
 CREATE VIEW event_stats AS
 	SELECT s.event_name, s.emitted, s.announced, s.delivered, s.failed, s.last_emitted_at
 	FROM _event_statistics() s;
 COMMENT ON VIEW event_stats IS
-	'what happened to the events of each name since the server started or reset_event_stats()';
+	'statistics of events by name since the server started or since reset_event_stats()';
 
 CREATE FUNCTION reset_event_stats() RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_reset_event_stats';
 COMMENT ON FUNCTION reset_event_stats() IS
-	'sets the figures in shared memory (event_stats, event_channel_stats, and times and latencies of event_handler_stats) of this database to zero';
+	'resets the counters of this database in shared memory: event_stats, event_channel_stats, and times and latencies of event_handler_stats';
 REVOKE ALL ON FUNCTION reset_event_stats() FROM PUBLIC;
 
 GRANT SELECT ON event_handlers, event_retries, event_handler_stats, event_consumers, event_consumer_stats,
@@ -747,14 +746,14 @@ CREATE FUNCTION listen_event_channel(channel text, event_name text DEFAULT NULL)
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_listen_event_channel';
 COMMENT ON FUNCTION listen_event_channel(text, text) IS
-	'has notifications on a channel, whoever sends them, become events of that name, by default the channel''s';
+	'turns notifications on a channel, whoever sends them, into events; event_name is by default the channel''s name';
 REVOKE ALL ON FUNCTION listen_event_channel(text, text) FROM PUBLIC;
 
 CREATE FUNCTION unlisten_event_channel(channel text) RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_unlisten_event_channel';
 COMMENT ON FUNCTION unlisten_event_channel(text) IS
-	'ends that notifications on a channel become events';
+	'stops turning notifications on a channel into events';
 
 CREATE VIEW event_channels WITH (security_barrier) AS
 	SELECT c.channel,
@@ -766,7 +765,7 @@ CREATE VIEW event_channels WITH (security_barrier) AS
 	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_channels IS
-	'channels whose notifications become events: those of the roles one is a member of, all for pg_monitor';
+	'channels whose notifications become events, of the roles that the current role is a member of; pg_monitor sees all';
 
 CREATE FUNCTION _channel_statistics(
 	IN channel text,
@@ -788,19 +787,19 @@ CREATE VIEW event_channel_stats WITH (security_barrier) AS
 	WHERE pg_catalog.pg_has_role(c.owner, 'USAGE')
 	   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 COMMENT ON VIEW event_channel_stats IS
-	'what was received on each event channel since the server started or reset_event_stats(), and whether it is listened on';
+	'statistics of event channels since the server started or since reset_event_stats(), and whether the listener listens on them';
 
 GRANT SELECT ON event_channels, event_channel_stats TO PUBLIC;
 
 ----------------------------------------------------------------------------
--- Installed: draw the install_id, start the workers at commit
+-- End of the installation: draw the install_id, start the workers at commit
 ----------------------------------------------------------------------------
 
 CREATE FUNCTION _extension_installed() RETURNS void
 	LANGUAGE C VOLATILE PARALLEL UNSAFE
 	AS 'MODULE_PATHNAME', 'pne_extension_installed';
 COMMENT ON FUNCTION _extension_installed() IS
-	'internal: draws the install_id at the end of CREATE EXTENSION and has the workers start at its commit';
+	'internal: draws the install_id at the end of CREATE EXTENSION, and starts the workers at its commit';
 REVOKE ALL ON FUNCTION _extension_installed() FROM PUBLIC;
 
 SELECT _extension_installed();

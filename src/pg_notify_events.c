@@ -39,8 +39,8 @@
 PNE_MODULE_MAGIC;
 
 /*
- * the locks of the slots, of the counters of events, and of the counters of
- * channels
+ * The locks of the slots, of the counters of events, and of the counters of
+ * channels.
  */
 #define TRANCHE_NAME "pg_notify_events"
 #define LOCKS 3

@@ -37,6 +37,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
@@ -115,8 +116,8 @@ static uint64 invalidations = 0;
 static uint64 log_changes = 0;
 
 /*
- * how many internal statements are being executed; if any, the guard lets
- * changes pass
+ * How many internal statements are being executed; if any, the guard lets
+ * changes pass.
  */
 static int	internal_depth = 0;
 
@@ -129,8 +130,8 @@ static void
 catalog_relcache_callback(Datum arg, Oid relid)
 {
 	/*
-	 * count every table: a lookup that is under way may not have found its
-	 * table yet
+	 * Count every table: a lookup that is under way may not have found its
+	 * table yet.
 	 */
 	invalidations++;
 	if (relid == InvalidOid || relid == catalog.log)
@@ -346,6 +347,8 @@ catalog_open_log(void)
 {
 	Oid			previous = InvalidOid;
 
+	Assert(IsTransactionState());
+
 	for (;;)
 	{
 		const EventCatalog *where = catalog_lookup(true);
@@ -512,6 +515,8 @@ internal_execute(InternalStatement *statement, Datum *values, const char *nulls,
 	int			save_context;
 	int			result = 0;
 
+	Assert(ActiveSnapshotSet());
+
 	GetUserIdAndSecContext(&save_user, &save_context);
 	bound_sql_begin(&bound);
 
@@ -560,8 +565,8 @@ internal_insert_numbered(InternalStatement *insert, Datum *values, const char *n
 	do
 	{
 		/*
-		 * look first: an insert would wait for a transaction that is changing
-		 * such a row
+		 * Look first: an insert would wait for a transaction that is changing
+		 * such a row.
 		 */
 		if (internal_execute(find, values, nulls, 1) > 0)
 			return false;

@@ -62,15 +62,15 @@ typedef struct RingRequests
 static RingRequests *requests = NULL;
 
 /*
- * the groups of owners whose handlers this transaction has changed: a bit for
- * each
+ * The groups of owners whose handlers this transaction has changed: a bit for
+ * each.
  */
 static uint64 changed_owners = 0;
 #define ALL_OWNERS PG_UINT64_MAX
 
 /*
- * called after the commit of a transaction that has dropped the extension; must
- * not throw
+ * Called after the commit of a transaction that has dropped the extension; must
+ * not throw.
  */
 void		(*extension_dropped_hook) (Oid dboid) = NULL;
 

@@ -91,7 +91,7 @@ fault_point(const char *name)
 		while (access(hit, F_OK) == 0)
 		{
 			/*
-			 * this does nothing if interrupts are held off, as after a commit
+			 * This does nothing if interrupts are held off, as after a commit.
 			 */
 			CHECK_FOR_INTERRUPTS();
 			pg_usleep(POLL_US);

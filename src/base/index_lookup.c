@@ -54,8 +54,8 @@ is_maintained(Relation index)
 	if (!form->indisvalid || !form->indisready || !form->indislive)
 		return false;
 	/*
-	 * the same test as in the planner: rows may have been updated before the
-	 * index was built
+	 * The same test as in the planner: rows may have been updated before the
+	 * index was built.
 	 */
 	return !form->indcheckxmin ||
 		TransactionIdPrecedes(HeapTupleHeaderGetXmin(index->rd_indextuple->t_data), TransactionXmin);

@@ -23,8 +23,8 @@
 #include "base/instant.h"
 
 /*
- * the count begins this long (in us) before the system's start, so that 0 is
- * long ago
+ * The count begins this long (in us) before the system's start, so that 0 is
+ * long ago.
  */
 #define BEFORE_START (USECS_PER_DAY * 365)
 

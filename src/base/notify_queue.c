@@ -58,8 +58,8 @@
 #define KEPT_ROOM ((Size) 128 * 1024 * 1024)
 
 /*
- * room for announcements that are to be logged, in bytes; each read empties the
- * list
+ * Room for announcements that are to be logged, in bytes; each read empties the
+ * list.
  */
 #define ANNOUNCEMENTS_ROOM ((Size) 16 * 1024 * 1024)
 
@@ -76,8 +76,8 @@ static NotificationList kept = {NULL, &kept.first, 0, KEPT_ROOM};
 static NotificationList announcements = {NULL, &announcements.first, 0, ANNOUNCEMENTS_ROOM};
 
 /*
- * the channels that are listened on: that of the announcements, unless empty,
- * and those that are kept, sorted by name
+ * The channels that are listened on: that of the announcements, unless empty,
+ * and those that are kept, sorted by name.
  */
 static char announce_channel[NAMEDATALEN] = "";
 static QueueChannel **channels = NULL;
@@ -216,8 +216,8 @@ queue_putmessage(char msgtype, const char *s, size_t len)
 	length = strlen(payload);
 
 	/*
-	 * the announcements' channel is never kept, or each announcement would
-	 * cause another
+	 * The announcements' channel is never kept, or each announcement would
+	 * cause another.
 	 */
 	if (strcmp(s, announce_channel) == 0)
 	{

@@ -17,14 +17,15 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 
 #include "base/numbered_lock.h"
 
 /*
- * the bits of the object's oid in a lock tag; the higher bits of the number go
- * into the sub-id
+ * The bits of the object's oid in a lock tag; the higher bits of the number go
+ * into the sub-id.
  */
 #define OID_BITS 32
 
@@ -36,6 +37,8 @@ static LOCKTAG
 lock_tag(InternalTable table, int64 number)
 {
 	LOCKTAG		tag;
+
+	Assert(IsTransactionState());
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, catalog_lookup(false)->internal_tables[table],
 					   (uint32) number, (uint16) ((uint64) number >> OID_BITS));

@@ -27,7 +27,7 @@ typedef enum AnnouncePayload
 } AnnouncePayload;
 
 /*
- * upper limit of max_executors: a database slot has so many bells for executors
+ * Upper limit of max_executors: a database slot has so many bells for executors.
  */
 #define MAX_EXECUTORS 64
 

@@ -23,13 +23,13 @@
 #include "base/settings.h"
 
 /*
- * maximum number of databases that can be served at once; each listener takes a
- * worker process
+ * Maximum number of databases that can be served at once; each listener takes a
+ * worker process.
  */
 #define MAX_DATABASES 128
 
 /*
- * maximum number of owners that can have an executor, or wait for one, at once
+ * Maximum number of owners that can have an executor, or wait for one, at once.
  */
 #define MAX_EXECUTOR_SLOTS 256
 
@@ -42,20 +42,20 @@
 #define MAX_RELEASED_TOKENS 1024
 
 /*
- * the size of a handler's name in bytes, terminator included; it is of type
- * text in SQL
+ * The size of a handler's name in bytes, terminator included; it is of type
+ * text in SQL.
  */
 #define HANDLER_NAME_SIZE NAMEDATALEN
 
 /*
- * the size of a kept error message in bytes, terminator included; a longer one
- * is cut
+ * The size of a kept error message in bytes, terminator included; a longer one
+ * is cut.
  */
 #define WORKER_ERROR_SIZE 512
 
 /*
- * maximum number of handlers being dropped in one database whose calls are
- * ended at once
+ * Maximum number of handlers being dropped in one database whose calls are
+ * ended at once.
  */
 #define MAX_ENDED_CALLS 8
 
@@ -77,7 +77,7 @@ typedef struct Bell
 typedef enum WorkerPhase
 {
 	WORKER_NONE,				/* no process, and none is wanted */
-	WORKER_WAITING,				/* wanted, waits for an executor slot */
+	WORKER_WAITING,				/* wanted, waits to be started */
 	WORKER_STARTING,			/* registered with the postmaster */
 	WORKER_LISTENING,			/* listener: its LISTEN is committed */
 	WORKER_IDLE,				/* has nothing to do */
@@ -111,8 +111,8 @@ typedef struct Worker
 } Worker;
 
 /*
- * indexes of a database's bells: the listener's is the first, those of the
- * executors follow
+ * Indexes of a database's bells: the listener's is the first, those of the
+ * executors follow.
  */
 #define LISTENER_BELL 0
 #define DATABASE_BELLS (1 + MAX_EXECUTORS)
@@ -155,8 +155,8 @@ typedef struct DatabaseSlot
 	/* broadcast when there may be something to fetch for consumers */
 	ConditionVariable news;
 	/*
-	 * handlers that are being dropped, whose calls are to end; "" in unused
-	 * entries
+	 * Handlers that are being dropped, whose calls are to end; "" in unused
+	 * entries.
 	 */
 	char		ended_calls[MAX_ENDED_CALLS][HANDLER_NAME_SIZE];
 	pg_atomic_uint32 bells_used;	/* bells beyond are unused; written under
@@ -181,8 +181,8 @@ typedef struct ExecutorSlot
 								 * is to end; written under the lock */
 	pg_atomic_uint32 stop_requested;	/* 1: exit after this batch */
 	/*
-	 * its database's persist_requests when it last had stored all positions and
-	 * updated all counters
+	 * Its database's persist_requests when it last had stored all positions and
+	 * updated all counters.
 	 */
 	pg_atomic_uint32 persisted;
 } ExecutorSlot;

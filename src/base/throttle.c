@@ -33,36 +33,36 @@
 #include "base/throttle.h"
 
 /*
- * the time that a round takes from the credit, in us, and how many rounds may
- * follow without delay
+ * The time that a round takes from the credit, in us, and how many rounds may
+ * follow without delay.
  */
 #define ROUND_US INT64CONST(5000)
 #define ROUNDS_AT_ONCE 20
 
 /*
- * the same while old versions stay, in us: for each handler that had a batch,
- * and the maximum
+ * The same while old versions stay, in us: for each handler that had a batch,
+ * and the maximum.
  */
 #define HELD_BATCH_US INT64CONST(10000)
 #define HELD_ROUND_US INT64CONST(100000)
 
 /*
- * how long old versions may stay before this counts, and how often to look at
- * the horizon, in ms
+ * How long old versions may stay before this counts, and how often to look at
+ * the horizon, in ms.
  */
 #define MAX_KEPT_MS 1000
 #define LOOK_MS 100
 
 /*
- * the time for which this process may work without delay, in us; it grows while
- * the process is idle
+ * The time for which this process may work without delay, in us; it grows while
+ * the process is idle.
  */
 static int64 credit = ROUNDS_AT_ONCE * ROUND_US;
 static Instant last_round = 0;
 
 /*
- * the transaction that is watched, since when, and the last one that has stored
- * progress
+ * The transaction that is watched, since when, and the last one that has stored
+ * progress.
  */
 static FullTransactionId watched = {0};
 static Instant watched_since = 0;

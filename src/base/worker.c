@@ -42,8 +42,8 @@
 #define MAX_BACKOFF 60000
 
 /*
- * the maximum wait for a lock in a short transaction, or for the lock on the
- * log
+ * The maximum wait for a lock in a short transaction, or for the lock on the
+ * log.
  */
 #define LOCK_TIMEOUT_TEXT "1s"
 

@@ -14,8 +14,8 @@
 #include "base/shared.h"
 
 /*
- * how often a listener checks whether a session wants its database exclusively,
- * in ms
+ * How often a listener checks whether a session wants its database exclusively,
+ * in ms.
  */
 #define YIELD_CHECK_MS 1000
 

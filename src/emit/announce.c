@@ -46,8 +46,8 @@
 #include "emit/announce.h"
 
 /*
- * the longest payload that pg_notify() accepts, without its terminator (async.c
- * does not export it)
+ * The longest payload that pg_notify() accepts, without its terminator (async.c
+ * does not export it).
  */
 #define ANNOUNCEMENT_MAX_BYTES (BLCKSZ - NAMEDATALEN - 128 - 1)
 
@@ -160,7 +160,7 @@ listener_is_expected(void)
 	ReleaseSysCache(tuple);
 
 	/*
-	 * the launcher may not have started it yet, but it can serve only so many
+	 * The launcher may not have started it yet, but it can serve only so many.
 	 */
 	return served && (shared_find_database(MyDatabaseId) != NULL || shared_has_room());
 }

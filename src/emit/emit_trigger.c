@@ -49,8 +49,8 @@
 #define TRIGGER_ARG_COLUMNS 2
 
 /*
- * the number of operations that a trigger fires for (INSERT, DELETE, UPDATE,
- * TRUNCATE), as encoded in its event
+ * The number of operations that a trigger fires for (INSERT, DELETE, UPDATE,
+ * TRUNCATE), as encoded in its event.
  */
 #define OPERATIONS (TRIGGER_EVENT_OPMASK + 1)
 

@@ -107,8 +107,8 @@ typedef struct IdSequence
 static uint64 sequence_changes = 0;
 
 /*
- * the result of the last search: as long as the sequence's page has this WAL
- * position, no id is taken up to free_until
+ * The result of the last search: as long as the sequence's page has this WAL
+ * position, no id is taken up to free_until.
  */
 static XLogRecPtr looked_at = InvalidXLogRecPtr;
 static int64 free_until = 0;
@@ -227,8 +227,8 @@ log_sequence(Relation log)
 	known_log_changes = log_changes;
 	known_sequence_changes = changes;
 	/*
-	 * cache it only for the log: catalog_log_changes() does not count changes
-	 * of other tables
+	 * Cache it only for the log: catalog_log_changes() does not count changes
+	 * of other tables.
 	 */
 	known_log = (where != NULL && where->log == RelationGetRelid(log)) ? where->log : InvalidOid;
 	return sequence;
@@ -395,7 +395,7 @@ pass_id(const IdSequence *sequence, int64 id)
 	data = (Form_pg_sequence_data) GETSTRUCT(&tuple);
 
 	/*
-	 * if is_called is false, last_value itself is the next number to be drawn
+	 * If is_called is false, last_value itself is the next number to be drawn.
 	 */
 	ahead = data->is_called ? id > data->last_value : id >= data->last_value;
 	if (ahead)
@@ -442,8 +442,8 @@ id_draw(Relation log)
 		int64		last;
 
 		/*
-		 * look again: nextval() has locked the sequence, so its definition is
-		 * now current
+		 * Look again: nextval() has locked the sequence, so its definition is
+		 * now current.
 		 */
 		sequence = log_sequence(log);
 		for (int64 i = 1; i < sequence.cache; i++)

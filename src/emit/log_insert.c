@@ -41,8 +41,8 @@
 #include "emit/log_trigger.h"
 
 /*
- * the maximum number of rows that wait to be stored, and about the maximum of
- * their bytes
+ * The maximum number of rows that wait to be stored, and about the maximum of
+ * their bytes.
  */
 #define MAX_ROWS 1000
 #define MAX_BYTES 65536
@@ -283,8 +283,8 @@ store_row(LogInsert *insert, TupleTableSlot *slot, int64 *id)
 	bool		isnull;
 
 	/*
-	 * memory that is kept for the next row, such as that of a trigger's
-	 * function, is allocated here
+	 * Memory that is kept for the next row, such as that of a trigger's
+	 * function, is allocated here.
 	 */
 	old = MemoryContextSwitchTo(insert->estate->es_query_cxt);
 	ItemPointerSetInvalid(&slot->tts_tid);
@@ -315,7 +315,7 @@ log_insert_event(LogInsert *insert, Datum name, Datum data, bool data_is_null, i
 	Assert(!insert->gathers || id == NULL);
 
 	/*
-	 * the server does not check between the calls of a trigger, nor at commit
+	 * The server does not check between the calls of a trigger, nor at commit.
 	 */
 	CHECK_FOR_INTERRUPTS();
 

@@ -65,14 +65,14 @@
 	(SETTING_DATE | SETTING_INTERVAL | SETTING_BYTES | SETTING_EXACT_FLOAT | SETTING_MONEY | SETTING_QUOTES)
 
 /*
- * settings that are fixed only for values of types that depend on them and run
- * no unknown code
+ * Settings that are fixed only for values of types that depend on them and run
+ * no unknown code.
  */
 #define SETTINGS_OF_VALUES SETTING_PATH
 
 /*
- * the settings of an output function in C; money is left out, because only the
- * server prints it, and setting lc_monetary is expensive
+ * The settings of an output function in C; money is left out, because only the
+ * server prints it, and setting lc_monetary is expensive.
  */
 #define SETTINGS_OF_OUTPUT (SETTINGS_OF_CODE & ~SETTING_MONEY)
 
