@@ -3,10 +3,9 @@
  * event_counters.c
  *		What is counted per event name, in shared memory.
  *
- * It may start from zero with the server; what must equal what happened, across
- * crashes too, is in tables.  The names are in a hash table of fixed size, written
- * by workers only, once per batch; one lock guards it.  Where no room is left they
- * count as "(other)".
+ * The counters start from zero with the server.  What must be exact, across crashes
+ * too, is in tables.  The names are in a hash table of fixed size under one lock.
+ * Only workers write it, once per batch.  Names without room count as "(other)".
  *
  *-------------------------------------------------------------------------
  */
@@ -37,15 +36,15 @@
 #include "base/shared.h"
 #include "handler/event_counters.h"
 
-/* room in shared memory */
+/* entries in shared memory */
 #define MAX_EVENT_ENTRIES 1024
 
 #define OTHER_EVENTS "(other)"
 
-/* what is counted while the lock is held, before others get it */
+/* how many events are counted before the lock is released for others */
 #define EVENTS_PER_LOCK 256
 
-/* what the listener has noted since the last flush, for one name */
+/* what the listener has noted for one name since the last flush */
 typedef struct NotedEntry
 {
 	char		name[EVENT_NAME_SIZE];
@@ -87,8 +86,8 @@ event_counters_shmem_startup(LWLock *lock)
 }
 
 /*
- * The entry of an event name, of all others where no room is left, or NULL
- * where there is not even room for that.  The caller holds the lock.
+ * The entry of an event name; that of all other names if no room is left; NULL if
+ * there is not even room for that.  The caller holds the lock.
  */
 static EventCounters *
 event_entry(const char *name)
@@ -130,7 +129,8 @@ compare_names(const void *a, const void *b)
 }
 
 /*
- * Events have been handled, and that is committed.  Sorts them by name.
+ * Count events that have been handled.  Their transaction is committed.  Sorts them by
+ * name.
  */
 void
 event_counters_delivered(Event **events, int nevents)
@@ -156,7 +156,7 @@ event_counters_delivered(Event **events, int nevents)
 }
 
 /*
- * An attempt to handle an event has failed.
+ * Count a failed attempt to handle an event.
  */
 void
 event_counters_failed(const char *event_name)
@@ -171,7 +171,7 @@ event_counters_failed(const char *event_name)
 }
 
 /*
- * What the listener notes of a name until the next flush.
+ * What the listener has noted for a name until the next flush.
  */
 static NotedEntry *
 noted_entry(const char *event_name)
@@ -205,7 +205,7 @@ noted_entry(const char *event_name)
 }
 
 /*
- * The listener has seen a new event; counted at the next flush.
+ * Note that the listener has seen a new event; it is counted at the next flush.
  */
 void
 event_counters_emitted(const char *event_name, TimestampTz when)
@@ -217,7 +217,7 @@ event_counters_emitted(const char *event_name, TimestampTz when)
 }
 
 /*
- * The listener has announced an event; counted at the next flush.
+ * Note that the listener has announced an event; it is counted at the next flush.
  */
 void
 event_counters_announced(const char *event_name)
@@ -255,7 +255,7 @@ event_counters_flush_noted(void)
 }
 
 /*
- * Forget what was noted since the last flush: it will be seen again.
+ * Forget what was noted since the last flush: the listener will see it again.
  */
 void
 event_counters_discard_noted(void)
@@ -271,7 +271,7 @@ event_counters_discard_noted(void)
  */
 
 /*
- * Remove what is counted of event names of a database.  Does not throw.
+ * Remove the counters of a database's event names.  Does not throw.
  */
 void
 event_counters_forget_database(Oid dboid)
@@ -295,7 +295,7 @@ event_counters_forget_database(Oid dboid)
  */
 
 /*
- * Copies of the entries of this database.
+ * Copies of the entries of this database; *count tells how many.
  */
 EventCounters *
 event_counters_copy(int *count)

@@ -1,27 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * handler_counters.c
- *		Figures of handlers, in shared memory that grows.
+ *		What is counted per handler, in shared memory that grows.
  *
- * One entry per handler that was called since the server started: times and
- * latencies for event_handler_stats, and what is known of an outage, for the
- * next executor.  Executors write it, once per batch.  Latencies go into a
- * histogram whose buckets widen by an eighth of an octave, so a percentile is
- * off by 5 % at most.
+ * There is one entry per handler that was called since the server started.  It holds
+ * times and latencies for event_handler_stats, and the state of a back-off for the
+ * next executor.  Executors write it once per batch.  Latencies go into a histogram
+ * whose buckets widen by an eighth of an octave, so a percentile is off by 5 % at
+ * most.
  *
- * The entries are in a dshash table.  Its area begins in the main segment, which
- * is enough for some hundred handlers; for more it takes dynamic shared memory,
- * up to a limit.  There may be none left, and the table then throws, at a moment
- * when nothing may: the batch is committed.  So it is used through use_table()
- * only, which lets no error out.  Who could not be counted has no figures, which
- * are null then.  Such an error can leave a segment half made, which the end of a
- * transaction would take care of; so the segments have a resource owner of their
- * own, and after an error all of them are detached.
+ * The entries are in a dshash table.  Its area begins in the main segment, which has
+ * room for some hundred handlers.  For more handlers it takes dynamic shared memory,
+ * up to a limit.  If none is left, the table throws, at a moment when nothing may
+ * throw: the batch is already committed.  Therefore all access goes through
+ * use_table(), which catches every error.  The counters of a handler that could not be
+ * counted are shown as null.  An error can leave a half-made segment, which the end of
+ * a transaction would clean up.  So the segments have their own resource owner, and
+ * after an error all of them are detached.
  *
- * An entry is that of a definition, not of a name: created_at is part of its
- * key.  So nobody has to remove it when the handler is dropped, let alone to
- * know what becomes of that transaction.  The listener does so later, by what
- * is committed (handler_counters_forget_dropped).
+ * An entry belongs to a definition, not to a name: created_at is part of its key.  So
+ * dropping a handler need not remove the entry, and need not know how its transaction
+ * ends.  The listener removes the entry later, according to what is committed
+ * (handler_counters_forget_dropped).
  *
  *-------------------------------------------------------------------------
  */
@@ -44,11 +44,11 @@
 #include "handler/event_counters.h"
 #include "handler/handler_counters.h"
 
-/* where latencies begin, and how buckets widen */
+/* the first latency bucket, and how the buckets widen */
 #define BUCKETS_PER_OCTAVE 8
 #define FIRST_OCTAVE (-5)
 
-/* the part of the area that is in the main segment, and the limit of all */
+/* the part of the area in the main segment, and the limit of the whole area */
 #define AREA_IN_PLACE ((Size) 1024 * 1024)
 #define AREA_LIMIT ((Size) 64 * 1024 * 1024)
 
@@ -64,13 +64,13 @@ typedef struct HandlerEntry
 {
 	HandlerKey	key;
 	HandlerCounters counters;
-	/* not a figure, and kept when those are reset (backoff.c) */
+	/* no counters: kept when the counters are reset (backoff.c) */
 	int			failed_trials;
 	Instant		next_trial_at;
 	int64		tried_version; /* of the definition */
 } HandlerEntry;
 
-/* what processes have to know of the table */
+/* what processes have to know about the table */
 typedef struct SharedTable
 {
 	dshash_table_handle handle;
@@ -100,8 +100,8 @@ handler_counters_shmem_size(void)
 }
 
 /*
- * Called once per process, while the server starts.  tranche is that of the
- * locks in the table.
+ * Called once per process while the server starts.  tranche is the one of the table's
+ * locks.
  */
 void
 handler_counters_shmem_startup(int tranche)
@@ -117,7 +117,7 @@ handler_counters_shmem_startup(int tranche)
 	if (found)
 		return;
 
-	/* the postmaster can make no dynamic segment, and is never to have one mapped */
+	/* The postmaster cannot create a dynamic segment, and must never have one mapped. */
 	new_area = dsa_create_in_place(AREA_OF(shared_table), AREA_IN_PLACE, tranche, NULL);
 	dsa_pin(new_area);
 	dsa_set_size_limit(new_area, AREA_IN_PLACE);
@@ -130,7 +130,7 @@ handler_counters_shmem_startup(int tranche)
 }
 
 /*
- * When the process ends; its segments are detached already.
+ * The process ends.  Its segments are detached already.
  */
 static void
 release_at_exit(int code, Datum arg)
@@ -140,7 +140,7 @@ release_at_exit(int code, Datum arg)
 }
 
 /*
- * Open the table, unless this process has done so.  Segments that are made or
+ * Open the table, unless this process has done so.  Segments that are created or
  * attached from here on belong to our resource owner, which is the current one.
  */
 static void
@@ -163,7 +163,8 @@ attach(void)
 }
 
 /*
- * Close it, with what an error has left half done.  No lock of it is held.
+ * Close the table, with anything that an error has left half done.  The caller holds
+ * no lock of it.
  */
 static void
 detach(void)
@@ -188,9 +189,9 @@ detach(void)
 }
 
 /*
- * Do something with the table.  False if that failed, for want of memory; the
- * log says so once per process.  No lock of the table is left, and nothing that
- * an error resets is changed: whoever holds off cancels goes on to do so.
+ * Run a function on the table.  Returns false if that failed for lack of memory; the
+ * log says so once per process.  Afterwards no lock of the table is held, and nothing
+ * that an error resets has changed: a caller that holds off cancels still does.
  */
 static bool
 use_table(void (*use) (void *arg), void *arg)
@@ -214,7 +215,7 @@ use_table(void (*use) (void *arg), void *arg)
 	{
 		ErrorData  *error;
 
-		/* nobody comes here with a lock, so these are the table's */
+		/* The caller holds no lock, so all locks are the table's. */
 		LWLockReleaseAll();
 		CurrentResourceOwner = owner;
 		detach();
@@ -249,7 +250,7 @@ handler_key(const char *name, TimestampTz created_at)
 }
 
 /*
- * The entry of a handler, made if it has none, and locked.
+ * The entry of a handler, created if it does not exist, and locked.
  */
 static HandlerEntry *
 lock_entry(const Handler *handler)
@@ -263,7 +264,7 @@ lock_entry(const Handler *handler)
 	return entry;
 }
 
-/* a handler, and what to add to its entry, or a copy of it */
+/* a handler, and what to add to its entry, or a copy of the entry */
 typedef struct EntryUse
 {
 	const Handler *handler;
@@ -314,9 +315,9 @@ handler_counters_batch_begins(BatchCounters *counters, int nevents)
 }
 
 /*
- * The handler is about to be called with these events.  Where it was called
- * before in the batch that is now: to read the clock is a good part of what a
- * call costs.
+ * The handler is about to be called with these events.  If it was called before in the
+ * same batch, the end of that call is taken as the present time: reading the clock is
+ * a good part of the cost of a call.
  */
 void
 handler_counters_call_begins(BatchCounters *counters, Event **events, int nevents)
@@ -329,7 +330,7 @@ handler_counters_call_begins(BatchCounters *counters, Event **events, int nevent
 	for (int i = 0; i < nevents; i++)
 	{
 		counters->events[counters->nevents] = events[i];
-		/* an event without a time has no latency */
+		/* an event without a timestamp has no latency */
 		counters->latencies[counters->nevents++] = TIMESTAMP_NOT_FINITE(events[i]->created_at) ? NAN :
 			((double) (counters->time_ahead + counters->now) - (double) events[i]->created_at) / 1000.0;
 	}
@@ -408,9 +409,9 @@ set_backoff(void *arg)
 }
 
 /*
- * A handler backs off, and its next probe is due at next_trial_at; or, with no
- * failed_trials, it does not any more.  Where there is no room, the successor of an
- * executor that leaves will try too early.
+ * Note that a handler backs off and that its next trial is due at next_trial_at.
+ * failed_trials = 0 means that it does not back off any more.  If there is no room for
+ * the entry, the next executor tries too early.
  */
 void
 handler_counters_note_backoff(const Handler *handler, int failed_trials, Instant next_trial_at)
@@ -423,7 +424,7 @@ handler_counters_note_backoff(const Handler *handler, int failed_trials, Instant
 }
 
 /*
- * What was noted last.  Another definition need not wait for the probe.
+ * Read what was noted last.  Another definition need not wait for the trial.
  */
 void
 handler_counters_read_backoff(const Handler *handler, int *failed_trials, Instant *next_trial_at)
@@ -445,8 +446,8 @@ handler_counters_read_backoff(const Handler *handler, int *failed_trials, Instan
  */
 
 /*
- * What was counted of a handler: zeroes where it was not called yet.  False
- * where that is not known.
+ * Read the counters of a handler; zeroes if it was not called yet.  Returns false if
+ * they are not known.
  */
 bool
 handler_counters_read(const Handler *handler, HandlerCounters *counters)
@@ -464,8 +465,8 @@ handler_counters_read(const Handler *handler, HandlerCounters *counters)
 }
 
 /*
- * The latency that a share of the events has not exceeded: the middle of its
- * bucket.  False without any.
+ * The latency, in ms, that the given share of the events has not exceeded: the middle
+ * of its bucket.  Returns false if there are none.
  */
 bool
 handler_counters_percentile(const HandlerCounters *counters, double share, double *ms)
@@ -536,10 +537,10 @@ remove_keys(void *arg)
 }
 
 /*
- * Of handlers that were listed, remove the entries of those that are not
- * defined any more.  The caller is connected to SPI and has an active snapshot
- * that is younger than the list: who made an entry saw the definition, so if
- * that is not visible now it was dropped.
+ * Remove the entries of those listed handlers that are not defined any more.  The
+ * caller is connected to SPI, and its active snapshot is younger than the list.  The
+ * process that created an entry saw the definition, so a definition that the snapshot
+ * does not see was dropped.
  */
 void
 handler_counters_forget_dropped(List *keys)
@@ -619,7 +620,7 @@ reset_counters(void *arg)
 }
 
 /*
- * Set the figures of this database to zero, and keep what is known of outages.
+ * Set the counters of this database to zero, but keep the state of back-offs.
  */
 void
 handler_counters_reset(void)

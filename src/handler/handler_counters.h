@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * handler_counters.h
- *		Figures of handlers, in shared memory.
+ *		What is counted per handler, in shared memory.
  *
  *-------------------------------------------------------------------------
  */
@@ -13,7 +13,7 @@
 /* latencies from 2^-5 ms, in eighths of octaves, up to more than a day */
 #define LATENCY_BUCKETS 256
 
-/* what a batch measures, to be counted when it has committed */
+/* what a batch measures, to be counted after its commit */
 typedef struct BatchCounters
 {
 	int			nevents;		/* that the handler was called for */
@@ -23,7 +23,7 @@ typedef struct BatchCounters
 	double		total_time;		/* ms */
 	double		max_time;		/* ms */
 	Instant		now;			/* when the present call began, or the last one ended */
-	TimestampTz time_ahead;		/* what the time of day was ahead of that at the first call */
+	TimestampTz time_ahead;		/* how far the time of day was ahead of it at the first call */
 } BatchCounters;
 
 /* what is counted of a handler since the server started, or since a reset */

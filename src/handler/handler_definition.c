@@ -1,16 +1,15 @@
 /*-------------------------------------------------------------------------
  *
  * handler_definition.c
- *		create_event_handler() and its kin: the functions, and the only ones,
- *		that change definitions.
+ *		create_event_handler() and the other functions that change definitions of
+ *		handlers. No other code changes them.
  *
- * Each checks the caller's rights itself and then changes the extension's
- * tables under its owner's identity (catalog.c).  Rows are locked in one
- * order: definition first, then the handler's lock, then progress.  An executor
- * holds the latter two during its batch, so a change waits for the batch at
- * hand and for no other; the new version in the progress row makes the executor
- * discard what it had read, and no batch under the old definition can commit
- * after the change.
+ * Each function checks the caller's rights itself and then changes the internal tables
+ * under the identity of the extension's owner (catalog.c). Rows are locked in one
+ * order: the definition, then the handler's lock, then the progress row.  An executor
+ * holds the latter two during its batch.  So a change waits for the batch at hand
+ * only.  It writes a new version into the progress row.  The executor then discards
+ * what it has read, and no batch under the old definition can commit after the change.
  *
  *-------------------------------------------------------------------------
  */
@@ -71,7 +70,7 @@ enum CreateArgument
 	CREATE_OR_REPLACE
 };
 
-/* the same as CREATE_* up to CREATE_ORDERED */
+/* the same as CREATE_*, up to CREATE_ORDERED */
 enum AlterArgument
 {
 	ALTER_OWNER = CREATE_ORDERED + 1,
@@ -117,7 +116,7 @@ find_in_schema(Oid schema, const char *function, Handler *handler, const char *g
 }
 
 /*
- * Find the function that a name with argument types means.
+ * Find the function that a name with argument types denotes.
  */
 static bool
 resolve_signature(const char *given, Handler *handler)
@@ -143,8 +142,8 @@ resolve_signature(const char *given, Handler *handler)
 }
 
 /*
- * Find the function that a name means, in the caller's search path where it
- * has no schema.
+ * Find the function that a name denotes.  A name without a schema is looked up in the
+ * caller's search path.
  */
 static bool
 resolve_name(const char *given, Handler *handler)
@@ -166,8 +165,8 @@ resolve_name(const char *given, Handler *handler)
 }
 
 /*
- * Find out which function the caller means.  The server's own errors say what
- * is wrong with a name, but neither which one it was nor what is wanted.
+ * Find the function that the caller denotes.  The server's own errors say what is
+ * wrong with a name, but not which name it was or what is expected.
  */
 static void
 resolve_function(const char *given, Handler *handler)
@@ -202,7 +201,7 @@ resolve_function(const char *given, Handler *handler)
 }
 
 /*
- * Resolve the function and note who owns it.
+ * Resolve the function and note its owner.
  */
 static void
 function_argument(FunctionCallInfo fcinfo, int argument, Handler *handler)
@@ -225,8 +224,8 @@ function_owner(Oid function)
 }
 
 /*
- * Note the function's present owner as the one that the handler was confirmed
- * with, and refuse a handler that could not run.
+ * Note the function's present owner as the one that the handler was confirmed with.
+ * Refuse a handler that could not run.
  */
 static void
 confirm_handler(Handler *handler)
@@ -247,7 +246,7 @@ confirm_handler(Handler *handler)
  */
 
 /*
- * Refuse a handler that is not there, or not the caller's, as the statement
+ * Refuse a handler that does not exist or that is not the caller's.  The statement
  * finds it.
  */
 static void
@@ -269,11 +268,11 @@ check_own_definition(InternalStatement *select_owner, const char *name)
 }
 
 /*
- * A handler's definition, locked, for a caller who may change it.  The caller
- * is connected to SPI.  Errors: no such handler; not the owner.
+ * Return a handler's definition, locked, to a caller who may change it.  The caller is
+ * connected to SPI. Errors: no such handler; not the owner.
  *
- * Who has no right to the handler finds that out before he waits for those who
- * have one, and before they would wait for him.
+ * The rights are checked before anything is waited for.  So a caller without rights
+ * never waits for others, and others never wait for it.
  */
 Handler *
 lock_own_handler(const char *name)
@@ -322,8 +321,8 @@ ms_to_interval(int64 ms)
 }
 
 /*
- * Write a whole definition: insert it (false if the name is taken), or update
- * the one of that name.
+ * Write a whole definition: insert it (false if the name is taken), or update the one
+ * of that name.
  */
 static bool
 write_definition(const Handler *handler, bool update)
@@ -393,7 +392,7 @@ write_definition(const Handler *handler, bool update)
 }
 
 /*
- * The version of a definition that this transaction writes.
+ * The version that this transaction writes into a definition.
  */
 static Datum
 new_version(void)
@@ -402,9 +401,9 @@ new_version(void)
 }
 
 /*
- * Have executors notice that a definition changed: whatever they have read for
- * the handler is void, and a batch under way is waited for.  In an outage the
- * new definition is tried at once.
+ * Have executors notice that a definition changed.  They discard what they have read
+ * for the handler, and this function waits for a batch under way.  If the handler
+ * backs off, the new definition is tried at once.
  */
 static void
 bump_version(const Handler *handler)
@@ -462,7 +461,8 @@ delete_rows(InternalStatement *statement, const char *name)
  */
 
 /*
- * Fill in what create and alter both take, from the arguments that are given.
+ * Fill in the properties that create and alter both take, from the arguments that are
+ * given.
  */
 static void
 common_arguments(FunctionCallInfo fcinfo, Handler *handler, bool creating)
@@ -502,13 +502,13 @@ common_arguments(FunctionCallInfo fcinfo, Handler *handler, bool creating)
 }
 
 /*
- * create_event_handler(name, function, event_name, filter, batch_size,
- *		max_attempts, retry_delay, max_retry_delay, timeout, ordered,
- *		start_from, owner, or_replace) returns void
+ * create_event_handler(name, function, event_name, filter, batch_size, max_attempts,
+ * retry_delay, max_retry_delay, timeout, ordered, start_from, owner, or_replace)
+ * returns void
  *
- * Errors: null or senseless arguments, a name that is taken, a function of no
- * fitting shape, an owner that the caller cannot become or that could not run
- * the function.
+ * Errors: a null or invalid argument; a name that is taken; a function without a
+ * fitting signature; an owner that the caller cannot become or that could not run the
+ * function.
  */
 Datum
 pne_create_event_handler(PG_FUNCTION_ARGS)
@@ -560,13 +560,11 @@ pne_create_event_handler(PG_FUNCTION_ARGS)
 }
 
 /*
- * alter_event_handler(name, function, event_name, filter, batch_size,
- *		max_attempts, retry_delay, max_retry_delay, timeout, ordered, owner,
- *		clear_filter) returns void
+ * alter_event_handler(name, function, event_name, filter, batch_size, max_attempts,
+ * retry_delay, max_retry_delay, timeout, ordered, owner, clear_filter) returns void
  *
- * Null leaves a property as it is.  The position is kept, and the function's
- * present owner is confirmed.  Errors: as for create_event_handler(); not the
- * owner.
+ * Null leaves a property unchanged.  The position is kept, and the function's present
+ * owner is confirmed.  Errors: as for create_event_handler(); not the owner.
  */
 Datum
 pne_alter_event_handler(PG_FUNCTION_ARGS)
@@ -597,14 +595,14 @@ pne_alter_event_handler(PG_FUNCTION_ARGS)
 /*
  * drop_event_handler(name) returns void
  *
- * Ends the handler's call at hand, which is undone and charged to nobody.
- * Errors: no such handler; not the owner.
+ * Ends the call at hand.  The call is undone and charged to no event.  Errors: no such
+ * handler; not the owner.
  */
 Datum
 pne_drop_event_handler(PG_FUNCTION_ARGS)
 {
 	static InternalStatement statements[] = {
-		/* retries before failures, as who records a failure */
+		/* retries before failures, in the order of a transaction that records a failure */
 		{
 			.sql = "DELETE FROM @s._event_retries WHERE handler OPERATOR(pg_catalog.=) $1",
 			.target = TABLE_RETRIES, .nargs = 1, .argtypes = {TEXTOID},
@@ -661,8 +659,8 @@ set_paused(FunctionCallInfo fcinfo, bool paused)
 /*
  * pause_event_handler(name) returns void
  *
- * Waits for the batch at hand; from commit on the handler is not called.
- * Errors: no such handler; not the owner.
+ * Waits for the batch at hand.  From the commit on the handler is not called.  Errors:
+ * no such handler; not the owner.
  */
 Datum
 pne_pause_event_handler(PG_FUNCTION_ARGS)
@@ -674,7 +672,8 @@ pne_pause_event_handler(PG_FUNCTION_ARGS)
 /*
  * resume_event_handler(name) returns void
  *
- * What came meanwhile is delivered.  Errors: no such handler; not the owner.
+ * Events that came while the handler was paused are delivered.  Errors: no such
+ * handler; not the owner.
  */
 Datum
 pne_resume_event_handler(PG_FUNCTION_ARGS)
@@ -686,8 +685,8 @@ pne_resume_event_handler(PG_FUNCTION_ARGS)
 /*
  * call_event_handler(name, event_id) returns void
  *
- * In the caller's transaction, recording nothing.  Errors: no such handler or
- * event; the caller is not the owner itself; whatever the function throws.
+ * Calls the handler in the caller's transaction and records nothing.  Errors: no such
+ * handler or event; the caller is not the owner itself; whatever the function throws.
  */
 Datum
 pne_call_event_handler(PG_FUNCTION_ARGS)

@@ -3,10 +3,10 @@
  * replay.c
  *		SQL functions that have a handler's dead or delivered events tried again.
  *
- * Whatever is to be tried again becomes a waiting row of _event_retries; the
- * executor does the rest (retry.c).  For that the handler's definition is
- * locked; replay_events() also locks its progress row, so that it waits for the
- * batch at hand and sees what that has passed.
+ * An event that is to be tried again becomes a waiting row of _event_retries; the
+ * executor does the rest (retry.c). The functions lock the handler's definition.
+ * replay_events() also locks its progress row, so that it waits for the batch at hand
+ * and sees what that batch has passed.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,7 +32,7 @@
 #include "handler/handler_definition.h"
 #include "log/window.h"
 
-/* replayed events that one statement inserts */
+/* events that one statement inserts */
 #define REPLAY_CHUNK 1000
 
 PG_FUNCTION_INFO_V1(pne_retry_dead_events);
@@ -45,8 +45,8 @@ PG_FUNCTION_INFO_V1(pne_replay_events);
  */
 
 /*
- * Run a statement on the dead events of the caller's handler, and return how
- * many there were.
+ * Run a statement on the dead events of the caller's handler.  Returns how many there
+ * were.
  */
 static int64
 change_dead_events(FunctionCallInfo fcinfo, const char *function, InternalStatement *statement)
@@ -69,7 +69,7 @@ change_dead_events(FunctionCallInfo fcinfo, const char *function, InternalStatem
 /*
  * retry_dead_events(handler text) returns bigint
  *
- * Has the handler's dead events tried again from now on, as often as any other.
+ * Has the handler's dead events tried again, with as many attempts as any other event.
  * Returns how many.  Errors: no such handler; not the owner.
  */
 Datum
@@ -90,8 +90,8 @@ pne_retry_dead_events(PG_FUNCTION_ARGS)
 /*
  * discard_dead_events(handler text) returns bigint
  *
- * Gives the handler's dead events up: they stay listed as discarded.  Returns
- * how many.  Errors: no such handler; not the owner.
+ * Gives up the handler's dead events: they stay listed as discarded.  Returns how
+ * many.  Errors: no such handler; not the owner.
  */
 Datum
 pne_discard_dead_events(PG_FUNCTION_ARGS)
@@ -116,7 +116,7 @@ typedef struct ReplayState
 {
 	const Handler *handler;
 	Relation	log;
-	MemoryContext context;		/* of the events that are collected */
+	MemoryContext context;		/* of the events collected so far */
 	Event		events[REPLAY_CHUNK];
 	int			nevents;
 	Size		bytes;
@@ -124,9 +124,9 @@ typedef struct ReplayState
 } ReplayState;
 
 /*
- * Schedule what is wanted of the events collected so far.  One that waits
- * already is left alone.  What row security hides from the caller is out before
- * anything can be told from it.
+ * Schedule the events collected so far.  An event that waits already is left alone.
+ * Events that row security hides from the caller are removed first, so that nothing
+ * can be learned about them.
  */
 static void
 schedule_replay(ReplayState *state)
@@ -192,11 +192,11 @@ replay_event(TupleTableSlot *slot, int64 id, void *arg)
 /*
  * replay_events(handler text, from_id bigint, to_id bigint) returns bigint
  *
- * Has the handler called again with the events of its name and filter, by id,
- * that its position has passed; null as to_id means up to the last.  Returns how
- * many; one that waits for a retry already is not counted.  Waits for the batch
- * at hand.  Errors: no such handler; not the owner; a dormant handler, whose
- * position means nothing here; from_id null or above to_id.
+ * Has the handler called again with the events of its name and filter whose ids are in
+ * the range and that its position has passed.  A null to_id means up to the last one.
+ * Waits for the batch at hand.  Returns how many events are scheduled; one that waits
+ * for a retry already is not counted.  Errors: no such handler; not the owner; a
+ * dormant handler, whose position means nothing here; from_id null or above to_id.
  */
 Datum
 pne_replay_events(PG_FUNCTION_ARGS)
@@ -229,7 +229,7 @@ pne_replay_events(PG_FUNCTION_ARGS)
 	SPI_connect();
 	handler_wait_for_batch(lock_own_handler(name));
 	internal_execute(&lock_progress, &value, NULL, 1);
-	/* once more: its position as it is now that nobody moves it */
+	/* Read the position again, now that no batch moves it. */
 	state->handler = lock_own_handler(name);
 	if (state->handler->dormant)
 		ereport(ERROR,

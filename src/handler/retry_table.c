@@ -1,20 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * retry_table.c
- *		The rows of _event_retries: events that failed, or wait.
+ *		The rows of _event_retries: events that failed, or that wait.
  *
- * A row of _event_retries is an event that a handler's position has moved past
- * without success.  It waits until next_attempt_at, and goes away when an
- * attempt succeeds, in the transaction of that success; after max_attempts it
- * is dead and stays.
+ * A row is an event that a handler's position has passed without success.  It waits
+ * until next_attempt_at.  The transaction of a successful attempt deletes it.  After
+ * max_attempts the event is dead, and the row stays.
  *
- * A row is about the event that has this id and was recorded by this transaction.
- * Where that is not there any more the row is about nothing, whatever event has
- * the id now.
+ * A row concerns the event that has this id and was recorded by this transaction.  If
+ * that event is gone, the row concerns nothing, even if another event has the id now.
  *
- * The delay doubles with each attempt up to max_retry_delay.  Each is cut
- * short by up to a quarter at random, so that events which failed together do
- * not come back together.
+ * The delay doubles with each attempt, up to max_retry_delay.  It is cut short at
+ * random by up to a quarter, so that events which failed together do not come back
+ * together.
  *
  *-------------------------------------------------------------------------
  */
@@ -54,17 +52,17 @@
 	"handler OPERATOR(pg_catalog.=) $1 AND event_id OPERATOR(pg_catalog.=) " id " " \
 	"AND event_txid OPERATOR(pg_catalog.=) " txid " "
 
-/* the share of a delay that chance may cut off */
+/* the largest share of a delay that is cut off at random */
 #define JITTER 0.25
 
-/* what is recorded of an attempt that ended its process */
+/* SQLSTATE recorded for an attempt that ended its process */
 #define LOST_ATTEMPT ERRCODE_CRASH_SHUTDOWN
 
-/* what is kept of an error message, in bytes */
+/* how much of an error message is kept, in bytes */
 #define STORED_ERROR_SIZE 4096
 
 /*
- * When an event is due again that has been tried so often.
+ * When an event is due again after that many attempts.
  */
 TimestampTz
 retry_due_after(const Handler *handler, int attempts)
@@ -111,7 +109,7 @@ count_failure(const Handler *handler, const ErrorData *error)
 }
 
 /*
- * What is recorded of an attempt that no error told of: its process ended.
+ * What is recorded for an attempt that left no error because its process ended.
  */
 static ErrorData *
 lost_attempt_error(void)
@@ -124,8 +122,8 @@ lost_attempt_error(void)
 }
 
 /*
- * Write the row of an event that failed and was tried so often, this time
- * included if it is charged: until due, or dead where that is DT_NOEND.
+ * Write the row of an event that failed.  attempts includes this attempt if it is
+ * charged.  The event waits until due, or is dead if due is DT_NOEND.
  */
 void
 retry_write_failure(const Handler *handler, EventIdentity event, int attempts, TimestampTz due, bool deferred,
@@ -176,7 +174,7 @@ retry_log_failure(const Handler *handler, int64 event_id, int attempts, bool dea
 }
 
 /*
- * The same where there is no failure to tell of.
+ * Log that an event is dead although no failure was reported.
  */
 static void
 log_death(const Handler *handler, int64 event_id, int attempts)
@@ -189,7 +187,7 @@ log_death(const Handler *handler, int64 event_id, int attempts)
 }
 
 /*
- * When an event that has failed is tried again; DT_NOEND: never, it is dead.
+ * When a failed event is tried again; DT_NOEND if never, because it is dead.
  */
 TimestampTz
 retry_due_again(const Handler *handler, int attempts)
@@ -200,12 +198,12 @@ retry_due_again(const Handler *handler, int attempts)
 }
 
 /*
- * The first waiting retries of a handler, at most so many: in the order in which
- * they are due; or, of an ordered handler, the one that holds it, which is that
- * of the smallest id.  Returns how many.
+ * Find the first waiting retries of a handler, at most limit, in the order in which
+ * they are due.  For an ordered handler find only the one that holds it: the one with
+ * the smallest id.  Returns how many were found.
  *
- * By index, so that the number of rows that wait or are dead does not matter,
- * whatever the planner knows of it.
+ * The scan uses an index, so the number of waiting and dead rows does not matter,
+ * whatever the planner believes.
  */
 int
 retry_find_waiting(const char *handler, bool ordered, DueRetry *found, int limit)
@@ -255,8 +253,8 @@ retry_find_waiting(const char *handler, bool ordered, DueRetry *found, int limit
 }
 
 /*
- * When the first of a handler's retries is due; DT_NOEND if none waits.  The
- * caller has an active snapshot.
+ * When the first of a handler's retries is due; DT_NOEND if none waits.  The caller
+ * has an active snapshot.
  */
 TimestampTz
 retry_earliest(const Handler *handler)
@@ -267,10 +265,9 @@ retry_earliest(const Handler *handler)
 }
 
 /*
- * Lock the row of a retry that is due.  Returns how often it was tried, or -1
- * if it is not waiting any more.  An attempt that has no end does not count: of
- * those that a lost executor was making there are none left by now
- * (retry_recover_attempts).
+ * Lock the row of a retry that is due.  Returns the number of its attempts, or -1 if
+ * it does not wait any more.  An attempt without an end does not count: those of a
+ * lost executor have been recorded by now (retry_recover_attempts).
  */
 int
 retry_lock_due(const char *handler, EventIdentity event)
@@ -294,9 +291,10 @@ retry_lock_due(const char *handler, EventIdentity event)
 }
 
 /*
- * Lock the row of an attempt that is under way.  False if it is not any more.
- * never_failed tells whether no error is known of the event; only processes may
- * have ended while they tried it, perhaps before they had asked policies and filter.
+ * Lock the row of an attempt that is under way.  Returns false if the attempt is not
+ * under way any more.  never_failed tells that no error is known for the event.
+ * Processes may have ended while they tried it, perhaps before they asked policies and
+ * filter.
  */
 bool
 retry_lock_attempt(const char *handler, EventIdentity event, int attempts, bool *never_failed)
@@ -321,9 +319,9 @@ retry_lock_attempt(const char *handler, EventIdentity event, int attempts, bool 
 }
 
 /*
- * Write that an attempt begins: of a retry, or of an event that is fresh.  Should
- * it not come back, the event is due when its failure would have made it due; the
- * last one is looked at at once.
+ * Write that an attempt begins; fresh tells that it is the event's first one.  If the
+ * attempt does not come back, the event is due when its failure would have made it
+ * due.  After the last attempt it is due at once.
  */
 void
 retry_write_attempt(const Handler *handler, EventIdentity event, int attempts, bool fresh)
@@ -367,8 +365,8 @@ retry_delete(const char *handler, EventIdentity event)
 }
 
 /*
- * The event of a retry is not for the handler any more: that is the end of it,
- * and the row says why.
+ * The event of a retry does not concern the handler any more.  Mark the row discarded,
+ * with the reason.
  */
 void
 retry_discard(const char *handler, EventIdentity event, const char *reason)
@@ -388,8 +386,8 @@ retry_discard(const char *handler, EventIdentity event, const char *reason)
 }
 
 /*
- * The same of an event that the handler is not to be called with.  One that has
- * never failed was never to be on the list.
+ * Remove the row of an event that the handler is not to be called with.  If the event
+ * has never failed, it should not be listed at all, and the row is deleted.
  */
 void
 retry_drop(const char *handler, EventIdentity event, bool never_failed, const char *reason)
@@ -401,9 +399,9 @@ retry_drop(const char *handler, EventIdentity event, bool never_failed, const ch
 }
 
 /*
- * An attempt was counted and then not made, or not to its end: take that back, in
- * a transaction that was started for it, unless somebody has the row.  He is not
- * waited for: whoever tries the event next does it then (retry_lock_due).
+ * An attempt was counted but not made, or not to its end.  Take the count back, in a
+ * transaction that was started for that, unless another transaction has locked the
+ * row.  The next attempt then takes the count back (retry_lock_due).
  */
 bool
 retry_give_back(const char *handler, EventIdentity event, int attempts)
@@ -425,7 +423,7 @@ retry_give_back(const char *handler, EventIdentity event, int attempts)
 }
 
 /*
- * A retry has had as many attempts as it may have by now.
+ * A retry has used up its attempts: mark it dead.
  */
 void
 retry_mark_dead(const Handler *handler, EventIdentity event, int attempts)
@@ -445,9 +443,9 @@ retry_mark_dead(const Handler *handler, EventIdentity event, int attempts)
 }
 
 /*
- * Charge an event that was parked in an outage its attempt, in the transaction
- * of the success that tells it was not one.  Returns when it is tried again;
- * DT_NOEND: never, it is dead.
+ * Charge a deferred event its attempt, in the transaction of the success that proves
+ * that the handler works.  Returns when the event is tried again; DT_NOEND if never,
+ * because it is dead.
  */
 TimestampTz
 retry_charge_deferred(const Handler *handler, EventIdentity event, int attempts)
@@ -477,16 +475,16 @@ retry_charge_deferred(const Handler *handler, EventIdentity event, int attempts)
 	return due;
 }
 
-/* an attempt that began and whose end is not recorded, where $1 is the handler */
+/* an attempt that began and has no recorded end; $1 is the handler */
 #define SELECT_OPEN_ATTEMPT \
 	"SELECT t.event_id, t.event_txid, t.attempts FROM @s._event_retries AS t " \
 	"WHERE t.handler OPERATOR(pg_catalog.=) $1 AND t.attempt_began_at IS NOT NULL " \
 	"AND t.state OPERATOR(pg_catalog.=) 'waiting' LIMIT 1"
 
 /*
- * An executor was lost: take note of the attempt that it was making, in the
- * transaction that takes up the handler.  The delay begins now, so that others
- * get on between two deaths.
+ * An executor was lost.  Record its attempt as failed, in the transaction that takes
+ * up the handler.  The delay begins now, so that other events make progress between
+ * two deaths.
  */
 void
 retry_recover_attempts(const Handler *handler)
@@ -514,10 +512,9 @@ retry_recover_attempts(const Handler *handler)
 }
 
 /*
- * No executor was lost, but one may have ended in the middle of an attempt, when
- * the server was stopped, or with the primary that this was a standby of: take
- * such an attempt back, in the transaction that takes up the handler.  Returns
- * whether there was one.
+ * No executor was lost, but one may have ended during an attempt because the server
+ * was stopped, or with the primary before a promotion.  Take such attempts back, in
+ * the transaction that takes up the handler.  Returns whether there were any.
  */
 bool
 retry_give_back_attempts(const Handler *handler)
