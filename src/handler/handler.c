@@ -1,18 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * handler.c
- *		Handlers: reading definitions, whether they can run, calling functions.
+ *		Handlers: reading definitions, checking whether they can run, calling
+ *		functions.
  *
- * A handler's function is kept by schema, name and shape, and looked up by its
- * exact signature, never by a search_path.  Whether it can run is asked anew
- * for each batch (handler_check): a handler that cannot is suspended for as
- * long as the cause lasts, with nothing to be remembered or repaired.
+ * A handler's function is stored by schema, name and shape, and looked up by its exact
+ * signature, never by a search_path.  Whether the handler can run is checked anew for
+ * each batch (handler_check). A handler that cannot run is suspended as long as the
+ * cause lasts, and there is nothing to remember or repair.
  *
- * The function is called by its oid, inside the SPI connection of the batch,
- * with a new snapshot like a statement of its own.  A plan for "SELECT schema.function($1)" would find
- * it by name again whenever something invalidates the plan: the owner of the
- * schema could rename that in the middle of a batch, make another one, and have
- * a function of his run as the handler's owner.
+ * The function is called by its oid, inside the SPI connection of the batch, with a
+ * new snapshot like a statement of its own.  A plan for "SELECT schema.function($1)"
+ * would look the function up by name again whenever something invalidates the plan.
+ * The owner of the schema could then rename the function in the middle of a batch,
+ * create another one under its name, and have it run as the handler's owner.
  *
  *-------------------------------------------------------------------------
  */
@@ -54,7 +55,7 @@
 #include "handler/handler.h"
 
 /*
- * Copy one row that load_handlers() has selected, the filter only if that is
+ * Copy one row that load_handlers() has selected, with the filter only if it is
  * wanted.
  */
 static Handler *
@@ -81,7 +82,7 @@ handler_from_row(int row, bool with_filter)
 	handler->max_attempts = DatumGetInt32(internal_value(row, ++column, &isnull));
 	handler->retry_delay = interval_to_ms(internal_value(row, ++column, &isnull));
 	handler->max_retry_delay = interval_to_ms(internal_value(row, ++column, &isnull));
-	/* create_event_handler() has seen to it that this fits */
+	/* create_event_handler() has checked that this fits */
 	handler->timeout = (int) interval_to_ms(internal_value(row, ++column, &isnull));
 	handler->ordered = DatumGetBool(internal_value(row, ++column, &isnull));
 	handler->paused = DatumGetBool(internal_value(row, ++column, &isnull));
@@ -102,8 +103,8 @@ handler_from_row(int row, bool with_filter)
 }
 
 /*
- * Definitions and stored positions: of one handler, of one owner's, or of all
- * (NULL, InvalidOid), by name.
+ * Definitions and stored positions, by name: of one handler, of one owner's handlers,
+ * or of all (NULL, InvalidOid).
  */
 static List *
 load_handlers(const char *name, Oid owner, bool with_filters, MemoryContext context)
@@ -153,10 +154,10 @@ load_handlers(const char *name, Oid owner, bool with_filters, MemoryContext cont
 }
 
 /*
- * Handlers as they are defined: one by name, those of an owner, or all.
+ * Load handlers as they are defined: one by name, those of an owner, or all.
  *
  * The caller is connected to SPI and has an active snapshot.  The list and its
- * Handlers are made in context.
+ * Handlers are allocated in context.
  */
 List *
 handler_load(const char *name, Oid owner, MemoryContext context)
@@ -165,8 +166,8 @@ handler_load(const char *name, Oid owner, MemoryContext context)
 }
 
 /*
- * The same of an owner, or of all, for who needs no filters: what this reads of
- * each handler does not depend on how large its definition is.
+ * Load the handlers of an owner, or all, without their filters.  What this reads for
+ * each handler does not depend on the size of its definition.
  */
 List *
 handler_load_without_filters(Oid owner, MemoryContext context)
@@ -175,9 +176,9 @@ handler_load_without_filters(Oid owner, MemoryContext context)
 }
 
 /*
- * A transaction is to run events of a handler.  False where somebody changes
- * its definition, or waits for that: a lock on the progress row alone would let
- * one batch after the other overtake him.
+ * A transaction is about to run events of a handler.  Returns false if another
+ * transaction changes the definition, or waits to change it.  A lock on the progress
+ * row alone would let one batch after the other overtake that transaction.
  */
 bool
 handler_begin_batch(const Handler *handler)
@@ -186,7 +187,7 @@ handler_begin_batch(const Handler *handler)
 }
 
 /*
- * Wait for the batch at hand; until the end of the transaction there is none.
+ * Wait for the batch at hand.  No other batch begins until the end of the transaction.
  */
 void
 handler_wait_for_batch(const Handler *handler)
@@ -210,15 +211,15 @@ let_calls_be(int code, Datum arg)
 }
 
 /*
- * The same where the handler is to be dropped: nobody shall have to wait for up
- * to its timeout, so a call that is at hand is ended.
+ * Wait for the batch at hand of a handler that is to be dropped.  The call at hand is
+ * ended, so that DROP need not wait for its timeout.
  */
 void
 handler_end_batch(const Handler *handler)
 {
 	EndedCalls	ended = {.database = shared_find_database(MyDatabaseId)};
 
-	/* without executors nobody calls */
+	/* without executors there is no call */
 	if (ended.database == NULL)
 	{
 		handler_wait_for_batch(handler);
@@ -234,7 +235,7 @@ handler_end_batch(const Handler *handler)
 }
 
 /*
- * For how long a handler's code may run, in ms.
+ * How long a handler's code may run, in ms.
  */
 int
 handler_timeout(const Handler *handler)
@@ -295,7 +296,7 @@ set_problem(HandlerProblem *problem, int sqlstate, const char *message, const ch
 }
 
 /*
- * The owner's side: does the role exist, and may it have a session here?
+ * Check the owner: does the role exist, and may it have a session here?
  */
 static bool
 check_owner(const Handler *handler, HandlerProblem *problem)
@@ -332,11 +333,11 @@ check_owner(const Handler *handler, HandlerProblem *problem)
 }
 
 /*
- * Whether a handler can run now, and which function it would call; if not,
- * problem says why.
+ * Check whether a handler can run now, and find the function that it would call.  If
+ * it cannot run, problem says why.
  *
- * The owner of the function can replace its body at any time, and so runs what
- * he likes as the handler's owner.  He must have that right anyway: a superuser,
+ * The owner of the function can replace its body at any time, and so runs any code as
+ * the handler's owner.  Therefore it must have that right anyway: it is a superuser,
  * or a role that can SET ROLE to the handler's owner.
  */
 static bool
@@ -422,13 +423,12 @@ handler_check(const Handler *handler, HandlerProblem *problem)
 }
 
 /*
- * The same before a batch.  Returns the function that may be called in this
+ * Check a handler before a batch.  Returns the function that may be called in this
  * transaction, or InvalidOid.
  *
- * The function is locked, so that it cannot be dropped until the transaction
- * ends, and it is called by the oid that was approved.  Names are not looked at
- * again: whoever owns the function's schema could give them to a function of
- * his own at any time.
+ * The function is locked, so that it cannot be dropped before the transaction ends,
+ * and it is called by the oid that was approved.  Its name is not looked up again: the
+ * owner of its schema could give the name to another function at any time.
  */
 Oid
 handler_approve(const Handler *handler, HandlerProblem *problem)
@@ -453,8 +453,8 @@ handler_approve(const Handler *handler, HandlerProblem *problem)
  */
 
 /*
- * Prepare to call the approved function of a handler for as long as the
- * current memory context lives.
+ * Prepare to call the approved function of a handler.  The result is valid as long as
+ * the current memory context.
  */
 void
 handler_prepare_call(HandlerCall *call, const Handler *handler, Oid function)
@@ -466,8 +466,9 @@ handler_prepare_call(HandlerCall *call, const Handler *handler, Oid function)
 }
 
 /*
- * An event as a datum of the log's row type.  A column that was added without
- * a rewrite is not in the stored row; not every reader of a row would know.
+ * An event as a datum of the log's row type.  The stored row lacks columns that were
+ * added without a rewrite.  Not every reader of a row can handle that, so they are
+ * filled in.
  */
 static Datum
 event_datum(const Event *event, TupleDesc desc)
@@ -480,7 +481,7 @@ event_datum(const Event *event, TupleDesc desc)
 }
 
 /*
- * The row type's datums of some events, as an array.
+ * An array of the row type's datums of some events.
  */
 static Datum
 event_array(Event **events, int nevents, TupleDesc desc)
@@ -498,13 +499,11 @@ event_array(Event **events, int nevents, TupleDesc desc)
 }
 
 /*
- * Undo what code of a role has set since nest_level was taken: settings and
- * roles, locally or for the session.  It costs nothing where nothing was set in
- * the transaction.
+ * Undo what code of a role has set since nest_level was taken: settings and roles,
+ * locally or for the session.  It costs nothing if the transaction has set nothing.
  *
- * The settings' own rollback is used for it.  A commit of the level would keep
- * what was set with SET, and until the transaction ends what was set with SET
- * LOCAL, too.
+ * This uses the rollback of settings.  A commit of the nest level would keep what was
+ * set with SET, and, until the transaction ends, what was set with SET LOCAL.
  */
 void
 handler_undo_settings(int nest_level, Oid role)
@@ -515,10 +514,10 @@ handler_undo_settings(int nest_level, Oid role)
 }
 
 /*
- * Call a handler's function with one event, or with all of them where it takes
- * an array; as a statement of its own, with a new snapshot.  What it sets ends
- * with the call: the next one of the batch begins with the session as it was.
- * The caller is connected to SPI; desc is the log's.
+ * Call a handler's function with one event, or with all of them if it takes an array.
+ * The call is like a statement of its own, with a new snapshot.  What it sets ends
+ * with the call: the next call of the batch begins with the session as it was.  The
+ * caller is connected to SPI; desc is the log's descriptor.
  */
 void
 handler_call(HandlerCall *call, Event **events, int nevents, TupleDesc desc)

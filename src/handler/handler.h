@@ -25,7 +25,7 @@
 typedef struct Handler
 {
 	char		name[HANDLER_NAME_SIZE];
-	int64		number;			/* what its lock goes by */
+	int64		number;			/* identifies its lock */
 	Oid			owner;
 	NameData	function_schema;
 	NameData	function_name;
