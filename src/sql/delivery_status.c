@@ -34,7 +34,7 @@
 
 PG_FUNCTION_INFO_V1(pne_event_delivery_status);
 
-/* an event as event_delivery_status() sees it; without a tuple, it is not there */
+/* an event as event_delivery_status() sees it; without a tuple if the event is gone */
 typedef struct EventOfInterest
 {
 	int64		id;
@@ -42,7 +42,7 @@ typedef struct EventOfInterest
 	TupleDesc	desc;
 	char	   *name;
 	uint64		txid;
-	uint64		origin_txid;	/* in the database that it was restored from; 0: it was not */
+	uint64		origin_txid;	/* its transaction in the database that it was restored from; 0 if it was not restored */
 } EventOfInterest;
 
 static bool
@@ -77,7 +77,7 @@ typedef struct Receiver
 } Receiver;
 
 /*
- * What became of an event that is on no list of retries.
+ * What became of an event that is not in a table of retries.
  */
 static const char *
 delivery_status(const Receiver *receiver, const EventOfInterest *event)
@@ -99,8 +99,8 @@ delivery_status(const Receiver *receiver, const EventOfInterest *event)
 #define STATUS_COLUMNS 6
 
 /*
- * What is listed about an event: of id $2 and one of the transactions $3, or of
- * any where it is not there any more.
+ * Selects the rows about an event: of id $2 and one of the transactions $3, or of any
+ * transaction if the event is gone.
  */
 #define RETRIES_OF_EVENT \
 	"t.event_id OPERATOR(pg_catalog.=) $2 " \
@@ -108,8 +108,8 @@ delivery_status(const Receiver *receiver, const EventOfInterest *event)
 	"ORDER BY t.event_txid DESC LIMIT 1"
 
 /*
- * The transactions that rows about the event name; null if it is not there.
- * A receiver that was restored knows the event by the one it had then.
+ * The transactions by which rows about the event name it; null if the event is gone.
+ * A restored receiver knows the event by the transaction that it had before.
  */
 static Datum
 known_txids(const Receiver *receiver, const EventOfInterest *event, char *null)
@@ -122,8 +122,8 @@ known_txids(const Receiver *receiver, const EventOfInterest *event, char *null)
 }
 
 /*
- * Add the row of one handler or consumer.  False where there is nothing to tell:
- * the caller may not see it, or the event is gone, and is on no list.
+ * Add the row of one handler or consumer.  Returns false if there is no row: the
+ * caller may not see it, or the event is gone and not listed.
  */
 static bool
 put_status(const Receiver *receiver, const EventOfInterest *event, ReturnSetInfo *rsinfo)
@@ -153,7 +153,7 @@ put_status(const Receiver *receiver, const EventOfInterest *event, ReturnSetInfo
 }
 
 /*
- * Add the rows of the handlers.  True if there is any.
+ * Add the rows of the handlers.  Returns whether there is any.
  */
 static bool
 put_handlers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
@@ -198,8 +198,8 @@ holds_event(const Consumer *consumer, const EventOfInterest *event)
 }
 
 /*
- * The same for consumers.  What was handed back and is in the open batch again
- * is not waiting any more, but its attempts count.
+ * Add the rows of the consumers.  An event that was handed back and is in the open
+ * batch again does not wait any more, but its attempts count.
  */
 static bool
 put_consumers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
@@ -237,7 +237,7 @@ put_consumers(const EventOfInterest *event, ReturnSetInfo *rsinfo)
 }
 
 /*
- * Read the event, if it is there.  False where the caller may not know.
+ * Read the event, if it exists.  Returns false if the caller may not know.
  */
 static bool
 read_event(EventOfInterest *event, Relation log)
@@ -250,7 +250,7 @@ read_event(EventOfInterest *event, Relation log)
 	event_scan_ids(log, GetActiveSnapshot(), event->id, event->id, take_event, event);
 	if (event->tuple == NULL)
 		return true;
-	/* of who may not read the log nobody can ask which rows a policy hides */
+	/* a role that may not read the log cannot be asked which rows a policy hides */
 	if (may_read)
 		match_row_security(log, &row, 1);
 	else
@@ -259,13 +259,12 @@ read_event(EventOfInterest *event, Relation log)
 }
 
 /*
- * event_delivery_status(event_id bigint) returns table (name text, kind text,
- *		status text, attempts integer, next_attempt_at timestamptz, last_error
- *		text)
+ * event_delivery_status(event_id bigint) returns table (name text, kind text, status
+ * text, attempts integer, next_attempt_at timestamptz, last_error text)
  *
- * A row for each handler and each consumer that the caller may see.  Row
+ * Returns a row for each handler and each consumer that the caller may see.  Row
  * security is not asked on behalf of their owners.  Errors: event_id null; no such
- * event; no right to read the log; a parallel operation, which can have no
+ * event; no right to read the log; a parallel operation, which cannot have a
  * subtransaction (match_filter_or_error).
  */
 Datum

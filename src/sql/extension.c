@@ -3,9 +3,9 @@
  * extension.c
  *		The first and the last step of the install script, and activate_events().
  *
- * The script calls the two functions itself; they refuse to run outside of
- * CREATE EXTENSION.  What they write commits with the extension, and so does the
- * ring that has workers start.
+ * The script calls the two functions; they refuse to run outside of CREATE EXTENSION.
+ * What they write commits with the extension, and so does the wake-up that starts the
+ * workers.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,9 +34,9 @@ PG_FUNCTION_INFO_V1(pne_extension_installed);
 PG_FUNCTION_INFO_V1(pne_activate_events);
 
 /*
- * Who but superusers may create objects in a schema, or NULL.  Its owner may,
- * as it can grant that to itself.  The owner of the database counts as the
- * role that it is.
+ * The roles, other than superusers, that may create objects in a schema, or NULL. The
+ * schema's owner may, because it can grant itself that right.  pg_database_owner
+ * stands for the owner of the database.
  */
 static char *
 schema_creators(Oid schema)
@@ -70,7 +70,8 @@ schema_creators(Oid schema)
 }
 
 /*
- * First step of the install script: is this a schema to install into?
+ * _extension_installing(): the first step of the install script.  Check that the
+ * extension can be installed into this schema.
  */
 Datum
 pne_extension_installing(PG_FUNCTION_ARGS)
@@ -115,8 +116,8 @@ pne_extension_installing(PG_FUNCTION_ARGS)
 }
 
 /*
- * Last step of the install script: draw the install_id, start the listener's
- * cursor, and have the workers start when all this commits.
+ * _extension_installed(): the last step of the install script.  Draw the install id,
+ * start the listener's cursor, and have the workers start at commit.
  */
 Datum
 pne_extension_installed(PG_FUNCTION_ARGS)
@@ -165,8 +166,8 @@ pne_extension_installed(PG_FUNCTION_ARGS)
 	"WHERE d.database OPERATOR(pg_catalog.<>) $1"
 
 /*
- * Adopt the definitions of one table.  Returns how many, and complains about
- * those that stay as they are.
+ * Adopt the definitions of one table.  Returns how many, and warns about those that
+ * stay dormant.
  */
 static int64
 adopt_definitions(InternalStatement *adopt, InternalStatement *count_dormant, const char *what)
@@ -190,12 +191,13 @@ adopt_definitions(InternalStatement *adopt, InternalStatement *count_dormant, co
 }
 
 /*
- * activate_events(): take the definitions of a copied database for its own.
+ * activate_events() returns bigint
  *
- * A database made with TEMPLATE has the same install_id and a database oid of
- * its own; transaction ids belong to the whole cluster, so the cursors stay
- * true.  Leases end: whoever holds one works with the original.  Returns how
- * many handlers, consumers and channels woke up.  Errors: not a superuser.
+ * Adopts the definitions of a copied database.  A database made with TEMPLATE has the
+ * same install id and another oid.  Transaction ids belong to the whole cluster, so
+ * the cursors stay true.  Leases end, because their holders work with the original.
+ * Returns how many handlers, consumers and channels were activated.  Errors: not a
+ * superuser; a read-only transaction.
  */
 Datum
 pne_activate_events(PG_FUNCTION_ARGS)

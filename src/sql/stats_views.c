@@ -3,11 +3,11 @@
  * stats_views.c
  *		The SQL functions behind the statistics views.
  *
- * What must equal what happened, across crashes too (delivered, failed), is in
- * tables and written by the transactions that did it.  The views read it there.
- * In shared memory is what may start from zero with the server; these functions
- * show it: counts per event name (event_counters.c), of handlers
- * (handler_counters.c), and what workers are doing (shared.c).
+ * What must be exact, across crashes too (delivered, failed), is in tables.  The
+ * transactions that do the work write it there, and the views read it there.  Shared
+ * memory holds what may start from zero with the server.  These functions show it: the
+ * counters of event names (event_counters.c) and of handlers (handler_counters.c), and
+ * the state of the workers (shared.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -45,7 +45,7 @@ PG_FUNCTION_INFO_V1(pne_worker_statistics);
 PG_FUNCTION_INFO_V1(pne_event_statistics);
 PG_FUNCTION_INFO_V1(pne_reset_event_stats);
 
-/* what figures may tell of the log */
+/* what statistics may reveal about the log */
 typedef enum LogSight
 {
 	LOG_HIDDEN,					/* nothing */
@@ -54,10 +54,10 @@ typedef enum LogSight
 } LogSight;
 
 /*
- * What figures may tell the current role of the log.  They count all events, so
- * they are for who may read each of them.  Members of pg_monitor need no right
- * to read the log; but where row security applies to them, names are none of
- * their business either.
+ * What statistics may reveal about the log to the current role.  They count all
+ * events, so only a role that may read every event sees them.  Members of pg_monitor
+ * need no right to read the log.  But if row security applies to them, they do not see
+ * event names either.
  */
 static LogSight
 log_sight(void)
@@ -73,9 +73,9 @@ log_sight(void)
 }
 
 /*
- * What is pending behind a position, as three columns: how many events of fitting
- * names, whether that is all, and since when the oldest of them is there.  They
- * stay null for who may not know.
+ * Fill in three columns about what is pending behind a position: how many events of
+ * fitting names, whether the count is exact, and the age of the oldest one.  They stay
+ * null for a role that may not know.
  */
 static void
 put_pending(FunctionCallInfo fcinfo, const EventPattern *pattern, const EventPosition *position,
@@ -84,7 +84,7 @@ put_pending(FunctionCallInfo fcinfo, const EventPattern *pattern, const EventPos
 	Relation	log;
 	Pending		pending;
 
-	/* snapshots of a standby know of no cursor */
+	/* a cursor cannot be compared with the snapshot of a standby */
 	if (GetActiveSnapshot()->takenDuringRecovery || log_sight() == LOG_HIDDEN)
 		return;
 	log = table_open(catalog_lookup(false)->log, AccessShareLock);
@@ -98,7 +98,7 @@ put_pending(FunctionCallInfo fcinfo, const EventPattern *pattern, const EventPos
 }
 
 /*
- * What a handler is doing; where it is suspended, reason says why, else it is
+ * The state of a handler.  If it is suspended, reason says why; otherwise reason is
  * NULL.
  */
 const char *
@@ -136,7 +136,7 @@ stats_handler_state(const Handler *handler, char **reason)
 }
 
 /*
- * A row as a function's result; it must outlive SPI's memory.
+ * Return a row as a function's result.  It must outlive SPI's memory.
  */
 static Datum
 finish_with_row(TupleDesc desc, Datum *values, bool *nulls)
@@ -148,8 +148,8 @@ finish_with_row(TupleDesc desc, Datum *values, bool *nulls)
 }
 
 /*
- * What was counted of a handler's calls, as eight columns.  They stay null where
- * that is not known.
+ * Fill in eight columns with the counters of a handler's calls.  They stay null if the
+ * counters are not known.
  */
 static void
 put_times(const Handler *handler, Datum *values, bool *nulls)
@@ -181,8 +181,8 @@ put_times(const Handler *handler, Datum *values, bool *nulls)
 }
 
 /*
- * _handler_statistics(handler) returns one row, all null for a handler that the
- * caller may not see.
+ * _handler_statistics(handler) returns one row.  All columns are null for a handler
+ * that the caller may not see.
  */
 Datum
 pne_handler_statistics(PG_FUNCTION_ARGS)
@@ -225,7 +225,8 @@ pne_handler_statistics(PG_FUNCTION_ARGS)
 }
 
 /*
- * What a consumer is doing, and who has it, as three columns.
+ * Fill in three columns: the state of a consumer, and which process holds it since
+ * when.
  */
 static void
 put_consumer_state(const Consumer *consumer, Datum *values, bool *nulls)
@@ -250,8 +251,8 @@ put_consumer_state(const Consumer *consumer, Datum *values, bool *nulls)
 }
 
 /*
- * _consumer_statistics(consumer) returns one row, all null for a consumer that the
- * caller may not see.
+ * _consumer_statistics(consumer) returns one row.  All columns are null for a consumer
+ * that the caller may not see.
  */
 Datum
 pne_consumer_statistics(PG_FUNCTION_ARGS)
@@ -300,8 +301,8 @@ phase_name(WorkerPhase phase)
 }
 
 /*
- * A name of whatever encoding as one that can be read here.  That may be longer,
- * and is cut between two characters where it has no room.
+ * Convert a name of any encoding to one that can be read here.  The result may be
+ * longer, and is cut between two characters if it does not fit.
  */
 static void
 put_foreign_name(NameData *to, const char *from)
@@ -311,7 +312,7 @@ put_foreign_name(NameData *to, const char *from)
 }
 
 /*
- * Add the row of one worker, of which the caller has a copy.
+ * Add the row of one worker.  The caller passes a copy of its slot.
  */
 static void
 put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker *worker)
@@ -361,7 +362,7 @@ put_worker(ReturnSetInfo *rsinfo, const char *kind, Oid dboid, Oid owner, Worker
 }
 
 /*
- * _worker_statistics() returns a row for each worker of the cluster.
+ * _worker_statistics() returns one row for each worker of the cluster.
  */
 Datum
 pne_worker_statistics(PG_FUNCTION_ARGS)
@@ -373,7 +374,7 @@ pne_worker_statistics(PG_FUNCTION_ARGS)
 	if (shared == NULL)
 		return (Datum) 0;
 
-	/* names are looked up without the lock */
+	/* the names are looked up without the lock */
 	copy = palloc(sizeof(SharedState));
 	LWLockAcquire(shared->lock, LW_SHARED);
 	memcpy(copy, shared, sizeof(SharedState));
@@ -399,7 +400,7 @@ pne_worker_statistics(PG_FUNCTION_ARGS)
 }
 
 /*
- * All events together, without a name.
+ * The sum over all event names, without a name.
  */
 static EventCounters
 total_of_events(const EventCounters *entries, int count)
@@ -418,7 +419,7 @@ total_of_events(const EventCounters *entries, int count)
 }
 
 /*
- * Add the row of one event name, or of all of them.
+ * Add the row of one event name, or of their sum.
  */
 static void
 put_event(ReturnSetInfo *rsinfo, const EventCounters *event)
@@ -427,7 +428,7 @@ put_event(ReturnSetInfo *rsinfo, const EventCounters *event)
 	Datum		values[EVENT_STATISTICS] = {0};
 	bool		nulls[EVENT_STATISTICS] = {false};
 
-	/* no event has an empty name */
+	/* the sum has an empty name; no event has */
 	nulls[0] = (event->key.name[0] == '\0');
 	if (!nulls[0])
 		values[0] = CStringGetTextDatum(event->key.name);
@@ -441,8 +442,8 @@ put_event(ReturnSetInfo *rsinfo, const EventCounters *event)
 }
 
 /*
- * _event_statistics() returns a row for each event name of this database; one
- * without a name for all of them, or none, to who may not see the names.
+ * _event_statistics() returns one row for each event name of this database.  A role
+ * that may not see the names gets one row without a name for their sum, or none.
  */
 Datum
 pne_event_statistics(PG_FUNCTION_ARGS)
@@ -474,8 +475,7 @@ pne_event_statistics(PG_FUNCTION_ARGS)
 /*
  * reset_event_stats() returns void
  *
- * Sets the figures of this database that are in shared memory to zero.
- * Errors: not preloaded.
+ * Sets this database's counters in shared memory to zero.  Errors: not preloaded.
  */
 Datum
 pne_reset_event_stats(PG_FUNCTION_ARGS)

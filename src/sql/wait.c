@@ -1,20 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * wait.c
- *		CALL wait_for_event_handlers(): until everything committed before is
- *		handled.  CALL wait_for_events(): until a consumer has events to fetch.
+ *		CALL wait_for_event_handlers() waits until everything committed before is
+ *		handled. CALL wait_for_events() waits until a consumer has events to fetch.
  *
  * Neither holds a snapshot or a lock while it sleeps.
  *
- * wait_for_event_handlers() takes a snapshot and waits until the stored position
- * of each handler that runs has passed every event which that snapshot sees.
- * Positions that passed only events of others are stored lazily; so executors
- * are asked to store what they have, and signal after each commit of progress.
+ * wait_for_event_handlers() takes a snapshot and waits until the stored position of
+ * each running handler has passed every event that the snapshot sees.  A position that
+ * has passed only events of others is stored lazily.  So the procedure asks the
+ * executors to store their positions, and they signal after each commit of progress.
  *
- * wait_for_events() looks for events as fetch_events() does, each time from
- * where it has come to before.  It is signalled when the listener finds events
- * in the log, and when a transaction ends that had a consumer; for all else it
- * knows until when to sleep.
+ * wait_for_events() looks for events as fetch_events() does, each time from where it
+ * has come to before.  The listener signals it when it finds events in the log, and so
+ * does each transaction that had a consumer when it ends.  Everything else has a
+ * deadline that it knows.
  *
  *-------------------------------------------------------------------------
  */
@@ -51,25 +51,25 @@ PG_FUNCTION_INFO_V1(pne_wait_for_event_handlers);
 PG_FUNCTION_INFO_V1(pne_wait_for_events);
 
 /*
- * Ask again at least this often, in ms: a worker that was not there to be rung
- * may be by now.
+ * Look again at least this often, in ms.  A worker that was not running when it was to
+ * be woken may be running by then.
  */
 #define MAX_WAIT_MS 1000
 
 /*
- * When all is done, wait this long, in ms, for the executors to count it: for
- * whoever waits and then looks at the counters.
+ * When everything is done, wait up to this long, in ms, until the executors have
+ * counted it, for a caller that looks at the counters next.
  */
 #define COUNT_GRACE_MS 1000
 
-/* handlers whose errors a time-out tells */
+/* how many handlers a time-out explains */
 #define MAX_EXPLAINED 10
 
-/* what is told of an error, in bytes */
+/* how much of an error it quotes, in bytes */
 #define EXPLAINED_ERROR_SIZE 200
 
 /*
- * Whether a handler has anything to do with the log at present.
+ * Whether a handler reads the log at present.
  */
 static bool
 handler_runs(const Handler *handler)
@@ -79,26 +79,27 @@ handler_runs(const Handler *handler)
 	return !handler->paused && !handler->dormant && handler_check(handler, &problem);
 }
 
-/* what is known of a handler from one look to the next */
+/* what is known about a handler from one look to the next */
 typedef struct AwaitedHandler
 {
 	int64		number;			/* of the handler */
 	int64		version;		/* of its definition */
-	bool		known;			/* else nothing is */
-	EventIdentity event;		/* one that it has not come to; txid 0: there is none */
+	bool		known;			/* otherwise nothing is known */
+	EventIdentity event;		/* an event that it has not passed yet; txid 0: there is none */
 } AwaitedHandler;
 
 /*
- * What who waits remembers from one look to the next.  What upto sees gets no more
- * events: where there was none for a handler, there will be none; and where one
- * was found, it is enough to see whether the handler has passed that.  So however
- * often one looks, and however many handlers there are, rows are looked at again
- * only when such an event was passed.  It is the newest, and mostly the last one.
+ * What a waiting session remembers from one look to the next.  Events that upto sees
+ * do not become more.  If there was none for a handler, there will be none.  If one
+ * was found, it is enough to check whether the handler has passed it.  So rows are
+ * looked at again only after such an event was passed, however often the session looks
+ * and however many handlers there are.  The remembered event is the newest one, which
+ * mostly is the last one to be passed.
  */
 typedef struct WaitMemory
 {
 	MemoryContext context;
-	EventSnapshot *upto;		/* where handlers have to come to; NULL before the first look */
+	EventSnapshot *upto;		/* where handlers have to get to; NULL before the first look */
 	HTAB	   *handlers;		/* of AwaitedHandler */
 } WaitMemory;
 
@@ -124,7 +125,7 @@ recall(WaitMemory *memory, const Handler *handler)
 }
 
 /*
- * Whether a handler has still to come to an event that was found for it before.
+ * Whether a handler still has to pass an event that was found for it before.
  */
 static bool
 event_is_ahead(const Handler *handler, const EventIdentity *identity, Relation log, Snapshot snapshot)
@@ -135,13 +136,13 @@ event_is_ahead(const Handler *handler, const EventIdentity *identity, Relation l
 		event_fetch(&event, log, snapshot, identity->id) && event.txid == identity->txid;
 }
 
-/* a search for events of all handlers of which nothing is known */
+/* a search for events of all handlers about which nothing is known */
 typedef struct AwaitedSearch
 {
 	WaitMemory *memory;
 	List	   *handlers;
 	bool		one_is_enough;
-	bool		ended;			/* before all rows were looked at */
+	bool		ended;			/* set if it ended before all rows were looked at */
 } AwaitedSearch;
 
 static bool
@@ -171,8 +172,8 @@ find_awaited(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * See for each handler that runs whether there is an event that it has still to
- * come to; or, if not all are asked for, until there is one for any.
+ * Find out for each running handler whether there is an event that it still has to
+ * pass.  If all is false, stop when there is one for any handler.
  */
 static void
 look_for_events(WaitMemory *memory, List *handlers, bool all, Relation log, Snapshot snapshot)
@@ -218,11 +219,11 @@ look_for_events(WaitMemory *memory, List *handlers, bool all, Relation log, Snap
 }
 
 /*
- * Whether a handler that runs is through with everything that is waited for.
+ * Whether a running handler is through with everything that is waited for.
  *
- * It is if its position covers that, or if no event for it lies between, and if
- * nothing that the position has passed is at its first attempt.  An event that
- * only its filter refuses is passed by the executor, not here.
+ * It is if its position covers upto, or if no event for it lies between, and if no
+ * event that its position has passed is at its first attempt.  An event that only the
+ * handler's filter refuses is passed by the executor, not here.
  */
 static bool
 handler_is_done(WaitMemory *memory, const Handler *handler)
@@ -257,8 +258,9 @@ find_future(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * Complain of an event for one of the handlers whose transaction has not begun
- * yet: no snapshot sees it done, so nobody comes to it.
+ * Raise an error if there is an event for one of the handlers whose transaction has
+ * not begun yet.  No snapshot sees that transaction as finished, so no handler can
+ * ever pass the event.
  */
 static void
 check_no_future(List *handlers, Relation log, Snapshot snapshot, const EventSnapshot *upto)
@@ -280,7 +282,7 @@ check_no_future(List *handlers, Relation log, Snapshot snapshot, const EventSnap
 }
 
 /*
- * Add a line on what a handler is doing, and how it failed last.
+ * Add a line about what a handler is doing, and its last error.
  */
 static void
 explain_handler(const Handler *handler, StringInfo details)
@@ -310,17 +312,17 @@ explain_handler(const Handler *handler, StringInfo details)
 		appendStringInfoString(details, "and has had no error.");
 }
 
-/* handlers that are not done, as they are told of */
+/* handlers that are not done, for the error message */
 typedef struct NotDone
 {
-	StringInfoData names;		/* with how many of other roles there are */
-	StringInfoData details;		/* of the first ones */
+	StringInfoData names;		/* ends with the number of handlers of other roles */
+	StringInfoData details;		/* of the first handlers */
 } NotDone;
 
 /*
- * Find the handlers that are not done: all, with what there is to tell of them, or
- * the first one.  False if there is none.  With the first look it is decided where
- * they have to come to: what is visible then.
+ * Find the handlers that are not done: all of them, with an explanation, or only the
+ * first one.  Returns false if there is none.  The first look decides where they have
+ * to get to: everything that is visible then.
  */
 static bool
 find_not_done(WaitMemory *memory, bool all, NotDone *found)
@@ -350,7 +352,7 @@ find_not_done(WaitMemory *memory, bool all, NotDone *found)
 	}
 	look_for_events(memory, handlers, all, log, snapshot);
 
-	/* a message that is going to be shown outlives the look */
+	/* the message is shown after this look has ended */
 	if (all)
 		MemoryContextSwitchTo(memory->context);
 	initStringInfo(&found->names);
@@ -382,7 +384,7 @@ find_not_done(WaitMemory *memory, bool all, NotDone *found)
 }
 
 /*
- * Whether the executors of this database have counted all that they had done
+ * Whether the executors of this database have counted everything that they had done
  * when the request was made.
  */
 static bool
@@ -404,9 +406,9 @@ executors_have_counted(uint32 request)
 }
 
 /*
- * Refuse where waiting could not work.  function is who waits, with its
- * parentheses, for what; the hints say why not in a handler, and in a
- * transaction block.
+ * Raise an error where waiting could not work.  function is the procedure's name, with
+ * parentheses.  The hints explain why it cannot work in a handler and in a transaction
+ * block.
  */
 static void
 check_context(FunctionCallInfo fcinfo, const char *function, const char *what, const char *in_handler,
@@ -436,8 +438,8 @@ check_context(FunctionCallInfo fcinfo, const char *function, const char *what, c
 }
 
 /*
- * A look is a transaction.  What it takes in memory, SPI's included, is gone with
- * the next one: there may be a million of them in one call.
+ * Begin a look, which is a transaction of its own.  Its memory, SPI's included, is
+ * freed by the next look: one call may look a million times.
  */
 static void
 begin_look(MemoryContext look_context)
@@ -457,8 +459,8 @@ end_look(MemoryContext look_context)
 }
 
 /*
- * Sleep until the condition variable, if there is one, is signalled, at most
- * timeout ms.  Returns whether it was.
+ * Sleep until the condition variable, if there is one, is signalled, at most timeout
+ * ms.  Returns whether it was signalled.
  */
 static bool
 sleep_for(ConditionVariable *cv, long timeout)
@@ -475,10 +477,11 @@ sleep_for(ConditionVariable *cv, long timeout)
 /*
  * wait_for_event_handlers(timeout interval)
  *
- * Returns when every event committed before the call has been handled or
- * parked in event_retries, by all handlers that are not paused, suspended or
- * dormant.  Errors: the timeout, naming the handlers not done and why; events that
- * nobody can come to; a transaction block; a pipeline; REPEATABLE READ; inside a handler; a standby; not preloaded.
+ * Returns when all handlers that are not paused, suspended or dormant have handled
+ * every event committed before the call, or have it in event_retries.  Errors: the
+ * timeout, with the handlers that are not done and why; events that no handler can
+ * ever pass; a transaction block; a pipeline; REPEATABLE READ; inside a handler; a
+ * standby; not preloaded.
  */
 Datum
 pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
@@ -509,13 +512,13 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 		CHECK_FOR_INTERRUPTS();
 		slot = shared_find_database(MyDatabaseId);
 
-		/* before looking, or the signal could come in between */
+		/* before the look, or the signal could come in between */
 		if (slot != NULL)
 			ConditionVariablePrepareToSleep(&slot->progress);
 
 		/*
-		 * Ask for positions; again only after a while, because who answers
-		 * signals, too.
+		 * Ask for positions, and again only after a while, because the answer is a
+		 * signal, too.
 		 */
 		now = instant_now();
 		if (slot != NULL && instant_passed(asked_at, now, MAX_WAIT_MS))
@@ -531,7 +534,7 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 		not_done = find_not_done(&memory, is_last, &found);
 		end_look(look_context);
 
-		/* what is done counts a moment later; but a long call is not waited for */
+		/* what is done is counted a moment later; but a long call is not waited for */
 		now = instant_now();
 		if (!not_done && done_at == 0)
 			done_at = now;
@@ -556,10 +559,10 @@ pne_wait_for_event_handlers(PG_FUNCTION_ARGS)
 /*
  * wait_for_events(consumer text, timeout interval)
  *
- * Returns when events could be fetched, or at the timeout.  Errors: bad
- * arguments; no such consumer; not the owner or a member of it; the owner may
- * not read the log; a dormant consumer; a transaction block; REPEATABLE READ;
- * inside a handler; a standby; not preloaded.
+ * Returns when events can be fetched, or at the timeout.  Errors: bad arguments; no
+ * such consumer; not its owner or a member of the owner; the owner may not read the
+ * log; a dormant consumer; a transaction block; REPEATABLE READ; inside a handler; a
+ * standby; not preloaded.
  */
 Datum
 pne_wait_for_events(PG_FUNCTION_ARGS)
@@ -583,7 +586,7 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 
 		CHECK_FOR_INTERRUPTS();
 
-		/* before looking, or the signal could come in between */
+		/* before the look, or the signal could come in between */
 		if (slot != NULL)
 			ConditionVariablePrepareToSleep(&slot->news);
 		begin_look(look_context);
@@ -596,7 +599,7 @@ pne_wait_for_events(PG_FUNCTION_ARGS)
 		look_again = Min(Min(look_again, deadline), instant_after(now, MAX_WAIT_MS));
 		if (look_again > now &&
 			sleep_for(slot ? &slot->news : NULL, instant_ms_left(now, look_again)))
-			memory.lock_wait = 0;	/* whoever has it may be just letting go */
+			memory.lock_wait = 0;	/* the holder may be about to release it */
 	}
 	ConditionVariableCancelSleep();
 	MemoryContextSwitchTo(memory.context);
