@@ -244,6 +244,31 @@ foreach my $file (sort keys %document)
 cmp_ok($links, '>=', 10, 'there are links');
 
 #
+# Messages that are quoted where a page says what one sees: those of the extension
+# and of the server.  What differs from case to case is "..." there.
+#
+my $messages = '';
+find(sub { $messages .= slurp_file($_) if /\.c$/ }, "$top/src");
+$messages =~ s/"\s*\n\s*"//g;
+$messages =~ s/\\"/"/g;
+chomp(my $bindir = `pg_config --bindir`);
+$messages .= slurp_file($_) foreach grep { -f } map { "$bindir/$_" } qw(postgres postgres.real);
+my $quoted = 0;
+foreach my $page (@pages)
+{
+	foreach my $table (grep { $_->[0][0] eq 'what one sees' } tables_of(@{ $document{$page}{lines} }))
+	{
+		foreach my $message (map { /"([^"]+)"/g } map { $_->[0] } @$table[ 1 .. $#$table ])
+		{
+			$quoted++;
+			is(join(', ', grep { index($messages, $_) < 0 } split /\s*\.\.\.\s*/, $message), '',
+				"$page: \"$message\" is a message");
+		}
+	}
+}
+cmp_ok($quoted, '>=', 10, 'there are messages');
+
+#
 # The reference
 #
 $node->safe_psql('postgres', 'CREATE DATABASE catalog');
