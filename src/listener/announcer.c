@@ -1,25 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * announcer.c
- *		The listener's way through the log: it counts events by name, and
- *		announces those that are left to it (announce.c).
+ *		The listener's way through the log: it counts events by name, and announces
+ *		those that are left to it (announce.c).
  *
- * The position is a snapshot, as everybody's (window.c): what has become visible
- * since is taken up as a window, the ids of its marked events, by id.  They are
- * announced in transactions of a chunk each, so that none gets long; equal
- * announcements of a chunk become one, as NOTIFY does it.  When the window is
- * through, the position moves to its end.  A window that has more of them than
- * are held in memory is taken up in parts; then the position is inside of it, and
- * each event is counted with the first part.
+ * The position is a snapshot, like all positions (position.c). What has become visible
+ * since is read as a window: the ids of its marked events.  They are announced in
+ * transactions of one chunk each, so that no transaction gets long.  Equal
+ * announcements in a chunk become one, as NOTIFY does.  When the window is through,
+ * the position moves to its end.  A window with more events than memory may hold is
+ * read in parts.  Then the position is inside the window, and each event is counted
+ * with the first part.
  *
- * The position is stored some seconds later (announcer_store), so a listener that
- * is lost, or a crash, has what was announced since then announced again, and
- * nothing left out.  A chunk whose transaction fails, because the queue is full
- * for example, is announced again from its beginning.
+ * The position is stored some seconds later (announcer_store). After a crash, or the
+ * loss of the listener, the events announced since then are announced again, and none
+ * is left out.  A chunk whose transaction fails, for example because the queue is
+ * full, is announced again from its beginning.
  *
- * Before a chunk is announced the WAL is flushed past all that it shows.  That
- * is done before the transaction commits, which is when it takes NOTIFY's lock;
- * the commit itself waits for no flush.
+ * Before a chunk is announced the WAL is flushed past all that it reveals.  This
+ * happens before the transaction commits and takes NOTIFY's lock; the commit itself
+ * waits for no flush.
  *
  *-------------------------------------------------------------------------
  */
@@ -44,22 +44,22 @@
 #include "listener/announcer.h"
 #include "log/window.h"
 
-/* events announced in one transaction, if batch_bytes does not end it before */
+/* events announced in one transaction, unless batch_bytes ends it before */
 #define ANNOUNCE_CHUNK 1000
 
 static MemoryContext announcer_context = NULL;
 
-/* the log that all this is about: a new extension has another one */
+/* the log that is followed; a new extension has another one */
 static Oid	followed = InvalidOid;
 
 /*
- * The position: all that it has passed is announced.  What is stored of it is the
- * cursor; ahead_since 0: it is.
+ * The position: every event that it has passed is announced.  Its cursor is what is
+ * stored.  If ahead_since is 0, it is stored.
  */
 static EventPosition position = {.cursor = NULL};
 static Instant ahead_since = 0;
 
-/* what was taken up, or NULL; its events before index next are announced */
+/* the window that was read, or NULL; its events before index next are announced */
 static Window *window = NULL;
 static int64 next = 0;
 
@@ -111,11 +111,10 @@ is_marked(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * An event has become visible: count it, and tell whether it is to be
- * announced.
+ * An event has become visible: count it, and tell whether it is to be announced.
  *
- * Restored ones are no news, and what was there before the server started is
- * only newly read.
+ * A restored event is not new.  An event from before the server's start is only
+ * read again.
  */
 static bool
 see_event(TupleTableSlot *slot, int64 id, void *arg)
@@ -143,8 +142,8 @@ see_event(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * The window, or what was taken up of it, is through; found: there were events in
- * it, marked or not, so that the position is worth storing.
+ * The window, or the part of it that was read, is through.  found tells that it had
+ * events, marked or not, so that the position is worth storing.
  */
 static void
 finish_window(bool found)
@@ -164,7 +163,7 @@ finish_window(bool found)
 }
 
 /*
- * Forget the position and all that was taken up.
+ * Forget the position and the window.
  */
 static void
 start_anew(Oid log)
@@ -180,8 +179,8 @@ start_anew(Oid log)
 }
 
 /*
- * Take up what has become visible, unless there is still something to announce.
- * Returns whether anything has.
+ * Read what has become visible, unless there is still something to announce.  Returns
+ * whether anything has.
  */
 bool
 announcer_take_up(Relation log, Snapshot snapshot)
@@ -196,7 +195,7 @@ announcer_take_up(Relation log, Snapshot snapshot)
 	if (position.cursor == NULL)
 		load_cursor();
 
-	/* of an earlier try, which failed */
+	/* noted by an earlier try that failed */
 	event_counters_discard_noted();
 	inside = (position.window != NULL);
 	window = window_read_wanted(log, &position, snapshot, event_snapshot_build(snapshot),
@@ -210,8 +209,7 @@ announcer_take_up(Relation log, Snapshot snapshot)
 }
 
 /*
- * Announce the next chunk of what was taken up when the current transaction
- * commits.
+ * Announce the next chunk of the window when the current transaction commits.
  */
 void
 announcer_announce(Relation log, Snapshot snapshot, const char *channel)
@@ -230,7 +228,7 @@ announcer_announce(Relation log, Snapshot snapshot, const char *channel)
 		Event	   *event = &chunk->events[i];
 		MemoryContext old;
 
-		/* deleted meanwhile: there is nothing to tell */
+		/* deleted meanwhile: there is nothing to announce */
 		if (event->tuple == NULL)
 			continue;
 		CHECK_FOR_INTERRUPTS();
@@ -248,7 +246,7 @@ announcer_announce(Relation log, Snapshot snapshot, const char *channel)
 }
 
 /*
- * That transaction has committed.  Returns how many events it announced.
+ * The announcing transaction has committed.  Returns how many events it announced.
  */
 int
 announcer_announced(void)
@@ -275,7 +273,7 @@ announcer_announced(void)
 }
 
 /*
- * Whether something was taken up and is not announced yet.
+ * Whether there are events left to announce.
  */
 bool
 announcer_has_more(void)

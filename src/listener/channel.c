@@ -3,15 +3,14 @@
  * channel.c
  *		Event channels: the functions that define them, and their counters.
  *
- * What is sent with NOTIFY on an event channel, by whomever, becomes an event;
- * the listener sees to that (ingest.c).  As any role may NOTIFY, a definition
- * gives all of them a way to write events, which is why EXECUTE on
- * listen_event_channel() is granted to nobody.
+ * A notification on an event channel, whoever sends it, becomes an event; the listener
+ * does that (ingest.c). Any role may NOTIFY, so a definition gives all roles a way to
+ * write events.  Therefore nobody is granted EXECUTE on listen_event_channel().
  *
- * Figures and states are in a hash table of fixed size in shared memory.  An
- * entry is written by the listener of its database, so that the state in it
- * holds for as long as that process lives, and read by everybody.  Where there
- * is no room the channel works, and its figures are null.
+ * Counters and states are in a hash table of fixed size in shared memory.  The
+ * listener of a database writes the entries of its channels, so the state in an entry
+ * is valid as long as that process lives.  Everybody may read them.  A channel that
+ * finds no room in the table works, and its counters are shown as null.
  *
  *-------------------------------------------------------------------------
  */
@@ -40,7 +39,7 @@
 #include "listener/channel.h"
 #include "log/match.h"
 
-/* room in shared memory */
+/* entries in shared memory */
 #define MAX_CHANNEL_ENTRIES 1024
 
 typedef struct ChannelKey
@@ -52,9 +51,9 @@ typedef struct ChannelKey
 typedef struct ChannelEntry
 {
 	ChannelKey	key;
-	TimestampTz created_at;		/* of the definition that this is about */
+	TimestampTz created_at;		/* created_at of the definition that the entry is about */
 	QueueCounters counters;
-	pid_t		listener;		/* who listens */
+	pid_t		listener;		/* the process that listens */
 	bool		suspended;
 } ChannelEntry;
 
@@ -77,7 +76,7 @@ PG_FUNCTION_INFO_V1(pne_channel_statistics);
 	"FROM @s._event_channels AS c CROSS JOIN @s._event_install AS i "
 
 /*
- * Copy one row of those that the statements with this have selected.
+ * Copy one row of a statement that is built with the macro above.
  */
 static EventChannel *
 channel_from_row(int row)
@@ -99,10 +98,10 @@ channel_from_row(int row)
 }
 
 /*
- * The channels to listen on: the oldest that are not dormant.
+ * The channels to listen on: the oldest ones that are not dormant.
  *
  * The caller is connected to SPI and has an active snapshot.  The list and its
- * EventChannels are made in context.
+ * EventChannels are allocated in context.
  */
 List *
 channel_load_all(MemoryContext context, ChannelsLeftOut *left_out)
@@ -132,7 +131,7 @@ channel_load_all(MemoryContext context, ChannelsLeftOut *left_out)
 	left_out->dormant = DatumGetInt64(internal_value(0, 2, &isnull));
 
 	count = internal_execute(&select_channels, &database, NULL, MAX_CHANNELS);
-	/* somebody may have committed in between */
+	/* another transaction may have committed in between */
 	left_out->beyond = (count < MAX_CHANNELS) ? 0 : Max(all - left_out->dormant - count, 0);
 	old = MemoryContextSwitchTo(context);
 	for (int row = 0; row < count; row++)
@@ -159,7 +158,7 @@ find_channel(const char *name)
 }
 
 /*
- * Refuse one channel more than the listener can have.
+ * Refuse a channel beyond the number that the listener can have.
  */
 static void
 check_number_of_channels(void)
@@ -177,9 +176,8 @@ check_number_of_channels(void)
 }
 
 /*
- * Whether NOTIFY can name the channel without double quotes: the name is what
- * the server's lexer makes of it, and no keyword that the grammar has no room
- * for there.
+ * Whether NOTIFY can name the channel without double quotes: the server's lexer does
+ * not change the name, and it is no keyword that the grammar refuses there.
  */
 static bool
 is_plain_name(const char *channel)
@@ -203,10 +201,10 @@ is_plain_name(const char *channel)
 /*
  * listen_event_channel(channel text, event_name text default null) returns void
  *
- * From the listener's next look on, notifications on the channel become events
- * of that name, by default the channel's.  Errors: null, empty or too long
- * names; the channel on which events are announced; one that is defined
- * already.  A NOTICE where NOTIFY must quote the name.
+ * From the listener's next look on, notifications on the channel become events of that
+ * name, by default the channel's.  A NOTICE tells if NOTIFY must quote the name.
+ * Errors: null, empty or too long names; the channel on which events are announced; a
+ * channel that is defined already; too many channels.
  */
 Datum
 pne_listen_event_channel(PG_FUNCTION_ARGS)
@@ -264,7 +262,7 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 }
 
 /*
- * Refuse a channel that is not there, or not the caller's, as the statement
+ * Refuse a channel that does not exist or that is not the caller's.  The statement
  * finds it.
  */
 static void
@@ -288,8 +286,8 @@ check_own_channel(InternalStatement *return_owner, const char *channel)
 /*
  * unlisten_event_channel(channel text) returns void
  *
- * What the listener has received by then still becomes events.  Errors: no
- * such channel; not the owner.
+ * Notifications that the listener has received by then still become events.  Errors:
+ * no such channel; not the owner.
  */
 Datum
 pne_unlisten_event_channel(PG_FUNCTION_ARGS)
@@ -312,7 +310,7 @@ pne_unlisten_event_channel(PG_FUNCTION_ARGS)
 
 	require_writable("unlisten_event_channel()");
 	SPI_connect();
-	/* first of all: who has no right to it is not to wait for its owner */
+	/* first of all: a role without rights must not wait for the owner */
 	check_own_channel(&find_channel, channel);
 	check_own_channel(&delete_channel, channel);
 	SPI_finish();
@@ -360,8 +358,8 @@ channel_entry(const char *name, HASHACTION action, bool *found)
 }
 
 /*
- * Show that this process listens on a channel, and whether that is suspended;
- * move what was counted since the last time to its counters.  Does not throw.
+ * Show that this process listens on a channel, and whether the channel is suspended.
+ * Add what was counted since the last time to its counters.  Does not throw.
  */
 void
 channel_publish(EventChannel *channel)
@@ -379,7 +377,7 @@ channel_publish(EventChannel *channel)
 		entry->created_at = channel->created_at;
 		memset(&entry->counters, 0, sizeof(entry->counters));
 	}
-	/* what was kept for an earlier definition is not the present one's */
+	/* what was kept for an earlier definition does not belong to the present one */
 	if (entry != NULL && entry->created_at == channel->created_at)
 	{
 		entry->listener = MyProcPid;
@@ -394,7 +392,7 @@ channel_publish(EventChannel *channel)
 }
 
 /*
- * Remove what is known of this database's channels that are not among these.
+ * Remove the entries of this database's channels that are not in the list.
  */
 void
 channel_forget_others(const List *channels)
@@ -418,8 +416,8 @@ channel_forget_others(const List *channels)
 }
 
 /*
- * Remove all that is known of a database's channels; or set the figures to
- * zero and keep the states.
+ * Remove the entries of a database's channels, or set their counters to zero and keep
+ * the states.
  */
 void
 channel_forget_database(Oid dboid, bool keep_states)
@@ -442,8 +440,8 @@ channel_forget_database(Oid dboid, bool keep_states)
 }
 
 /*
- * What there is in shared memory about a channel; zeroes where its listener
- * has not come to it yet.  False where there was no room for it.
+ * Copy what shared memory has about a channel; zeroes if its listener has not written
+ * it yet.  Returns false if there was no room for it.
  */
 static bool
 read_entry(const EventChannel *channel, ChannelEntry *copy)
@@ -464,7 +462,7 @@ read_entry(const EventChannel *channel, ChannelEntry *copy)
 }
 
 /*
- * The process that listens in this database, or 0.
+ * The pid of the process that listens in this database, or 0.
  */
 static pid_t
 listener_pid(void)
@@ -481,8 +479,8 @@ listener_pid(void)
 }
 
 /*
- * Show which channel is the last one that is listened on, if there are too many;
- * else NULL.  Does not throw.
+ * Show the last channel that is listened on, if there are too many; otherwise NULL.
+ * Does not throw.
  */
 void
 channel_publish_last(const EventChannel *last)
@@ -498,7 +496,7 @@ channel_publish_last(const EventChannel *last)
 }
 
 /*
- * Whether the channel is one too many for the listener of this process id.
+ * Whether the channel is beyond the last one that this listener listens on.
  */
 static bool
 is_beyond_last(const EventChannel *channel, pid_t listener)
@@ -523,15 +521,15 @@ channel_state(const EventChannel *channel, const ChannelEntry *entry)
 		return "dormant";
 	if (is_beyond_last(channel, listener_pid()))
 		return "left out";
-	/* nobody has come to it, or his successor has not */
+	/* no listener has written it, or only an earlier one */
 	if (entry->listener == 0 || entry->listener != listener_pid())
 		return "starting";
 	return entry->suspended ? "suspended" : "listening";
 }
 
 /*
- * _channel_statistics(channel text) returns one row, all null for a channel that
- * the caller may not see, or that there was no room for.
+ * _channel_statistics(channel text) returns one row.  All columns are null for a
+ * channel that the caller may not see, or that has no room in shared memory.
  */
 Datum
 pne_channel_statistics(PG_FUNCTION_ARGS)

@@ -15,29 +15,29 @@
 
 typedef struct EventChannel
 {
-	QueueChannel queue;			/* its name, and what was received; first */
+	QueueChannel queue;			/* its name, and what was received; must be first */
 	char	   *event_name;
 	Oid			owner;
-	TimestampTz created_at;		/* tells it from an earlier one of that name */
+	TimestampTz created_at;		/* tells it from an earlier channel of that name */
 	bool		dormant;
-	bool		unfit;			/* its event_name is none that an event can have */
-	bool		suspended;		/* it becomes no events now; the log says why */
+	bool		unfit;			/* no event can have its event_name */
+	bool		suspended;		/* its notifications do not become events now; the log says why */
 } EventChannel;
 
 extern Size channel_shmem_size(void);
 extern void channel_shmem_startup(LWLock *lock);
 
 /*
- * Channels of a database.  The server looks through all that a session listens on
- * for each LISTEN, and for each notification.
+ * How many channels a database may have.  The server looks through all channels of a
+ * session for each LISTEN and for each notification.
  */
 #define MAX_CHANNELS 1000
 
-/* those that are defined and not to be listened on */
+/* channels that are defined but not listened on */
 typedef struct ChannelsLeftOut
 {
 	int64		dormant;
-	int64		beyond;			/* the first MAX_CHANNELS of the others */
+	int64		beyond;			/* beyond the first MAX_CHANNELS */
 } ChannelsLeftOut;
 
 extern List *channel_load_all(MemoryContext context, ChannelsLeftOut *left_out);

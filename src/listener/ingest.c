@@ -1,27 +1,26 @@
 /*-------------------------------------------------------------------------
  *
  * ingest.c
- *		From notifications of applications to events: what the listener does
- *		for event channels (channel.c).
+ *		From notifications of applications to events: what the listener does for event
+ *		channels (channel.c).
  *
- * The queue hands over what it has at once (notify_queue.c).  From there
- * notifications are inserted into the log in the order of their arrival, in
- * transactions that are short, because nothing is read from the queue
- * meanwhile: one for each of the listener's cycles.  A notification is
- * forgotten when the transaction that inserts it has committed.
+ * The queue hands over everything it has at once (notify_queue.c). From there
+ * notifications are inserted into the log in the order of their arrival, one short
+ * transaction in each of the listener's cycles, because nothing is read from the queue
+ * meanwhile.  A notification is forgotten when the transaction that inserts it has
+ * committed.
  *
- * The insertion runs as the extension's owner, so a trigger on the log that is
- * not the extension's could borrow his rights.  While there is one that fires
- * for an INSERT, the channels are suspended: what arrives is kept as far as
- * there is room, and the rest counted as dropped.
+ * The insertion runs as the extension's owner, so a foreign trigger on the log would
+ * run with that role's rights.  As long as there is one that fires for INSERT, the
+ * channels are suspended.  What arrives is kept as far as there is room; the rest is
+ * counted as dropped.
  *
- * Whatever goes wrong here is no reason for the listener not to do its other
- * work.  So this has its own error handling, its own back-off, and waits for no
- * lock for long.
+ * A failure here must not keep the listener from its other work.  So this file has its
+ * own error handling and its own back-off, and waits for no lock for long.
  *
- * A channel that comes to be that of the announcements is suspended, too: the
- * announcement of its event would become an event.  What the listener itself
- * announces is never received (notify_queue.c).
+ * A channel that becomes the one of announcements is suspended, too: the announcement
+ * of its event would become an event.  What the listener itself announces is never
+ * received (notify_queue.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -49,17 +48,17 @@
 #include "listener/channel.h"
 #include "listener/ingest.h"
 
-/* a transaction ends at either */
+/* either ends a transaction */
 #define BATCH_EVENTS 1000
 #define BATCH_BYTES ((Size) 1024 * 1024)
 
-/* a listener that is to leave inserts for so long at most, in ms */
+/* how long a listener that stops goes on inserting at most, in ms */
 #define LEAVE_MS 2000
 
 /*
  * Channels, in a context of their own; if valid, as of definitions_seen and
- * announce_seen.  Earlier ones live in retired_context for as long as
- * notifications of theirs are kept.
+ * announce_seen.  Earlier ones live in retired_context as long as notifications of
+ * theirs are kept.
  */
 static MemoryContext channels_context = NULL;
 static MemoryContext retired_context = NULL;
@@ -72,10 +71,10 @@ static char announce_seen[NAMEDATALEN] = "";
 static Instant not_before = 0;
 static int	backoff = 0;
 
-/* no event can be inserted */
+/* no event can be inserted now */
 static bool suspended = false;
 
-/* what was logged, and still stands: of all channels, of one, of some */
+/* what was logged and still holds: about all channels, about one, about some */
 static char complaint[WORKER_ERROR_SIZE] = "";
 static char refused_channel[NAMEDATALEN] = "";
 static char unfit_channel[NAMEDATALEN] = "";
@@ -87,7 +86,7 @@ static ChannelsLeftOut left_out_seen = {0};
  */
 
 /*
- * What is kept when the process ends is lost.
+ * The process ends: what is kept is lost.  Count it as dropped.
  */
 static void
 ingest_on_exit(int code, Datum arg)
@@ -147,7 +146,7 @@ set_suspended(bool now_suspended)
 }
 
 /*
- * Say why no event can be inserted, unless that was said already.
+ * Log why no event can be inserted, unless that was logged before.
  */
 static void
 complain(int sqlstate, const char *why, const char *detail, const char *hint)
@@ -163,7 +162,7 @@ complain(int sqlstate, const char *why, const char *detail, const char *hint)
 }
 
 /*
- * Somebody's trigger on the log would run as the extension's owner.
+ * A foreign trigger on the log would run as the extension's owner.
  */
 static void
 suspend_for_trigger(const char *trigger)
@@ -180,8 +179,8 @@ suspend_for_trigger(const char *trigger)
 }
 
 /*
- * In a PG_CATCH block: say what happened, without the details, which may have
- * event data in them, and back off.
+ * In a PG_CATCH block: log what happened, without details, which may contain event
+ * data, and back off.
  */
 static void
 ingest_failed(Worker *worker)
@@ -205,9 +204,9 @@ ingest_succeeded(void)
 }
 
 /*
- * Start a transaction with SPI and a snapshot.  False, and none, where the
- * extension is being made or dropped: whoever drops it holds a lock on the log
- * until that is known here, too.
+ * Start a transaction with SPI and a snapshot.  Returns false, without a transaction,
+ * if the extension is being created or dropped.  DROP EXTENSION holds a lock on the
+ * log until its end is known here.
  */
 static bool
 begin_transaction(void)
@@ -242,7 +241,7 @@ end_transaction(void)
  */
 
 /*
- * Complain about channels that are defined, but not to be listened on.
+ * Log a complaint about channels that are defined but not listened on.
  */
 static void
 complain_about_channels(const ChannelsLeftOut *left_out, const char *refused, const char *unfit)
@@ -359,8 +358,8 @@ load_channels(void)
  */
 
 /*
- * A payload as event data: what it says if it is JSON that a jsonb can hold,
- * else a JSON string of it.
+ * A payload as event data: its JSON if jsonb can hold that, otherwise a JSON string of
+ * it.
  */
 static Datum
 payload_to_jsonb(const char *payload)
@@ -380,9 +379,8 @@ payload_to_jsonb(const char *payload)
 		int			category = ERRCODE_TO_CATEGORY(geterrcode());
 
 		/*
-		 * Malformed, or a number or an escape beyond what jsonb and the
-		 * encoding know; too deep; an escape in an encoding that converts to
-		 * none.  The parser holds nothing but memory.
+		 * The payload is malformed, or too deep, or has a number or an escape that
+		 * jsonb or the encoding cannot hold.  The parser holds nothing but memory.
 		 */
 		if (category != ERRCODE_DATA_EXCEPTION &&
 			category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
@@ -447,8 +445,8 @@ insert_events(void)
 }
 
 /*
- * One transaction's worth of what is kept becomes events, unless that is
- * suspended.
+ * Insert as many of the kept notifications as one transaction may, unless the channels
+ * are suspended.
  */
 static void
 insert_batch(void)
@@ -482,8 +480,8 @@ insert_batch(void)
  */
 
 /*
- * Follow the definitions, and insert some of what the queue has handed over.
- * Called in each cycle, outside of a transaction; does not throw.
+ * Follow the definitions, and insert some of what the queue has handed over.  Called
+ * in each cycle, outside of a transaction.  Does not throw.
  */
 void
 ingest_work(DatabaseSlot *slot)
@@ -494,7 +492,7 @@ ingest_work(DatabaseSlot *slot)
 	publish_received();
 	if (definitions != definitions_seen || strcmp(announce_seen, pne_channel) != 0)
 	{
-		/* no failure of what was before holds that up */
+		/* a failure of an earlier transaction must not delay this */
 		definitions_seen = definitions;
 		strlcpy(announce_seen, pne_channel, NAMEDATALEN);
 		channels_valid = false;
@@ -522,7 +520,7 @@ ingest_work(DatabaseSlot *slot)
 }
 
 /*
- * When to call ingest_work() again though nothing happens; INSTANT_NEVER: never.
+ * When to call ingest_work() again without a wake-up; INSTANT_NEVER: never.
  */
 Instant
 ingest_due(void)
@@ -531,7 +529,7 @@ ingest_due(void)
 }
 
 /*
- * The listener leaves: insert what it has, if that does not take long.
+ * The listener stops: insert what is kept, if that does not take long.
  */
 void
 ingest_stop(DatabaseSlot *slot)
@@ -543,7 +541,7 @@ ingest_stop(DatabaseSlot *slot)
 	{
 		Notification *oldest = NULL;
 
-		/* also if that is suspended: the cause may be gone */
+		/* also if the channels are suspended: the cause may be gone */
 		while (notify_queue_kept() != NULL && notify_queue_kept() != oldest &&
 			   instant_now() < until)
 		{

@@ -1,24 +1,26 @@
 /*-------------------------------------------------------------------------
  *
  * listener.c
- *		The process that listens in a database; one for each that has the
- *		extension.
+ *		The process that listens in a database. There is one for each database with
+ *		the extension.
  *
- * All its transactions are short, because a process in a transaction cannot
- * read the notification queue, and one listener that does not read lets the
- * queue grow for the whole cluster.  Handlers run elsewhere, in executors.
+ * All its transactions are short, because a process in a transaction cannot read the
+ * notification queue, and one listener that does not read lets the queue grow for the
+ * whole cluster.  Handlers run elsewhere, in executors.
  *
- * What it does, whenever it is woken:
- *	- reads the notification queue, counts, and has the executors look; what
- *	  came on event channels becomes events (ingest.c);
- *	- follows the log with a snapshot cursor of its own, counts the events that
+ * Whenever the listener is woken,
+ *
+ *	- it reads the notification queue, counts, and has the executors look;
+ *	  notifications on event channels become events (ingest.c);
+ *	- it follows the log with a snapshot cursor of its own, counts the events that
  *	  have become visible, announces those that are left to it (announcer.c), and
- *	  wakes who waits for some (consumers);
- *	- asks for an executor for each owner that has work and none: events in the
- *	  log behind the stored position of a handler, or a retry that is due.
- * When nobody rings it looks at the log once per naptime, and once a second it
- * asks whether somebody wants the database to himself (DROP, RENAME, a copy), or
- * has changed its settings: then it leaves, and so do the executors.
+ *	  wakes the sessions that wait for some (consumers);
+ *	- it asks for an executor for each owner that has work and no executor: events
+ *	  in the log behind the stored position of a handler, or a retry that is due.
+ *
+ * Without a wake-up it looks at the log once per naptime.  Once a second it checks
+ * whether a session wants the database to itself (DROP, RENAME, a copy), or has
+ * changed the database's settings.  Then the listener stops, and so do the executors.
  *
  *-------------------------------------------------------------------------
  */
@@ -57,27 +59,27 @@
 #include "listener/unserved.h"
 #include "log/window.h"
 
-/* the cursor is stored when it has been ahead for this long, in ms */
+/* how long the cursor may be ahead before it is stored, in ms */
 #define LAZY_STORE_MS 10000
 
-/* an extension that is not complete for so long, in ms, is not being made */
+/* an extension that has been incomplete for so long, in ms, is not being created */
 #define INCOMPLETE_MS 1000
 
-/* figures of dropped handlers are removed at most this often, in ms */
+/* how often the counters of dropped handlers are removed at most, in ms */
 #define FORGET_DROPPED_MS 10000
 
-/* wake-ups that are less than this apart, in ms, are made one */
+/* wake-ups that are less than this apart, in ms, become one */
 #define WAKEUP_SLACK_MS 100
 
 static DatabaseSlot *my_slot = NULL;
 static bool stopping_cleanly = false;
 
-/* survives the cycles */
+/* lives longer than one cycle */
 static MemoryContext listener_context = NULL;
 static char *channel = NULL;
-static char *database_settings = NULL;	/* as they were when we came */
+static char *database_settings = NULL;	/* the settings when the process started */
 
-/* what can fail without the rest */
+/* tasks that can fail while the others work */
 static WorkerTask following = {0};
 static WorkerTask storing = {0};
 static WorkerTask looking_after_owners = {0};
@@ -86,13 +88,13 @@ static WorkerTask *const tasks[] = {
 	&following, &storing, &looking_after_owners, &forgetting_dropped
 };
 
-/* owners that have handlers which may run, as of definitions_seen */
+/* owners of handlers that may run, as of definitions_seen */
 static MemoryContext owners_context = NULL;
 static List *owners = NIL;
 static bool owners_valid = false;
 static uint32 definitions_seen = 0;
 
-/* what to wake up for */
+/* deadlines */
 static Instant next_look;
 static Instant next_yield_check;
 static Instant next_retry;
@@ -151,8 +153,8 @@ count_installs(void)
 }
 
 /*
- * Note whether the database has the extension, as was found after installs
- * were counted.  If one has committed since, somebody has to look again.
+ * Note whether the database has the extension.  It was checked after installs were
+ * counted; if another one has committed since, the check has to be repeated.
  */
 static void
 set_presence(ExtensionPresence presence, uint32 installs)
@@ -168,9 +170,9 @@ set_presence(ExtensionPresence presence, uint32 installs)
 /*
  * Whether there is a reason to leave the database for a moment.
  *
- * Somebody waits for it to be empty: DDL on a database holds a lock on it while
- * it waits for its sessions to end, so a lock that we cannot have tells.  Or
- * its settings were changed, which only a new session takes up.
+ * Either a session waits until the database is empty.  DDL on a database holds a lock
+ * on it while it waits for its sessions to end, so a lock that the listener cannot get
+ * tells.  Or the database's settings were changed, which takes a new session.
  */
 static bool
 should_stop(void)
@@ -194,8 +196,8 @@ should_stop(void)
 }
 
 /*
- * Leave, and have the executors leave: the database is wanted, or not to be
- * served, or has no extension.
+ * Stop, and have the executors stop: the database is wanted, or is not to be served,
+ * or has no extension.
  */
 static void
 listener_stop(void)
@@ -203,7 +205,7 @@ listener_stop(void)
 	ingest_stop(my_slot);
 	loglimit_report(true);
 
-	/* or our successor would announce and count the same events again */
+	/* otherwise the next listener would announce and count the same events again */
 	if (announcer_is_ahead(0))
 		(void) worker_perform(&my_slot->listener, &storing, announcer_store);
 
@@ -221,7 +223,7 @@ listener_stop(void)
  */
 
 /*
- * Definitions changed: find out again who has handlers.
+ * Definitions changed: find out again which owners have handlers.
  */
 static void
 forget_owners(uint32 definitions)
@@ -244,15 +246,15 @@ owner_is_served(Oid owner)
 	LWLockAcquire(shared->lock, LW_SHARED);
 	slot = shared_find_executor(MyDatabaseId, owner);
 	served = slot != NULL && slot->worker.phase != WORKER_BACKING_OFF;
-	/* it backs off by itself: its process is there */
+	/* an executor that backs off is there */
 	served = served || (slot != NULL && slot->worker.pid != 0);
 	LWLockRelease(shared->lock);
 	return served;
 }
 
 /*
- * Whether a handler that nobody serves has work, and what to wake up for if
- * not yet.
+ * Whether a handler without an executor has work.  If it has none yet, note the
+ * deadline at which it will.
  */
 static bool
 handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const EventSnapshot *upto)
@@ -302,7 +304,7 @@ handler_has_work(const Handler *handler, Relation log, Snapshot snapshot, const 
 }
 
 /*
- * Ask for executors for owners that have work and none.
+ * Ask for executors for the owners that have work and no executor.
  */
 static void
 consider_owners(Relation log, Snapshot snapshot, const EventSnapshot *upto)
@@ -364,7 +366,7 @@ all_owners_are_served(void)
 }
 
 /*
- * See to it that owners who have work have executors.
+ * Make sure that every owner that has work gets an executor.
  */
 static void
 look_after_owners(void)
@@ -393,8 +395,8 @@ look_after_owners(void)
 }
 
 /*
- * Remove the figures of handlers that are not defined any more, if any
- * definition has changed.  Nobody sees them, so that can wait.
+ * Remove the counters of handlers that are not defined any more, if any definition has
+ * changed.  Nobody sees them, so this can wait.
  */
 static void
 forget_dropped_handlers(void)
@@ -455,7 +457,10 @@ follow_log(void)
 	{
 		bool		exists = catalog_extension_exists();
 
-		/* it may be being made: look again; then an error tells what is missing */
+		/*
+		 * The extension may be under construction: look again.  If it stays
+		 * incomplete, an error tells what is missing.
+		 */
 		if (exists && incomplete_since == 0)
 			incomplete_since = instant_now();
 		else if (exists && instant_passed(incomplete_since, instant_now(), INCOMPLETE_MS))
@@ -482,8 +487,8 @@ follow_log(void)
 	pg_atomic_fetch_add_u64(&my_slot->listener.events_announced, announced);
 
 	/*
-	 * Who committed has rung, and we may be the second.  But should there ever
-	 * be an event that nobody rang for, nobody else would.
+	 * The committing backend has woken the workers, so this may be the second time.
+	 * But if an event was ever committed without a wake-up, nobody else would notice.
 	 */
 	if (found)
 	{
@@ -508,7 +513,7 @@ look(void)
 	if (!worker_perform(&my_slot->listener, &looking_after_owners, look_after_owners))
 	{
 		forget_owners(definitions);
-		next_retry = INSTANT_NEVER;	/* the duty wakes us itself */
+		next_retry = INSTANT_NEVER;	/* the task has its own deadline */
 	}
 	if (announcer_is_ahead(LAZY_STORE_MS))
 		(void) worker_perform(&my_slot->listener, &storing, announcer_store);
@@ -532,7 +537,7 @@ read_queue(void)
 }
 
 /*
- * Take what the configuration says about the channel.
+ * Take the channel's name from the configuration.
  */
 static void
 follow_channel(void)
@@ -558,7 +563,7 @@ has_more_to_announce(void)
 }
 
 /*
- * When to look if nobody rings.
+ * When to look if there is no wake-up.
  */
 static Instant
 next_thing_due(void)
@@ -574,7 +579,7 @@ next_thing_due(void)
 }
 
 /*
- * Show whether we do all of our work.
+ * Show whether the process does all of its work.
  */
 static void
 show_phase(void)
@@ -615,7 +620,7 @@ listener_cycle(MemoryContext cycle_context)
 	ingest_work(my_slot);
 	loglimit_report(false);
 
-	/* what is due in a moment is done now, to wake up once for both */
+	/* what is due in a moment is done now, so that one wake-up serves both */
 	now = instant_in(WAKEUP_SLACK_MS);
 	if (now >= next_yield_check)
 	{
@@ -663,7 +668,7 @@ pne_listener_main(Datum main_arg)
 	listener_attach(&start);
 	worker_connect(start.dboid, InvalidOid);
 
-	/* who waits for a standby reads no queue, and that fills for the whole cluster */
+	/* a process that waits for a standby reads no queue, which fills for the whole cluster */
 	SetConfigOption("synchronous_commit", "local", PGC_USERSET, PGC_S_OVERRIDE);
 
 	installs = count_installs();
@@ -673,7 +678,7 @@ pne_listener_main(Datum main_arg)
 	set_presence(installed ? EXTENSION_PRESENT : EXTENSION_ABSENT, installs);
 	if (!installed)
 		listener_stop();
-	doorbell_ring_launcher();	/* it may wait to look into further databases */
+	doorbell_ring_launcher();	/* the launcher may wait for this to look into further databases */
 
 	announcer_init();
 	listener_context = AllocSetContextCreate(TopMemoryContext, "listener", ALLOCSET_DEFAULT_SIZES);

@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * unserved.c
- *		What the listener knows of handlers whose owner has no executor.
+ *		What the listener knows about handlers whose owner has no executor.
  *
- * It looks at them whenever there is an event.  So it remembers of each up to
- * where there is nothing for it, and what it has logged of it, and that does not
- * depend on what becomes of other handlers' definitions: a change would else have
- * it look through the log for all of them, and say everything again.
+ * The listener looks at them whenever there is an event.  So it remembers for each
+ * handler up to where the log has nothing for it, and what was logged about it.  This
+ * does not depend on the definitions of other handlers.  Otherwise a changed
+ * definition would have the listener look through the log for all of them, and log
+ * everything again.
  *
  *-------------------------------------------------------------------------
  */
@@ -18,27 +19,27 @@
 
 #include "listener/unserved.h"
 
-/* a stored position is never more events of others behind than this */
+/* how many events of others may lie between a stored position and the log's end */
 #define MAX_PASSED 10000
 
 typedef struct Unserved
 {
 	char		name[HANDLER_NAME_SIZE];
 	int64		created;
-	bool		seen;			/* in the present look */
-	uint32		complaint;		/* hash of what was logged and still stands; or 0 */
-	/* there is nothing for this pattern between the two; or NULL */
+	bool		seen;			/* seen in the present look */
+	uint32		complaint;		/* hash of the logged complaint that still holds; or 0 */
+	/* the log has nothing for this pattern between stored and upto; or NULL */
 	char	   *event_name;
 	EventSnapshot *stored;		/* its stored cursor */
 	EventSnapshot *upto;
-	int64		passed;			/* events of others between the two */
+	int64		passed;			/* events of others between stored and upto */
 } Unserved;
 
 static MemoryContext unserved_context = NULL;
 static HTAB *unserved = NULL;
 
 /*
- * Forget up to where there is nothing for a handler.
+ * Forget up to where the log has nothing for a handler.
  */
 static void
 forget_quiet(Unserved *entry)
@@ -54,7 +55,8 @@ forget_quiet(Unserved *entry)
 }
 
 /*
- * What is known of a handler; nothing, if it was another one of that name.
+ * What is known about a handler: nothing, if it was about another handler of that
+ * name.
  */
 static Unserved *
 lookup(const Handler *handler)
@@ -75,7 +77,7 @@ lookup(const Handler *handler)
 }
 
 /*
- * A look at all handlers begins.
+ * Begin a look at all handlers.
  */
 void
 unserved_begin(void)
@@ -97,7 +99,7 @@ unserved_begin(void)
 }
 
 /*
- * It has come to a handler, whether that is served or not.
+ * The look has come to a handler, with or without an executor.
  */
 void
 unserved_see(const Handler *handler)
@@ -106,7 +108,7 @@ unserved_see(const Handler *handler)
 }
 
 /*
- * It has seen all of them: forget the others.
+ * The look has seen all handlers: forget those that it did not see.
  */
 void
 unserved_end(void)
@@ -125,7 +127,7 @@ unserved_end(void)
 }
 
 /*
- * Whether a complaint about a handler is new; if so, it is noted.
+ * Whether a complaint about a handler is new.  If so, it is noted.
  */
 bool
 unserved_complaint_is_news(const Handler *handler, const char *text)
@@ -139,7 +141,7 @@ unserved_complaint_is_news(const Handler *handler, const char *text)
 }
 
 /*
- * The handler can run, or its executor complains for itself.
+ * The handler can run, or its executor logs its complaints.
  */
 void
 unserved_can_run(const Handler *handler)
@@ -148,12 +150,13 @@ unserved_can_run(const Handler *handler)
 }
 
 /*
- * Whether there is nothing for a handler.  Each event is looked at once: what was
- * found before is known, as long as the pattern and the stored position are the
- * same.  Where many events of others were passed, an executor is to store that,
- * so that nobody has to look through them again; then no more are looked at.  And
- * one is to bring a position out of its window: what is left of that could be
- * found only among all that it has passed, and anew with each look.
+ * Whether the log has nothing for a handler.  Each event is looked at once: the
+ * earlier result is kept as long as the pattern and the stored position are the same.
+ *
+ * If many events of others were passed, the result is false, so that an executor
+ * stores the new position and nobody has to look through them again.  It is false,
+ * too, for a position inside a window: the rest of the window could be found only
+ * among all that the position has passed, and again with each look.
  */
 bool
 unserved_is_quiet(const Handler *handler, Relation log, Snapshot snapshot, const EventSnapshot *upto)

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * unserved.h
- *		What the listener knows of handlers whose owner has no executor.
+ *		What the listener knows about handlers whose owner has no executor.
  *
  *-------------------------------------------------------------------------
  */
