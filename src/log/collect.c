@@ -3,14 +3,13 @@
  * collect.c
  *		The events of a window while it is read.
  *
- * A window may have any number of events: all that came while handlers were
- * paused, for a year perhaps.  What is kept in memory has a bound, and as a window
- * is worked off by id, what is kept are the lowest ids.  The rest is read later
- * (window.c).
+ * A window may have any number of events, for example all that came while handlers
+ * were paused for a year.  The number of events kept in memory has a bound.  A window
+ * is worked off by id, so the lowest ids are kept.  The rest is read later (window.c).
  *
- * Ids mostly come in ascending order, so once there are as many as may be kept,
- * almost all others are found to be too large by one comparison with the largest
- * that is kept.  That is on top of a heap.
+ * Ids mostly come in ascending order.  So once the bound is reached, one comparison
+ * with the largest id kept shows for almost all other events that they are too large.
+ * The largest id is on top of a heap.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,11 +20,11 @@
 #include "base/catalog.h"
 #include "log/collect.h"
 
-/* first room for events */
+/* how many events there is room for at first */
 #define INITIAL_EVENTS 128
 
 /*
- * Nothing is there yet.  Memory comes from the context that is current now.
+ * Begin an empty collection.  Its memory comes from the current context.
  */
 void
 collect_begin(EventCollection *collection, int64 limit, bool with_names)
@@ -71,7 +70,7 @@ make_heap(EventCollection *collection)
 }
 
 /*
- * What is to be kept of the event in a slot.
+ * What is kept of the event in a slot.
  */
 static EventRef
 event_to_keep(EventCollection *collection, TupleTableSlot *slot, int64 id)
@@ -89,7 +88,8 @@ event_to_keep(EventCollection *collection, TupleTableSlot *slot, int64 id)
 }
 
 /*
- * An event of the window, for a scan; arg is the collection.
+ * Add an event of the window, if it belongs there.  A callback for a scan; arg is the
+ * collection.
  */
 bool
 collect_event(TupleTableSlot *slot, int64 id, void *arg)
@@ -124,7 +124,7 @@ collect_event(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * Forget what was given, but for the names.
+ * Forget all events, but not the names.
  */
 void
 collect_again(EventCollection *collection)
@@ -144,8 +144,8 @@ compare_events(const void *a, const void *b)
 }
 
 /*
- * All were given: bring those that are kept into the order of their ids, and take
- * no more memory than they need.
+ * All events were added: sort those that are kept by id, and free memory that they do
+ * not need.
  */
 void
 collect_end(EventCollection *collection)

@@ -12,18 +12,18 @@
 #include "log/name_set.h"
 
 /*
- * Of the events that were given, those with the lowest ids: limit at most.
+ * The events with the lowest ids among those that were added, limit at most.
  */
 typedef struct EventCollection
 {
 	int64		limit;
-	int64		nevents;		/* that are kept */
-	int64		room;			/* for so many there is memory */
+	int64		nevents;		/* how many are kept */
+	int64		room;			/* how many there is memory for */
 	EventRef   *events;
-	NameSet *names;			/* where the names of those that are kept go; or NULL */
-	bool		ascending;		/* all ids so far */
-	bool		overflowed;		/* there were more; events is a heap, the largest id on top */
-	int64		largest;		/* id that was given */
+	NameSet *names;			/* gets the names of the events kept; or NULL */
+	bool		ascending;		/* all ids so far came in ascending order */
+	bool		overflowed;		/* more came; events is a heap with the largest id on top */
+	int64		largest;		/* largest id that was added */
 	EventCallback wanted;		/* whether an event belongs here; NULL: all do */
 	void	   *arg;
 } EventCollection;

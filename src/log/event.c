@@ -3,19 +3,19 @@
  * event.c
  *		Events: rows of the log.
  *
- * Which events somebody has to look at is told by a window (window.c), by their
- * ids and where their rows were when it was read.  Here the rows are fetched from
- * there: to descend the index on id for each costs several times what the rest
- * of reading does.  A row that is not there any more, as it was updated, or the
- * table was rewritten, is looked for by its id; so is one that had been updated on
- * its page before, which heap does not begin with.  And as another event may have
- * come to a place, the id tells whether it is the right one.
+ * A window tells which events a reader has to look at, by their ids and by where their
+ * rows were when it was read (window.c). The rows are fetched from there: to descend
+ * the index on id for each would cost several times as much as the rest of reading.  A
+ * row that is gone from there, because it was updated or the table was rewritten, is
+ * looked up by its id.  So is one that had been updated on its page before, because
+ * heap does not begin with it.  Another event may have come to the same place, so the
+ * id tells whether the row is the right one.
  *
- * A handler's events may be far from each other, with those of others between,
- * and then much of the time goes by waiting for memory.  So the processor is told
- * of rows some while before they are read.
+ * A handler's events may be far from each other, with other events in between.  Much
+ * of the time then goes into waiting for memory.  So the processor is told about rows
+ * some time before they are read.
  *
- * The caller has locked the log before he took the snapshot.
+ * The caller has locked the log before it took the snapshot.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,13 +46,12 @@
 #include "log/event.h"
 
 /*
- * So many rows before they are read the processor is told of so many: at once,
- * as each waits for its page to be found, and those of some can be looked for at
- * the same time.
+ * How many rows ahead the processor is told, and about how many rows at once: each
+ * waits until its page is found, and some can be looked up at the same time.
  */
 #define PREFETCH_ROWS 8
 
-/* bytes that most processors fetch at once; a row with little data lies in two */
+/* bytes that most processors fetch at once; a row with little data spans two */
 #define CACHE_LINE 64
 
 #ifdef __GNUC__
@@ -111,7 +110,7 @@ event_slot_txid(TupleTableSlot *slot)
 }
 
 /*
- * Its id.
+ * The id of an event.
  */
 int64
 event_slot_id(TupleTableSlot *slot)
@@ -124,7 +123,7 @@ event_slot_id(TupleTableSlot *slot)
 }
 
 /*
- * To find the event in a slot, whose id is known, again.
+ * A reference by which the event in a slot, whose id is known, is found again.
  */
 EventRef
 event_slot_ref(TupleTableSlot *slot, int64 id)
@@ -142,7 +141,7 @@ event_slot_ref(TupleTableSlot *slot, int64 id)
 }
 
 /*
- * To find an event of which only the id is known.
+ * A reference to an event of which only the id is known.
  */
 EventRef
 event_ref(int64 id)
@@ -154,9 +153,9 @@ event_ref(int64 id)
 }
 
 /*
- * A scan that goes through the table page by page waits for memory with each row:
- * they are far enough from each other for that.  So when it comes to the next page,
- * have the processor fetch all of it at once.  *block is where the row before was;
+ * A scan that goes through the table page by page waits for memory with each row,
+ * because rows are far enough from each other.  So when it comes to the next page,
+ * have the processor fetch all of it at once.  *block is the block of the row before;
  * InvalidBlockNumber at first.
  */
 void
@@ -180,8 +179,8 @@ event_prefetch_page(TupleTableSlot *slot, BlockNumber *block)
 }
 
 /*
- * The row in a slot as an event, without what has to be read to be known: its name
- * and time.  Copied into the current memory context.
+ * Copy the row in a slot into the current memory context as an event, but do not
+ * extract its name and time.
  */
 void
 event_copy_row(Event *event, TupleTableSlot *slot)
@@ -215,7 +214,7 @@ event_from_slot(Event *event, TupleTableSlot *slot)
 }
 
 /*
- * A scan of the log by id, to be given ranges one after the other.
+ * A scan of the log by id, over several ranges one after the other.
  */
 typedef struct IdScan
 {
@@ -237,7 +236,7 @@ id_scan_begin(IdScan *by_id, Relation log, Snapshot snapshot)
 }
 
 /*
- * What comes next are the events with ids between two bounds, included.
+ * Continue with the events whose ids are between two bounds, included.
  */
 static void
 id_scan_range(IdScan *by_id, int64 from, int64 to)
@@ -250,7 +249,7 @@ id_scan_range(IdScan *by_id, int64 from, int64 to)
 }
 
 /*
- * The next event, by id, is in the slot; false if there is none.
+ * Put the next event by id into the slot; returns false if there is none.
  */
 static bool
 id_scan_next(IdScan *by_id)
@@ -263,7 +262,7 @@ id_scan_next(IdScan *by_id)
 }
 
 /*
- * One event, in the slot; false if it is not there.
+ * Put one event into the slot; returns false if it does not exist.
  */
 static bool
 id_scan_find(IdScan *by_id, int64 id)
@@ -281,7 +280,7 @@ id_scan_end(IdScan *by_id)
 }
 
 /*
- * Every event with an id between two bounds, included, by id.
+ * Scan the events whose ids are between two bounds, included, by id.
  */
 void
 event_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 to, EventCallback callback, void *arg)
@@ -296,7 +295,8 @@ event_scan_ids(Relation log, Snapshot snapshot, int64 from, int64 to, EventCallb
 }
 
 /*
- * One event by its id, in the current memory context.  False if it is not there.
+ * Fetch one event by its id into the current memory context.  Returns false if it does
+ * not exist.
  */
 bool
 event_fetch(Event *event, Relation log, Snapshot snapshot, int64 id)
@@ -313,7 +313,7 @@ event_fetch(Event *event, Relation log, Snapshot snapshot, int64 id)
 }
 
 /*
- * Room for events, in a context of its own below parent.
+ * Create room for events, in a context of its own below parent.
  */
 EventChunk *
 chunk_create(MemoryContext parent)
@@ -337,10 +337,10 @@ chunk_clear(EventChunk *chunk)
 }
 
 /*
- * Have the processor fetch what reading these rows will look at: the buffers'
- * headers, those of the pages, the line pointers and the rows.  By then a buffer
- * may hold another page; that costs time only.  It must be inlined: a call that
- * has no effect but this is left out by gcc.
+ * Have the processor fetch what reading these rows will look at: the buffers' headers,
+ * the pages' headers, the line pointers and the rows.  A buffer may hold another page
+ * by then; that only costs time.  The function must be inlined: gcc leaves out a call
+ * that has no other effect.
  */
 static pg_attribute_always_inline void
 prefetch_rows(const EventRef *refs, int nrefs)
@@ -365,51 +365,51 @@ prefetch_rows(const EventRef *refs, int nrefs)
 }
 
 /*
- * Reading rows of the log where they were.
+ * Reads rows of the log by their tids.
  */
-typedef struct PlaceScan
+typedef struct RowScan
 {
 	TableScanDesc places;
 	IndexFetchTableData *fetch;
-} PlaceScan;
+} RowScan;
 
 static void
-place_scan_begin(PlaceScan *by_place, Relation log, Snapshot snapshot)
+place_scan_begin(RowScan *by_row, Relation log, Snapshot snapshot)
 {
-	by_place->places = table_beginscan_tid(log, snapshot);
-	by_place->fetch = pne_index_fetch_begin(log);
+	by_row->places = table_beginscan_tid(log, snapshot);
+	by_row->fetch = pne_index_fetch_begin(log);
 }
 
 static void
-place_scan_end(PlaceScan *by_place)
+place_scan_end(RowScan *by_row)
 {
-	table_index_fetch_end(by_place->fetch);
-	table_endscan(by_place->places);
+	table_index_fetch_end(by_row->fetch);
+	table_endscan(by_row->places);
 }
 
 /*
- * The event in the slot, if it is where it was.
+ * Put the event into the slot if it is where it was.
  */
 static bool
-fetch_where_it_was(PlaceScan *by_place, const EventRef *ref, TupleTableSlot *slot)
+fetch_where_it_was(RowScan *by_row, const EventRef *ref, TupleTableSlot *slot)
 {
 	ItemPointerData place = ref->tid;
 	bool		more = false;
 
-	if (!ItemPointerIsValid(&place) || !table_tuple_tid_valid(by_place->places, &place))
+	if (!ItemPointerIsValid(&place) || !table_tuple_tid_valid(by_row->places, &place))
 		return false;
-	return table_index_fetch_tuple(by_place->fetch, &place, by_place->places->rs_snapshot, slot, &more, NULL) &&
+	return table_index_fetch_tuple(by_row->fetch, &place, by_row->places->rs_snapshot, slot, &more, NULL) &&
 		event_slot_id(slot) == ref->id;
 }
 
 /*
- * Reading events, one after the other, where they were or else by their ids.
+ * Reads events one after the other, by their tids or else by their ids.
  */
 typedef struct RefScan
 {
 	const EventRef *refs;
 	int			nrefs;
-	PlaceScan	by_place;
+	RowScan	by_row;
 	IdScan		by_id;
 } RefScan;
 
@@ -418,13 +418,13 @@ ref_scan_begin(RefScan *scan, Relation log, Snapshot snapshot, const EventRef *r
 {
 	scan->refs = refs;
 	scan->nrefs = nrefs;
-	place_scan_begin(&scan->by_place, log, snapshot);
+	place_scan_begin(&scan->by_row, log, snapshot);
 	id_scan_begin(&scan->by_id, log, snapshot);
 }
 
 /*
- * The event with index i, the one behind the last, in the slot of by_id; false if
- * it is not there.
+ * Put the event with index i, which follows the last one, into the slot of by_id;
+ * returns false if it does not exist.
  */
 static bool
 ref_scan_find(RefScan *scan, int i)
@@ -435,7 +435,7 @@ ref_scan_find(RefScan *scan, int i)
 	CHECK_FOR_INTERRUPTS();
 	if (i % PREFETCH_ROWS == 0 && ahead > 0)
 		prefetch_rows(refs + i + PREFETCH_ROWS, Min(PREFETCH_ROWS, ahead));
-	return fetch_where_it_was(&scan->by_place, &refs[i], scan->by_id.slot) ||
+	return fetch_where_it_was(&scan->by_row, &refs[i], scan->by_id.slot) ||
 		id_scan_find(&scan->by_id, refs[i].id);
 }
 
@@ -443,12 +443,12 @@ static void
 ref_scan_end(RefScan *scan)
 {
 	id_scan_end(&scan->by_id);
-	place_scan_end(&scan->by_place);
+	place_scan_end(&scan->by_row);
 }
 
 /*
- * Every event of some that is still there, in the order given.  Returns how many of
- * them it has come past, the one included for which the callback has ended it.
+ * Scan those of some events that still exist, in the given order.  Returns how many of
+ * them were passed, including the one for which the callback has ended the scan.
  */
 int
 event_scan_refs(Relation log, Snapshot snapshot, const EventRef *refs, int nrefs,
@@ -471,8 +471,8 @@ event_scan_refs(Relation log, Snapshot snapshot, const EventRef *refs, int nrefs
 }
 
 /*
- * Have events in memory: of the first ones so many that they are all, or about
- * batch_bytes.  Returns how many those are.  What was in the chunk before is gone.
+ * Load events into memory: the first ones, until all are loaded or there is about
+ * batch_bytes of data.  Returns how many.  What the chunk had before is gone.
  */
 int
 chunk_load(EventChunk *chunk, Relation log, Snapshot snapshot, const EventRef *refs, int nrefs)

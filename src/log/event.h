@@ -18,13 +18,13 @@
 #include "log/name_set.h"
 
 /*
- * Which event it is, for what is remembered of one in a table.  An id can return,
- * after TRUNCATE ... RESTART IDENTITY or setval(); with its transaction it cannot.
+ * Identifies an event that a table remembers.  An id can return, after TRUNCATE ...
+ * RESTART IDENTITY or setval(). An id with its transaction cannot.
  */
 typedef struct EventIdentity
 {
 	int64		id;
-	uint64		txid;			/* 0: no event's */
+	uint64		txid;			/* 0: of no event */
 } EventIdentity;
 
 typedef struct Event
@@ -32,9 +32,9 @@ typedef struct Event
 	int64		id;
 	uint64		txid;			/* as in EventIdentity */
 	TimestampTz created_at;		/* DT_NOBEGIN: null */
-	Size		size;			/* bytes of the row, detoasted or not as stored */
+	Size		size;			/* bytes of the row as stored */
 	char	   *name;
-	bool		hidden;			/* row security hides it from the handlers' owner */
+	bool		hidden;			/* row security hides it from the handler's owner */
 	HeapTuple	tuple;			/* NULL: deleted since the window was read */
 } Event;
 

@@ -3,15 +3,15 @@
  * name_set.c
  *		The names of a window's events, each once.
  *
- * A window has many events and, mostly, few names.  So names get numbers, each
- * event has one, and each handler matches its pattern with each name once
- * (match_names): after that it finds its events among all others by a look at a
- * number, and reads no row that is not for it: so a handler's batches are full
- * however many others share the log.
+ * A window has many events and, mostly, few names.  So names get numbers, and each
+ * event has one.  Each handler matches its pattern once with each name (match_names).
+ * After that it finds its events among all others by their numbers, and reads no row
+ * of another event.  So a handler's batches are full, however many handlers share the
+ * log.
  *
- * Somebody may use a new name for each event.  Only the first MAX_NAMES of a
- * window are told from each other; the rest is one number, and whether such an
- * event is for a handler is seen when its row is read.
+ * An application may use a new name for each event.  Only the first MAX_NAMES names of
+ * a window get numbers of their own.  All others share one number, and whether such an
+ * event concerns a handler is seen when its row is read.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,12 +23,12 @@
 
 #include "log/name_set.h"
 
-/* numbers of a window, NAME_UNKNOWN among them */
+/* numbers in a window, including NAME_UNKNOWN */
 #define MAX_NAMES 10000
 
 StaticAssertDecl(MAX_NAMES <= PG_UINT16_MAX, "numbers of names fit");
 
-/* first room for them; as long as that is enough they are just compared */
+/* how many there is room for at first; so few are just compared */
 #define FEW_NAMES 8
 
 typedef struct NameKey
@@ -61,7 +61,7 @@ compare_names(const void *a, const void *b, Size keysize)
 }
 
 /*
- * No names yet.  They are kept in the memory context that is current now.
+ * Create an empty set in the current memory context.
  */
 NameSet *
 name_set_create(void)
@@ -85,7 +85,7 @@ is_name(const NameSet *names, NameNumber number, const NameKey *key)
 }
 
 /*
- * The number of a name that is there, or NAME_UNKNOWN.
+ * The number of a name in the set, or NAME_UNKNOWN.
  */
 static NameNumber
 find_name(const NameSet *names, const NameKey *key)
@@ -115,7 +115,7 @@ enter_name(NameSet *names, NameNumber number)
 }
 
 /*
- * There are more than a few: from now on they are found by their hashes.
+ * There are more than a few names: from now on they are found by their hashes.
  */
 static void
 begin_table(NameSet *names)
@@ -135,7 +135,7 @@ begin_table(NameSet *names)
 }
 
 /*
- * The number of a name, which is given as length bytes.
+ * The number of a name, given as length bytes.  A new name is added.
  */
 NameNumber
 name_set_number(NameSet *names, const char *text, int length)

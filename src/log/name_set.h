@@ -11,7 +11,7 @@
 #include "utils/hsearch.h"
 #include "utils/palloc.h"
 
-/* the number of all names beyond those that are kept */
+/* the number of all names without a number of their own */
 #define NAME_UNKNOWN	0
 
 typedef uint16 NameNumber;
@@ -19,18 +19,18 @@ typedef uint16 NameNumber;
 typedef struct NameSet
 {
 	MemoryContext context;
-	NameNumber	count;			/* of numbers, NAME_UNKNOWN among them */
+	NameNumber	count;			/* of numbers, including NAME_UNKNOWN */
 	char	  **names;			/* by number; NULL for NAME_UNKNOWN */
 	int			room;
-	NameNumber	last;			/* that was asked for */
-	bool		has_unknown;	/* NAME_UNKNOWN was given to some */
-	HTAB	   *table;			/* or NULL as long as there are few */
+	NameNumber	last;			/* that was asked for last */
+	bool		has_unknown;	/* some name got NAME_UNKNOWN */
+	HTAB	   *table;			/* NULL as long as there are few names */
 } NameSet;
 
-/* names that somebody wants */
+/* the names that a handler wants */
 typedef struct WantedNames
 {
-	int			count;			/* how many; NAME_UNKNOWN is one if there are such */
+	int			count;			/* how many, NAME_UNKNOWN included */
 	NameNumber	some;			/* one of them */
 	bool		names[FLEXIBLE_ARRAY_MEMBER];	/* by number */
 } WantedNames;

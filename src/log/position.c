@@ -1,15 +1,16 @@
 /*-------------------------------------------------------------------------
  *
  * position.c
- *		Snapshots that outlive their transactions, and positions in the log that
- *		are made of them.
+ *		Snapshots that outlive their transactions, and positions in the log that are
+ *		made of them.
  *
- * Rules that everything depends on, each in one place:
+ * Each of these rules lives in one place:
  *
- *	- event_snapshot_build() makes every cursor.  A server snapshot never lists
- *	  its own transaction as running, which would make a cursor taken by a
- *	  transaction that emits call its own, later events done; so it is added.
- *	- event_position_passed() decides whether a position is behind an event.
+ *	- event_snapshot_build() makes every cursor.  A server snapshot never lists its
+ *	  own transaction as running.  Such a cursor, taken by a transaction that emits,
+ *	  would treat that transaction's later events as done.  Therefore its own
+ *	  transaction is added to the list.
+ *	- event_position_passed() decides whether a position has passed an event.
  *
  *-------------------------------------------------------------------------
  */
@@ -35,8 +36,8 @@ compare_uint64(const void *a, const void *b)
 }
 
 /*
- * A transaction id of a snapshot with its epoch.  It is at most half of the
- * id space away from the next one.
+ * A transaction id of a snapshot, with its epoch.  It is at most half of the id space
+ * away from the next one.
  */
 static uint64
 widen_xid(TransactionId xid, FullTransactionId next)
@@ -59,10 +60,11 @@ allocate_snapshot(int nxip)
 }
 
 /*
- * The cursor for a server snapshot: what it sees, less the own transaction.
+ * Build the cursor for a server snapshot: what the snapshot sees, except its own
+ * transaction.
  *
- * xmax is never raised to take the own xid in: xids between would count as
- * done.  An own xid from xmax on is not seen anyway.
+ * xmax is never raised to include the own xid, because the xids in between would count
+ * as done.  An own xid from xmax on is not seen anyway.
  */
 EventSnapshot *
 event_snapshot_build(Snapshot snapshot)
@@ -72,7 +74,10 @@ event_snapshot_build(Snapshot snapshot)
 	EventSnapshot *result;
 	int			n = 0;
 
-	/* it has no list of what runs; who asks is on a standby, or was just now */
+	/*
+	 * the snapshot has no list of running transactions: the server is a standby, or
+	 * was one just now
+	 */
 	if (snapshot->takenDuringRecovery)
 		ereport(ERROR,
 				(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
@@ -95,7 +100,7 @@ event_snapshot_build(Snapshot snapshot)
 }
 
 /*
- * What sees each transaction before this one, and no other.
+ * The snapshot that sees each transaction before this one, and no other.
  */
 EventSnapshot *
 event_snapshot_before(uint64 xid)
@@ -107,7 +112,7 @@ event_snapshot_before(uint64 xid)
 }
 
 /*
- * The cursor of somebody who has done nothing yet.
+ * The cursor that sees nothing: all events are still to be done.
  */
 static EventSnapshot *
 event_snapshot_nothing(void)
@@ -125,8 +130,8 @@ event_snapshot_copy(const EventSnapshot *snapshot)
 }
 
 /*
- * From the text form of pg_snapshot, "xmin:xmax:xip,xip,...", which the type's
- * output function wrote.
+ * Parse the text form of pg_snapshot, "xmin:xmax:xip,xip,...", which the type's output
+ * function wrote.
  */
 EventSnapshot *
 event_snapshot_parse(const char *text)
@@ -157,7 +162,7 @@ event_snapshot_parse(const char *text)
 }
 
 /*
- * To the text form of pg_snapshot.
+ * Write the text form of pg_snapshot.
  */
 char *
 event_snapshot_text(const EventSnapshot *snapshot)
@@ -172,7 +177,7 @@ event_snapshot_text(const EventSnapshot *snapshot)
 }
 
 /*
- * Whether a transaction was done when the snapshot was taken.
+ * Whether a transaction had ended when the snapshot was taken.
  */
 bool
 event_snapshot_sees(const EventSnapshot *snapshot, uint64 xid)
@@ -213,7 +218,7 @@ event_snapshot_covers(const EventSnapshot *snapshot, const EventSnapshot *other)
 }
 
 /*
- * What sees the transactions that both see, and no other.
+ * The snapshot that sees the transactions that both see, and no other.
  */
 EventSnapshot *
 event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b)
@@ -239,7 +244,7 @@ event_snapshot_common(const EventSnapshot *a, const EventSnapshot *b)
 }
 
 /*
- * Whether it is that of somebody who has done nothing yet.
+ * Whether the snapshot sees nothing at all.
  */
 bool
 event_snapshot_sees_nothing(const EventSnapshot *snapshot)
@@ -248,7 +253,7 @@ event_snapshot_sees_nothing(const EventSnapshot *snapshot)
 }
 
 /*
- * A copy of a position, in the current memory context.
+ * Copy a position into the current memory context.
  */
 EventPosition
 event_position_copy(const EventPosition *position)
@@ -271,7 +276,7 @@ event_position_free(EventPosition *position)
 }
 
 /*
- * Whether a position has passed an event of transaction xid.
+ * Whether a position has passed an event with this transaction and id.
  */
 bool
 event_position_passed(const EventPosition *position, uint64 xid, int64 id)
@@ -282,7 +287,7 @@ event_position_passed(const EventPosition *position, uint64 xid, int64 id)
 }
 
 /*
- * Where a new handler or consumer starts.
+ * The argument start_from of a new handler or consumer, as a cursor.
  */
 EventSnapshot *
 start_argument(FunctionCallInfo fcinfo, int argument)

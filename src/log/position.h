@@ -18,22 +18,22 @@
  */
 typedef struct EventSnapshot
 {
-	uint64		xmin;			/* every xid before it is done */
-	uint64		xmax;			/* no xid from it on is done */
+	uint64		xmin;			/* every xid before it has ended */
+	uint64		xmax;			/* no xid from it on has ended */
 	int			nxip;
-	uint64		xip[FLEXIBLE_ARRAY_MEMBER]; /* running between, ascending */
+	uint64		xip[FLEXIBLE_ARRAY_MEMBER]; /* running in between, ascending */
 } EventSnapshot;
 
 /*
- * How far somebody has come: every event whose transaction cursor sees is
- * done; where there is a window, so are those that it sees up to last_id.
+ * How far a reader has come.  Every event whose transaction cursor sees is done.  If
+ * there is a window, so is every event that the window sees up to last_id.
  */
 typedef struct EventPosition
 {
 	EventSnapshot *cursor;
 	EventSnapshot *window;		/* or NULL */
 	int64		last_id;
-	int64		rows;			/* so many a scan of the window by txid looks at; 0: nobody knows */
+	int64		rows;			/* how many rows a scan of the window by txid looks at; 0: not known */
 	int64		end;			/* if rows is known: no event of the window is behind this id */
 } EventPosition;
 

@@ -3,32 +3,32 @@
  * window.c
  *		The snapshot cursor over the log.
  *
- * An event's id is drawn before its transaction commits, so events become
- * visible out of the order of their ids, and a reader that remembers the last
- * id it has seen loses those that come late.  Positions in the log therefore
- * are snapshots: "every event whose transaction is visible in it is done".
- * The next window is what is visible now and was not visible then; a late
- * commit is in a later window, and delays nobody else's events.
+ * An event's id is drawn before its transaction commits.  So events become visible out
+ * of the order of their ids, and a reader that remembers only the last id would lose
+ * those that come late.  Therefore positions in the log are snapshots: every event
+ * whose transaction is visible in the snapshot is done.  The next window is what is
+ * visible now and was not visible then.  An event of a late commit is in a later
+ * window, and delays nobody else's events.
  *
- * Rules that everything depends on, each in one place:
+ * Everything depends on these rules, each of which lives in one place:
  *
- *	- The snapshot that becomes the next cursor is the very one that the window
- *	  was read under (callers build it from the same Snapshot).
+ *	- The snapshot that becomes the next cursor is the very one under which the
+ *	  window was read (callers build it from the same Snapshot).
  *	- event_snapshot_build() makes every cursor (position.c).
- *	- The log is locked before the snapshot is taken: one that is older than a
- *	  rewrite of the table would see it empty (callers open the relation first;
- *	  window_scan() asserts the lock).
- *	- Inside a window events go by id.  An id is drawn while its row is locked,
- *	  so between transactions that is the order of changes of each row.  Order
- *	  by transaction id would not be.
+ *	- The log is locked before the snapshot is taken.  A snapshot that is older than
+ *	  a rewrite of the table would see it empty.  (Callers open the relation first;
+ *	  window_scan() asserts the lock.)
+ *	- Inside a window events go by id.  An id is drawn while its row is locked, so
+ *	  this is the order of the changes of each row between transactions.  The order
+ *	  of transaction ids would not be.
  *
- * The log is read by direct index scans: an index range from the cursor's xmax,
- * and a look-up for each transaction that was running then and is not any
- * more.  So a transaction that stays open for an hour costs its own look-up
- * once, and no planner, with whatever statistics, can choose another way.
+ * The log is read by direct index scans: an index range from the cursor's xmax on, and
+ * a look-up for each transaction that was running then and has ended since.  So a
+ * transaction that stays open for an hour costs one look-up, and no planner can choose
+ * another way, whatever the statistics.
  *
- * Of a large window only the lowest ids are held in memory (collect.c).  What is
- * behind them is read when they are done with, from the id where they end.
+ * Of a large window only the lowest ids are held in memory (collect.c). The events
+ * behind them are read later, from the id where the first ones end.
  *
  *-------------------------------------------------------------------------
  */
@@ -61,24 +61,24 @@
 #include "log/collect.h"
 #include "log/window.h"
 
-/* rows that are looked at by id in vain, at most */
+/* how many rows are looked at by id in vain, at most */
 #define READ_ON_ROWS 10000
 
 /*
- * Events of a window that are held in memory at most: what is more costs nothing
- * but reading.
+ * How many events of a window are held in memory at most.  More events only cost
+ * further reading.
  */
 #define WINDOW_BOUND (INT64CONST(1) << 20)
 
-/* to read by id pays as long as one of so many rows belongs to the window */
+/* reading by id pays if at least one of so many rows belongs to the window */
 #define BY_ID_ROWS 4
 
-/* rows after which who reads a window with a deadline looks at the clock */
+/* after how many rows a reader with a deadline looks at the clock */
 #define LOOK_AT_CLOCK 1024
 
 /*
- * One scan of the index on txid, for the keys given.  False if the callback, or
- * the deadline, has ended it.  rows is raised by how many were looked at.
+ * One scan of the index on txid, for the given keys.  Returns false if the callback or
+ * the deadline has ended it.  Adds to rows how many were looked at.
  */
 static bool
 scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey keys,
@@ -112,8 +112,8 @@ scan_txids(Relation log, Relation index, Snapshot snapshot, int nkeys, ScanKey k
 }
 
 /*
- * What window_scan() does, with a deadline.  False if that has come, or the
- * callback has ended it.  rows is how many were looked at.
+ * window_scan() with a deadline.  Returns false if the callback or the deadline has
+ * ended it.  rows is how many were looked at.
  */
 static bool
 scan_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
@@ -150,10 +150,10 @@ scan_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 }
 
 /*
- * Every event between a position and a snapshot, in no particular order.
+ * Scan every event between a position and a snapshot, in no particular order.
  *
- * The caller has locked the log before it took the snapshot; upto was built
- * from that snapshot, or is a window that is older.
+ * The caller has locked the log before it took the snapshot.  upto was built from that
+ * snapshot, or is an older window.
  */
 void
 window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
@@ -165,7 +165,7 @@ window_scan(Relation log, const EventPosition *position, Snapshot snapshot,
 }
 
 /*
- * The same from the newest transactions on.
+ * Scan the same events, from the newest transactions on.
  */
 void
 window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
@@ -177,7 +177,7 @@ window_scan_back(Relation log, const EventPosition *position, Snapshot snapshot,
 }
 
 /*
- * An empty window, with one reference, in a context of its own.
+ * Create an empty window, with one reference, in a context of its own.
  */
 static Window *
 window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapshot *upto)
@@ -197,7 +197,7 @@ window_create(MemoryContext parent, const EventSnapshot *from, const EventSnapsh
 }
 
 /*
- * Bring the indexes of the events of each name together, if there are several.
+ * Group the indexes of the events by name, if there are several names.
  */
 static void
 index_names(Window *window)
@@ -225,7 +225,7 @@ index_names(Window *window)
 }
 
 /*
- * Where among the events of one name those from index i on begin.
+ * Where the events from index i on begin among those of one name.
  */
 static int64
 first_of_name(const Window *window, NameNumber name, int64 i)
@@ -246,15 +246,16 @@ first_of_name(const Window *window, NameNumber name, int64 i)
 }
 
 /*
- * The events from index i on whose names are wanted, limit at most: their indexes,
- * and behind these that of the next one, or nevents.  Returns how many.
+ * Find the events from index i on whose names are wanted, limit at most.  indexes gets
+ * their indexes, followed by that of the next one, or nevents.  Returns how many were
+ * found.
  */
 int
 window_find(const Window *window, int64 i, const WantedNames *wanted, int limit, int64 *indexes)
 {
 	int			count = 0;
 
-	/* where there are few of one name among many, to look at all takes long */
+	/* If few events of many have a wanted name, it takes long to look at all of them. */
 	if (wanted->count == 0)
 		i = window->nevents;
 	else if (wanted->count == 1 && window->by_name != NULL)
@@ -295,7 +296,7 @@ typedef struct ReadByIdState
 	const EventPosition *position;
 	EventCollection *collection;
 	int64		looked_at;
-	bool		ended;			/* before all was looked at: there was enough, */
+	bool		ended;			/* ended before all was looked at, because there was enough, */
 	bool		gave_up;		/* or too little */
 } ReadByIdState;
 
@@ -317,8 +318,8 @@ read_by_id(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * Read on from a position inside a window, by id.  False where little of what is
- * there belongs to the window: then nothing was read.
+ * Read on by id from a position inside a window.  Returns false, and reads nothing, if
+ * little of what is there belongs to the window.
  */
 static bool
 collect_by_id(Relation log, const EventPosition *position, Snapshot snapshot, Window *window,
@@ -344,8 +345,8 @@ collect_by_id(Relation log, const EventPosition *position, Snapshot snapshot, Wi
 }
 
 /*
- * Read all that is behind a position, by transaction, and keep what comes first.
- * False where that was not done by the deadline.
+ * Read everything behind a position, by transaction, and keep what comes first.
+ * Returns false if the deadline came before the end.
  */
 static bool
 collect_by_txid(Relation log, const EventPosition *position, Snapshot snapshot, Window *window,
@@ -366,17 +367,18 @@ collect_by_txid(Relation log, const EventPosition *position, Snapshot snapshot, 
 }
 
 /*
- * Read a window, limit events at most; NULL where that was not done by the deadline.
+ * Read a window, limit events at most.  Returns NULL if the deadline came before the
+ * end.
  *
- * A window that is larger is read a part at a time, each behind the one before.
- * To find the part with the lowest ids the first time, all of the window has to be
- * looked at, by the index on txid; and if that were done for each part, the time
- * would grow with the square of the backlog.  So what comes behind the first part
- * is read by id from there on.  That takes no longer than the window is large, in
- * all, where a backlog is worked off: then most of what is there belongs to it.
- * Where others lie between (a window of one long transaction, that others have
- * overtaken) it gives up after as many rows as a scan by txid looks at, and that
- * is made; so no part takes more than twice what the better way would.
+ * A larger window is read in parts, one behind the other.  To find the part with the
+ * lowest ids, the first read has to look at the whole window, by the index on txid.
+ * If each part did that, the time would grow with the square of the backlog.  So the
+ * parts behind the first one are read by id from there on.  In all, that takes no
+ * longer than the window is large while a backlog is worked off, because most rows
+ * there belong to it.  If other events lie in between (the window of a long
+ * transaction that others have overtaken), it gives up after as many rows as a scan by
+ * txid looks at, and makes that scan.  So no part takes more than twice as long as the
+ * better way.
  */
 static Window *
 read_window(Relation log, const EventPosition *position, Snapshot snapshot, const EventSnapshot *upto,
@@ -418,11 +420,12 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 }
 
 /*
- * Read the window between a position and a snapshot: its first events, sorted, or
- * mostly all.  NULL where that takes longer than until the deadline (INSTANT_NEVER: none).
+ * Read the window between a position and a snapshot: its first events, sorted; mostly
+ * all of them.  Returns NULL if the deadline comes before the end (INSTANT_NEVER: no
+ * deadline).
  *
- * A position inside a window is continued in that same window.  The result has
- * one reference; it lives in a context of its own below parent.
+ * A position inside a window is continued in that same window.  The result has one
+ * reference.  It lives in a context of its own below parent.
  */
 Window *
 window_read(Relation log, const EventPosition *position, Snapshot snapshot,
@@ -432,7 +435,7 @@ window_read(Relation log, const EventPosition *position, Snapshot snapshot,
 }
 
 /*
- * The same with the events' names, limit events at most.
+ * Read a window with the events' names, limit events at most.
  */
 Window *
 window_read_names(Relation log, const EventPosition *position, Snapshot snapshot,
@@ -442,7 +445,7 @@ window_read_names(Relation log, const EventPosition *position, Snapshot snapshot
 }
 
 /*
- * The same of those events only for which a callback returns true; it is called
+ * Read only those events of a window for which a callback returns true.  It is called
  * for each event, in no particular order, and only once for each if the position is
  * not inside a window.
  */
@@ -476,8 +479,8 @@ window_behind(const Window *window, int64 id)
 }
 
 /*
- * The position of who has come to index next, which is not the first one unless
- * the window is empty.  It points into the window.
+ * The position of a reader that has come to index next.  That is not the first one
+ * unless the window is empty.  The result points into the window.
  */
 EventPosition
 window_position(const Window *window, int64 next)
@@ -505,7 +508,7 @@ window_release(Window *window)
 }
 
 /*
- * Where the WAL ends that was written up to now.
+ * Where the WAL that is written up to now ends.
  */
 static XLogRecPtr
 wal_end(void)
@@ -514,8 +517,8 @@ wal_end(void)
 	uint32		offset = upto % XLOG_BLCKSZ;
 
 	/*
-	 * At the beginning of a page the position is behind the page's header,
-	 * which nobody has written yet: all there is ends before that page.
+	 * At the beginning of a page the position is behind the page's header, which is
+	 * not written yet.  All WAL that exists ends before that page.
 	 */
 	if (offset == (XLogSegmentOffset(upto, wal_segment_size) < XLOG_BLCKSZ ?
 				   SizeOfXLogLongPHD : SizeOfXLogShortPHD))
@@ -524,12 +527,12 @@ wal_end(void)
 }
 
 /*
- * Have on disk whatever the snapshots that were taken so far see, before some
- * of it leaves the server.
+ * Flush whatever the snapshots that were taken so far see, before some of it leaves
+ * the server.
  *
- * A commit need not wait for its flush (synchronous_commit = off), and a crash
- * then takes the transaction back.  An id that a client was shown would be
- * given to another event.
+ * A commit need not wait for its flush (synchronous_commit = off), and then a crash
+ * takes the transaction back.  An id that a client has seen would be given to another
+ * event.
  */
 void
 window_flush_wal(void)
@@ -538,13 +541,13 @@ window_flush_wal(void)
 }
 
 /*
- * The same before these events leave the server, and nothing else does.
+ * Flush these events before they, and nothing else, leave the server.
  *
- * Others are writing at the same time, so there is nearly always WAL that is not on
- * disk.  But the commits of these events may be, and the server knows: to tell when
- * it may mark rows as committed, it remembers of a commit that was not waited for how
- * far the WAL has to be flushed, for some transactions of about the same time
- * together.  What it has forgotten of an old transaction was flushed long ago.
+ * Other processes write at the same time, so there is nearly always WAL that is not on
+ * disk.  But the commits of these events may be on disk, and the server knows that.
+ * To decide when it may mark rows as committed, it remembers for asynchronous commits
+ * how far the WAL has to be flushed, for some transactions of about the same time
+ * together.  What it has forgotten about an old transaction was flushed long ago.
  */
 void
 window_flush_events(const EventIdentity *events, int nevents)
@@ -556,7 +559,7 @@ window_flush_events(const EventIdentity *events, int nevents)
 	if (nevents == 0 || !XLogNeedsFlush(wal_end()))
 		return;
 
-	/* none of it is forgotten meanwhile */
+	/* none of that is forgotten meanwhile */
 	LWLockAcquire(XactTruncationLock, LW_SHARED);
 	for (int i = 0; i < nevents; i++)
 	{

@@ -17,9 +17,8 @@
 #include "log/position.h"
 
 /*
- * A window that was read, or of a large one the part with the lowest ids: its
- * events in the order of delivery.  Handlers that stand at the same cursor share
- * one.
+ * A window that was read, or the part of a large one with the lowest ids: its events
+ * in the order of delivery.  Handlers that stand at the same cursor share one.
  */
 typedef struct Window
 {
@@ -29,12 +28,12 @@ typedef struct Window
 	EventSnapshot *upto;
 	int64		nevents;
 	EventRef   *events;
-	NameSet *names;			/* of its events, or NULL: they were not read */
+	NameSet *names;			/* names of its events, or NULL if they were not read */
 	int64	   *by_name;		/* indexes of the events, by the numbers of their names, or
 								 * NULL: all have the same */
-	int64	   *name_ends;		/* where in there those of each name end */
-	bool		whole;			/* nothing of it was left out; else those up to the */
-	int64		after;			/* id after were */
+	int64	   *name_ends;		/* where those of each name end in by_name */
+	bool		whole;			/* nothing was left out; otherwise the events up to */
+	int64		after;			/* the id after were left out */
 	int64		through;		/* no event of the window up to this id is missing
 								 * here; PG_INT64_MAX: none at all */
 	int64		rows;			/* as in EventPosition */
