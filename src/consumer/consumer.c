@@ -1,21 +1,20 @@
 /*-------------------------------------------------------------------------
  *
  * consumer.c
- *		Consumers: where one stands, and who has it.
+ *		Consumers: where one stands, and which session has it.
  *
- * A consumer is the pull side for clients outside of the server.  Its progress
- * row holds a position in the log (window.c), and the open batch: the ids that
- * were fetched and are not acknowledged yet.  The position is behind them as
- * soon as they are fetched, so to acknowledge events means to take their ids
- * off the batch, and nothing else.  What was handed back is in
- * _event_consumer_retries until it is acknowledged.
+ * A consumer serves clients outside of the server, which pull events.  Its progress
+ * row holds a position in the log (position.c) and the open batch: the ids that were
+ * fetched and are not acknowledged yet.  The position passes events as soon as they
+ * are fetched.  So acknowledging events only takes their ids off the batch.  An event
+ * that was handed back is in _event_consumer_retries until it is acknowledged.
  *
- * WHO HAS IT: whoever moves a consumer holds its lock, by its number
- * (numbered_lock.c), until the end of the transaction.  It is taken before its
- * row is read, with a new snapshot, and so nobody else's changes can come in
- * between.  No row is locked.
+ * LOCKING: a session that moves a consumer holds its lock, by its number
+ * (numbered_lock.c), until the end of the transaction.  It takes the lock before it
+ * reads the consumer's row with a new snapshot, so no other session's changes can come
+ * in between.  No row is locked.
  *
- * WHAT IS THERE: see consumer_search.c and consumer_ready.c.
+ * What there is to fetch: see consumer_search.c and consumer_ready.c.
  *
  *-------------------------------------------------------------------------
  */
@@ -51,7 +50,7 @@
 	"CROSS JOIN @s._event_install AS i "
 
 /*
- * Copy one row of those that the statements with this have selected.
+ * Copy one row of a statement that is built with the macro above.
  */
 static Consumer *
 consumer_from_row(int row)
@@ -86,8 +85,8 @@ consumer_from_row(int row)
 }
 
 /*
- * All consumers, by name.  The caller, here and below, is connected to SPI and
- * has an active snapshot; results are in the current memory context.
+ * Load all consumers, by name.  Here and below, the caller is connected to SPI and has
+ * an active snapshot, and results are in the current memory context.
  */
 List *
 consumer_load_all(void)
@@ -124,14 +123,14 @@ consumer_find(const char *name)
 
 	if (internal_execute(&select_one, values, NULL, 1) == 1)
 		result = consumer_from_row(0);
-	/* who waits does this again and again */
+	/* a waiting session does this again and again */
 	SPI_freetuptable(SPI_tuptable);
 	return result;
 }
 
 /*
- * One consumer, for a caller who may have its events.  Errors: there is none of
- * that name; the caller is neither its owner nor a member of it.
+ * Load one consumer for a caller that may have its events.  Errors: no consumer of
+ * that name; the caller is neither its owner nor a member of the owner.
  */
 Consumer *
 consumer_find_own(const char *name)
@@ -152,7 +151,7 @@ consumer_find_own(const char *name)
 }
 
 /*
- * Refuse an owner who may not read the log, or is gone.
+ * Refuse an owner that may not read the log, or that does not exist any more.
  */
 void
 consumer_check_owner(const char *name, Oid owner)
@@ -172,8 +171,8 @@ consumer_check_owner(const char *name, Oid owner)
 }
 
 /*
- * Refuse a consumer whose position means nothing in this database, or whose
- * batch or pattern is not known.
+ * Refuse a consumer whose position means nothing in this database, or whose batch or
+ * pattern cannot be read.
  */
 void
 consumer_check_awake(const Consumer *consumer)
@@ -199,7 +198,7 @@ consumer_check_awake(const Consumer *consumer)
 }
 
 /*
- * Whether the open batch is promised to the one who fetched it.
+ * Whether the session that fetched the open batch still has its lease.
  */
 bool
 consumer_is_leased(const Consumer *consumer)
@@ -234,18 +233,17 @@ consumer_batch_index(const Consumer *consumer, int64 id)
  */
 
 /*
- * The caller's consumer, which he has to himself until the end of the
- * transaction, once those who have it now are through.  Errors: as for
- * consumer_find_own().
+ * Lock the caller's consumer until the end of the transaction.  Waits for a session
+ * that has it.  Errors: as for consumer_find_own().
  */
 Consumer *
 consumer_lock_own(const char *name)
 {
-	/* first of all, or others would wait for who has no right to it */
+	/* first of all, so that nobody waits for a caller without rights */
 	Consumer   *consumer = consumer_find_own(name);
 	int64		locked;
 
-	/* again, should another one have got the name meanwhile */
+	/* again, if another consumer has got the name meanwhile */
 	do
 	{
 		locked = consumer->number;
@@ -256,7 +254,7 @@ consumer_lock_own(const char *name)
 }
 
 /*
- * Have a consumer to oneself, if nobody else does.  Read its row afterwards.
+ * Lock a consumer if no other session has it.  Read its row afterwards.
  */
 bool
 consumer_try_lock(const Consumer *consumer)
@@ -265,7 +263,7 @@ consumer_try_lock(const Consumer *consumer)
 }
 
 /*
- * Let go of it again, for who has found nothing and changed nothing.
+ * Release the lock again, in a session that has found nothing and changed nothing.
  */
 void
 consumer_unlock(const Consumer *consumer)
@@ -274,7 +272,7 @@ consumer_unlock(const Consumer *consumer)
 }
 
 /*
- * Whether somebody else has it, and who.
+ * Whether another session has the consumer, and which one.
  */
 bool
 consumer_is_held(const Consumer *consumer, LockHolder *holder)

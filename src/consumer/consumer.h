@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * consumer.h
- *		Consumers: where one stands, and who has it.
+ *		Consumers: where one stands, and which session has it.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,7 +19,7 @@
 typedef struct Consumer
 {
 	char		name[HANDLER_NAME_SIZE];
-	int64		number;			/* what its lock goes by */
+	int64		number;			/* identifies its lock */
 	Oid			owner;
 	EventPattern pattern;
 	bool		dormant;

@@ -1,11 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * consumer_ready.c
- *		Whether something is there for a consumer.
+ *		Whether there is something to fetch for a consumer.
  *
- * A session that waits looks the same way as one that fetches
- * (consumer_search.c), only that it takes no lock, writes nothing, and remembers
- * how far it has come.
+ * A session that waits looks in the same way as one that fetches (consumer_search.c),
+ * but it takes no lock, writes nothing, and remembers how far it has come.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,9 +24,10 @@
 #include "consumer/consumer_search.h"
 
 /*
- * Who finds the lock taken, and so with every ring, looks again soon, then later
- * and later, up to this time, in ms: who rings because he lets go of it may do
- * so a moment afterwards.  After that there is no need to, until the next ring.
+ * A session that finds the lock taken looks again soon, then less and less often, up
+ * to this time, in ms.  It does so after each wake-up, because the holder may release
+ * the lock a moment after it has sent the wake-up.  After that time it waits for the
+ * next wake-up.
  */
 #define LOOK_AT_LOCK_MS 100
 
@@ -63,8 +63,8 @@ next_retry(const Consumer *consumer)
 }
 
 /*
- * Whether there is an event behind what was seen before.  If not, remember how
- * far that is true.  finished is false where there is more to be looked at now.
+ * Whether there is an event behind what was seen before.  If there is none, remember
+ * how far that is true.  finished is false if there is more to look at now.
  */
 static bool
 find_news(const Consumer *consumer, ConsumerMemory *memory, Relation log, bool *finished)
@@ -94,7 +94,7 @@ find_news(const Consumer *consumer, ConsumerMemory *memory, Relation log, bool *
 }
 
 /*
- * When to look at a lock again that was found taken.
+ * When to look again at a lock that was taken.
  */
 static Instant
 after_lock(ConsumerMemory *memory)
@@ -106,8 +106,8 @@ after_lock(ConsumerMemory *memory)
 }
 
 /*
- * The caller's consumer, with a new active snapshot, and whether another session
- * had it before.
+ * Load the caller's consumer, with a new active snapshot.  locked tells whether
+ * another session had it before.
  */
 static Consumer *
 look_at_consumer(const char *name, ConsumerMemory *memory, bool *locked)
@@ -129,10 +129,10 @@ look_at_consumer(const char *name, ConsumerMemory *memory, bool *locked)
 
 /*
  * Whether the caller's consumer has events that could be fetched now.  If not,
- * look_again is when there may be some without anybody committing anything.
+ * look_again is when there may be some without any further commit.
  *
- * memory begins as zeros, with a context that lives on.  Errors: as for
- * consumer_find_own(); dormant; the owner may not read the log.
+ * memory begins as zeros, with a context that lives longer than the transaction.
+ * Errors: as for consumer_find_own(); dormant; the owner may not read the log.
  */
 bool
 consumer_is_ready(const char *name, ConsumerMemory *memory, Instant *look_again)

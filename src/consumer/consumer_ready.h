@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * consumer_ready.h
- *		Whether something is there for a consumer.
+ *		Whether there is something to fetch for a consumer.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,8 +12,8 @@
 #include "log/position.h"
 
 /*
- * What a session that waits remembers of its last look: there was nothing
- * between the stored position and this one.
+ * What a waiting session remembers from its last look: between the position stored and
+ * the position seen there was nothing.
  */
 typedef struct ConsumerMemory
 {

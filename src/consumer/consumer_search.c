@@ -3,16 +3,16 @@
  * consumer_search.c
  *		The search for a consumer's events.
  *
- * A search goes from a position on by window, and inside of it by id, and looks
- * at each event once: its name, whether row security lets the consumer's owner
- * see it, the filter.  An event for which the filter fails is given to the client,
- * who may judge it: it must neither block the consumer nor be lost.
+ * A search goes on from a position by window, and inside a window by id.  It looks at
+ * each event once: its name, whether row security lets the consumer's owner see it,
+ * the filter.  An event for which the filter fails is given to the client, which may
+ * judge it: it must neither block the consumer nor get lost.
  *
- * A backlog is one large window, of which each search takes a few events.  To read
- * all of it each time, only to come to these, would take a time that grows with its
- * square.  So it is read on by id from the position, and each row is read once: it
- * is matched where it lies, copied if it has the right name, and put where it is
- * wanted some rows later, while the processor still has it at hand.
+ * A backlog is one large window, and each search takes a few events of it.  Reading
+ * all of it each time would take a time that grows with the square of the backlog.  So
+ * it is read on by id from the position, and each row is read once.  The row is
+ * matched where it lies and copied if its name matches.  It is put into the result
+ * some rows later, while the processor still has it in its cache.
  *
  *-------------------------------------------------------------------------
  */
@@ -27,32 +27,32 @@
 #include "base/settings.h"
 #include "consumer/consumer_search.h"
 
-/* a search ends after this time, in ms; or so long after the last event found */
+/* a search ends after this time, in ms; or so long after the last event that it found */
 #define SEARCH_MS 1000
 #define CONTENT_MS 100
 
 /*
- * ... and after this share of what is left of a timeout, so that who polls with a
- * short one gets on, too, where little matches
+ * ... and after this share of what is left of a timeout, so that a client which polls
+ * with a short timeout makes progress, even if few events match
  */
 #define SHARE_OF_TIMEOUT 3
 
 /*
- * Events are read so many at a time at first, if time is short, and at most, if
- * no more are wanted.
+ * How many events are read at a time: at first, if time is short; and at most, unless
+ * more are wanted.
  */
 #define HURRIED_STEP 32
 #define MAX_STEP 1000
 
 /*
- * Rows that are copied before they are looked at closer.  Where row security applies
- * they are MAX_STEP: that takes a statement.
+ * How many rows are copied before they are examined.  Under row security it is
+ * MAX_STEP, because that takes a statement.
  */
 #define FEW_CANDIDATES 32
 
 /*
- * Rows that reading on looks at, at most, to come to one step's events: where those
- * of the window are further away it gives up.
+ * How many rows reading on looks at, at most, to find one step's events.  If those of
+ * the window are further away, it gives up.
  */
 #define READ_ON_ROWS 10000
 
@@ -60,8 +60,7 @@
 #define STEPS_TO_GO 4
 
 /*
- * When the first of the timeouts that are on will end the statement, or
- * INSTANT_NEVER.
+ * When the first active timeout will end the statement, or INSTANT_NEVER.
  */
 static Instant
 statement_ends_at(void)
@@ -78,7 +77,7 @@ statement_ends_at(void)
 }
 
 /*
- * The search begins: say when it is to end.
+ * The search begins: set the deadlines by which it ends.
  */
 static void
 set_deadlines(EventSearch *search)
@@ -105,8 +104,8 @@ time_is_up(const EventSearch *search)
 }
 
 /*
- * As the consumer's owner, whose policies hold, whoever fetches: mark the candidates
- * that row security hides.  Returns whether it applies.
+ * Mark the candidates that row security hides from the consumer's owner, whose
+ * policies hold for every client.  Returns whether row security applies.
  */
 static bool
 hide_candidates(EventSearch *search)
@@ -133,9 +132,8 @@ hide_candidates(EventSearch *search)
 }
 
 /*
- * Prepare a search from where a consumer stands, for limit events at most.  The
- * log was locked before the snapshot was taken.  What is found lies in the
- * current memory context.
+ * Prepare a search from a consumer's position, for limit events at most.  The log was
+ * locked before the snapshot was taken.  Results are in the current memory context.
  */
 void
 search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot, int limit)
@@ -156,7 +154,7 @@ search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapsh
 }
 
 /*
- * What was found stays.
+ * End a search.  What was found stays.
  */
 void
 search_end(EventSearch *search)
@@ -186,7 +184,7 @@ search_put(const EventSearch *search, Tuplestorestate *store, HeapTuple tuple)
 		tuplestore_puttuple(store, tuple);
 		return;
 	}
-	/* with columns that were added since the row was written */
+	/* add the columns that are younger than the row */
 	values = palloc(sizeof(Datum) * desc->natts);
 	nulls = palloc(sizeof(bool) * desc->natts);
 	heap_deform_tuple(tuple, desc, values, nulls);
@@ -215,8 +213,8 @@ take_back(EventSearch *search)
 }
 
 /*
- * It is found.  Behind the end of a window comes what became visible later, and that
- * may have lower ids; then all that is found has to be sorted.
+ * A candidate is found.  Events behind the end of a window became visible later and
+ * may have lower ids; then everything that was found has to be sorted.
  */
 static void
 take_candidate(EventSearch *search, const Event *candidate)
@@ -237,10 +235,10 @@ take_candidate(EventSearch *search, const Event *candidate)
 }
 
 /*
- * Take those of the candidates that may be seen and, if they are to be matched, pass
- * the filter: row security comes first, so that no filter can tell of what it hides.
- * Returns false where it ended before the last one, as enough are found or the time
- * is up; *id is then that of the last one that was looked at.
+ * Take those candidates that may be seen and, if match is set, that pass the filter.
+ * Row security comes first, so that a filter cannot reveal what it hides.  Returns
+ * false if it ended before the last candidate, because enough were found or the time
+ * is up.  *id is then the id of the last one that was examined.
  */
 static bool
 judge_candidates(EventSearch *search, bool match, int64 *id)
@@ -286,7 +284,7 @@ add_candidate(EventSearch *search, TupleTableSlot *slot)
 }
 
 /*
- * Whether there is room for more of them.  As long as none was refused no more are
+ * Whether there is room for more candidates.  As long as none was refused, no more are
  * read than are wanted.
  */
 static bool
@@ -373,9 +371,8 @@ look_at_event(EventSearch *search, TupleTableSlot *slot, int64 *id)
 }
 
 /*
- * A step has ended: see how large the next one may be.  Where few match they become
- * larger, but not where policies and filters take their time and there is little of
- * it.
+ * A step has ended: decide how large the next one may be.  Steps become larger if few
+ * events match, but not if policies and filters are slow and time is short.
  */
 static void
 adapt_step(EventSearch *search, Instant began, int found_before)
@@ -417,8 +414,8 @@ look_at_row(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * Read on from a position inside a window, for one step, and move it.  Returns
- * whether that came to any event of the window.
+ * Read on from a position inside a window, for one step, and move the position.
+ * Returns whether that found any event of the window.
  */
 static bool
 read_on(EventSearch *search)
@@ -465,8 +462,8 @@ look_at_ref(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * Go through a window that was read, from its beginning, until enough are found or
- * the time is up, and move the position there.
+ * Go through a window that was read, from its beginning, until enough events are found
+ * or the time is up, and move the position there.
  */
 static void
 go_through(EventSearch *search, const Window *window)
@@ -493,7 +490,7 @@ go_through(EventSearch *search, const Window *window)
 }
 
 /*
- * Be inside of the window that begins here, before all of its events.
+ * Move the position into the window that begins here, before all of its events.
  */
 static void
 enter_window(EventSearch *search)
@@ -503,8 +500,8 @@ enter_window(EventSearch *search)
 }
 
 /*
- * Read the window that the position is in, or else the next one.  NULL where the
- * statement would not live to see the end of that; then the position is inside the
+ * Read the window that the position is in, or else the next one.  Returns NULL if the
+ * statement would be cancelled before the end of that; then the position is inside the
  * window in any case.
  */
 static Window *
@@ -522,14 +519,14 @@ read_whole(EventSearch *search)
 }
 
 /*
- * Find further events from the position on, and move that.
+ * Find further events from the position on, and move the position.
  *
- * A window that was begun is gone through before the next one is opened.  It is
- * read on from the position by id; where that leads nowhere, its rest is read
- * as a whole.  Where there is no time for that it is read on all the same: then one
- * search after the other comes nearer to the next event of it.
+ * A window that was begun is finished before the next one is opened.  It is read on by
+ * id from the position.  If that finds nothing, its rest is read as a whole.  If there
+ * is no time for that, it is read on by id nevertheless: then one search after the
+ * other comes nearer to its next event.
  *
- * One that has all events need not be read to know with which it begins.
+ * A window with all events need not be read to know where it begins.
  */
 void
 search_log(EventSearch *search)

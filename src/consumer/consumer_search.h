@@ -21,33 +21,33 @@ typedef struct FoundEvent
 	HeapTuple	tuple;			/* NULL: it is in the tuplestore */
 } FoundEvent;
 
-/* a search for events of a consumer: what it is to find, and has found */
+/* a search for events of a consumer: what it is to find, and what it has found */
 typedef struct EventSearch
 {
 	const Consumer *consumer;
 	Relation	log;
 	Snapshot	snapshot;
 	EventSnapshot *upto;		/* what the snapshot sees */
-	EventPosition position;		/* what is before it was looked at */
+	EventPosition position;		/* every event before it was looked at */
 	int64		passed;			/* events that were looked at */
 	bool		finished;		/* the position has come to upto */
-	Instant		ends_at;		/* the search, with what there is, */
-	Instant		content_at;		/* or before, if nothing is found any more */
-	bool		hurried;		/* a timeout would end it if it did not */
-	int			step;			/* so many are read at a time */
-	int			limit;			/* so many are wanted at most, */
+	Instant		ends_at;		/* when the search ends, with what it has found */
+	Instant		content_at;		/* when it ends if nothing more is found */
+	bool		hurried;		/* a timeout of the statement is active */
+	int			step;			/* how many events are read at a time */
+	int			limit;			/* how many events are wanted at most, */
 	Size		max_bytes;		/* and about so much data */
 	Size		bytes;
 	int			nfound;
 	FoundEvent *found;
 	Tuplestorestate *store;		/* where their rows go, or NULL: they are kept */
 	/* private to consumer_search.c */
-	MemoryContext context;		/* of the candidates: read, and not looked at closer yet */
+	MemoryContext context;		/* of the candidates, which are read but not examined yet */
 	int			ncandidates;
 	int			max_candidates;
 	Event	   *candidates;
 	Size		candidate_bytes;
-	bool		choosy;			/* one was refused */
+	bool		choosy;			/* a candidate was refused */
 } EventSearch;
 
 extern void search_begin(EventSearch *search, const Consumer *consumer, Relation log, Snapshot snapshot,

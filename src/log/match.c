@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * match.c
- *		Which events somebody wants.
+ *		Which events a handler or a consumer wants.
  *
- * A handler or a consumer names events by a glob on their name and a jsonpath
- * on their data (EventPattern), and gets of those what row security lets its
- * owner see.  Here is what that means, and only here.
+ * Its pattern (EventPattern) selects events by a glob on their name and a jsonpath on
+ * their data.  Of those it gets the ones that row security lets its owner see.  This
+ * file alone defines what that means.
  *
  *-------------------------------------------------------------------------
  */
@@ -32,7 +32,7 @@
 #include "log/match.h"
 
 /*
- * Whether a jsonpath is a predicate ($.a > 1), as @@ wants it, or a path.
+ * Whether a jsonpath is a predicate ($.a > 1), which @@ needs, or a path.
  */
 static bool
 filter_is_predicate(Datum filter)
@@ -64,7 +64,7 @@ filter_is_predicate(Datum filter)
 }
 
 /*
- * Which part of a stored pattern is too long to be read, in words; or NULL.
+ * Say which part of a stored pattern is too long to be read; NULL if none is.
  */
 const char *
 match_oversized(const EventPattern *pattern)
@@ -79,8 +79,8 @@ match_oversized(const EventPattern *pattern)
 }
 
 /*
- * Read a stored pattern, as copies in the current memory context; filter 0 is no
- * filter.  Who looks at names only leaves the filter where it is.
+ * Read a stored pattern, as copies in the current memory context.  filter 0 means that
+ * there is none.  A caller that only looks at names does not read the filter.
  */
 void
 match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool with_filter)
@@ -103,9 +103,9 @@ match_read_pattern(EventPattern *pattern, Datum event_name, Datum filter, bool w
 }
 
 /*
- * Glob match by characters: * any run of them, ? one, everything else itself.
- * On a mismatch the last * takes one character more; earlier ones never need
- * to be tried again, so this is O(length of name * length of pattern).
+ * Match a glob by characters: * matches any run of them, ? matches one, and everything
+ * else matches itself.  On a mismatch the last * takes one character more.  Earlier
+ * ones never need to be tried again, so this is O(length of name * length of pattern).
  */
 static bool
 glob_match(const char *pattern, const char *string)
@@ -153,7 +153,7 @@ match_name(const EventPattern *pattern, const char *event_name)
 }
 
 /*
- * The same for a name that was not copied.
+ * Match a name that is not copied.
  */
 bool
 match_name_datum(const EventPattern *pattern, Datum event_name)
@@ -170,7 +170,8 @@ match_name_datum(const EventPattern *pattern, Datum event_name)
 }
 
 /*
- * Which of some names fit, by their numbers.  What has no number of its own may.
+ * Which names of a set match, by their numbers.  A name without a number of its own
+ * may match.
  */
 WantedNames *
 match_names(const EventPattern *pattern, const NameSet *names)
@@ -192,9 +193,9 @@ match_names(const EventPattern *pattern, const NameSet *names)
 }
 
 /*
- * Whether an event's data passes the filter.  Neither null data nor a path
- * that makes no sense for it does; @@ and @? suppress most such errors, and
- * what they do throw is the event's failure.
+ * Whether an event's data passes the filter.  Null data does not, nor does data for
+ * which the path makes no sense.  @@ and @? suppress most such errors.  An error that
+ * they do throw is the event's failure.
  */
 bool
 match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc desc)
@@ -223,8 +224,8 @@ match_filter(const EventPattern *pattern, HeapTuple event, TupleDesc desc)
 }
 
 /*
- * The same as far as one can tell: an error of the filter lets the event pass.
- * For who must neither fail for it nor lose the event.
+ * Whether an event's data passes the filter; an error of the filter lets it pass.  For
+ * callers that must neither fail nor lose the event.
  */
 bool
 match_filter_or_error(const EventPattern *pattern, HeapTuple event, TupleDesc desc)
@@ -280,9 +281,9 @@ found_pending(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * Whether the log holds an event for the pattern, by name, between a cursor and a
- * snapshot.  If none was found, passed is how many of others lie there; where it
- * is max_passed, the search has ended there.
+ * Whether the log holds an event with a matching name between a cursor and a snapshot.
+ * If it holds none, passed is the number of other events there.  The search ends when
+ * passed reaches max_passed.
  */
 bool
 match_pending(const EventPattern *pattern, EventSnapshot *cursor, Relation log, Snapshot snapshot,
@@ -315,9 +316,9 @@ match_is_restricted(Relation log)
 }
 
 /*
- * Select those of some ids in the log that the current role may see.  It is
- * this log, whatever its name means by now (bound_sql.c): the rights are those
- * of a reader, not of the owner of the log's schema.
+ * Select those of some ids in the log that the current role may see.  The statement
+ * reads this log, whatever its name means by now (bound_sql.c), with the rights of a
+ * reader, not of the owner of the log's schema.
  */
 static void
 select_visible(Relation log, Datum ids)
@@ -346,8 +347,8 @@ select_visible(Relation log, Datum ids)
 }
 
 /*
- * Where row security on the log applies to the current role, mark the events
- * that it hides.  The caller is connected to SPI and has an active snapshot.
+ * If row security on the log applies to the current role, mark the events that it
+ * hides.  The caller is connected to SPI and has an active snapshot.
  */
 void
 match_row_security(Relation log, Event *events, int nevents)

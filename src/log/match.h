@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * match.h
- *		Which events somebody wants: by name, by a filter, by row security.
+ *		Which events a handler or a consumer wants: by name, by a filter, by row
+ *		security.
  *
  *-------------------------------------------------------------------------
  */
@@ -12,15 +13,15 @@
 #include "log/window.h"
 
 /*
- * What handlers and consumers say of the events they want.  If a part of it is too
- * long to be read, it stands for all events, and its owner must get none.
+ * Selects the events that a handler or a consumer wants.  If a part of it is too long
+ * to be read, it selects all events, and its owner must get none.
  */
 typedef struct EventPattern
 {
 	char	   *event_name;		/* glob */
 	Datum		filter;			/* jsonpath, or 0 */
 	bool		filter_is_predicate;
-	Size		event_name_size;	/* as they are stored; 0: not from there */
+	Size		event_name_size;	/* as they are stored; 0 if they are not from a table */
 	Size		filter_size;
 } EventPattern;
 

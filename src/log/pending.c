@@ -3,26 +3,26 @@
  * pending.c
  *		How many events wait for handlers and consumers, and since when.
  *
- * Somebody who looks at the figures of all handlers wants an answer at once,
- * however many handlers there are and however many events wait for them.  That
- * is most wanted when much goes wrong, which is when most events wait.  So what
- * a query reads of the log is bounded, whatever it asks for:
+ * A user who looks at the statistics of all handlers wants an answer at once, however
+ * many handlers there are and however many events wait.  That matters most when much
+ * goes wrong, which is when most events wait.  So whatever a query asks for, what it
+ * reads of the log is bounded:
  *
- *	- What waits behind a position reaches up to the present, for all of them.
- *	  So the log is read from its end backward, once for all definitions of a
- *	  query and only as far back as one of them stands, NEWEST_ROWS at most.
- *	- Transactions that were running when a cursor was taken are looked up, each
- *	  once, for LOOKUP_ROWS in all.
- *	- Who stands further back than that gets what was seen as a count that is not
- *	  exact.  What he waits for longest is at the other end: so some rows are
- *	  read from his position on, too; by those who stand at the same place once,
- *	  and AHEAD_ROWS in all.
+ *	- What waits behind a position reaches up to the present, for all positions.  So
+ *	  the log is read backward from its end, once for all definitions of a query,
+ *	  only as far back as the furthest position, NEWEST_ROWS at most.
+ *	- Transactions that were running when a cursor was taken are looked up once
+ *	  each, LOOKUP_ROWS in all.
+ *	- A position further back gets what was seen, as a count that is not exact.  The
+ *	  oldest event that waits is at the other end.  So some rows are read from each
+ *	  position on, too: once for all that stand at the same place, AHEAD_ROWS in
+ *	  all.
  *
- * Rows that nobody sees any more are rows that were looked at.
+ * Rows that no snapshot sees any more count as rows that were looked at.
  *
- * What was read is kept until the query ends, as ranges of transaction ids
- * (Stretch) that do not overlap.  The functions behind the views are called for
- * one definition after the other by one query; they have it in fn_extra.
+ * What was read is kept until the query ends, as ranges of transaction ids (Stretch)
+ * that do not overlap.  One query calls the functions behind the views for one
+ * definition after the other; they keep it in fn_extra.
  *
  *-------------------------------------------------------------------------
  */
@@ -48,29 +48,29 @@
 #include "log/name_set.h"
 #include "log/pending.h"
 
-/* events are counted up to here */
+/* events are counted up to this number */
 #define MAX_COUNTED 100000
 
 /*
- * Rows that a query looks at, at most: backward from the end of the log, some more
- * than are counted, as not all may be events,
+ * How many rows a query looks at, at most: backward from the end of the log (a little
+ * more than are counted, as not all rows may be events),
  */
 #define NEWEST_ROWS (MAX_COUNTED + MAX_COUNTED / 10)
 /* for transactions that were running when a cursor was taken, */
 #define LOOKUP_ROWS 100000
-/* and from positions on that are further back */
+/* and forward from positions that are further back */
 #define AHEAD_ROWS 100000
 
-/* to descend the index costs about as much as to look at so many rows */
+/* descending the index costs about as much as looking at so many rows */
 #define DESCENT_COST 10
 
 /* each position gets this share of the rows that are left to be read ahead */
 #define AHEAD_SHARE 10
 
-/* where so many events are known already behind a position, no more are read */
+/* if so many events are known behind a position, no more are read */
 #define AHEAD_ENOUGH 1000
 
-/* first room for events, and for stretches */
+/* how many events, and stretches, there is room for at first */
 #define INITIAL_EVENTS 128
 #define INITIAL_STRETCHES 16
 
@@ -79,17 +79,17 @@ typedef struct SeenEvent
 {
 	uint64		txid;
 	int64		id;
-	TimestampTz created_at;		/* DT_NOEND: null */
-	char	   *name_text;		/* or NULL: the name has a number */
+	TimestampTz created_at;		/* DT_NOEND if it is null */
+	char	   *name_text;		/* NULL if the name has a number */
 	NameNumber	name;
 } SeenEvent;
 
-/* a range of transaction ids of which the events were read */
+/* a range of transaction ids whose events were read */
 typedef struct Stretch
 {
 	uint64		from;
-	uint64		to;				/* is not in it any more */
-	bool		whole;			/* all were, else some */
+	uint64		to;				/* the first id behind the range */
+	bool		whole;			/* all events were read; otherwise some */
 	int64		first;			/* the first one's index, */
 	int64		nevents;		/* and how many there are */
 } Stretch;
@@ -97,10 +97,10 @@ typedef struct Stretch
 typedef struct PendingLook
 {
 	MemoryContext context;
-	Relation	log;			/* as long as somebody is counting */
+	Relation	log;			/* only while a count is under way */
 	Snapshot	snapshot;		/* likewise */
 	EventSnapshot *upto;		/* what the snapshot sees */
-	CommandId	command;		/* of this transaction; what it deletes is gone */
+	CommandId	command;		/* of this transaction; rows that it deletes are gone */
 	NameSet *names;
 	SeenEvent  *events;
 	int64		nevents;
@@ -136,9 +136,9 @@ look_create(MemoryContext parent, const EventSnapshot *upto, CommandId command)
 }
 
 /*
- * What the caller's query has read so far.  A function may be called by what
- * lives longer than a query (an expression of PL/pgSQL): what was read with
- * another snapshot is forgotten.
+ * What the caller's query has read so far.  A function may be called by an expression
+ * that lives longer than a query (in PL/pgSQL), so what was read with another snapshot
+ * is forgotten.
  */
 static PendingLook *
 look_of(FmgrInfo *caller)
@@ -196,7 +196,7 @@ keep_event(PendingLook *look, TupleTableSlot *slot, uint64 txid)
 }
 
 /*
- * Which stretch is the first one that ends behind a transaction id.
+ * The first stretch that ends behind a transaction id.
  */
 static int
 stretch_behind(const PendingLook *look, uint64 txid)
@@ -217,7 +217,7 @@ stretch_behind(const PendingLook *look, uint64 txid)
 }
 
 /*
- * The events from index first on are those of a range of transactions.
+ * Keep the events from index first on as a stretch for a range of transactions.
  */
 static void
 keep_stretch(PendingLook *look, uint64 from, uint64 to, bool whole, int64 first, int64 nevents)
@@ -237,8 +237,8 @@ keep_stretch(PendingLook *look, uint64 from, uint64 to, bool whole, int64 first,
 }
 
 /*
- * Read the events of transactions between two bounds that nobody has read yet,
- * from the end that direction begins with, and look at as many rows as are left.
+ * Read the events of transactions between two bounds that were not read yet, from the
+ * end at which direction begins, and look at as many rows as are left.
  */
 static void
 read_stretch(PendingLook *look, uint64 from, uint64 to, ScanDirection direction, int64 *left)
@@ -282,7 +282,7 @@ read_stretch(PendingLook *look, uint64 from, uint64 to, ScanDirection direction,
 	ExecDropSingleTupleTableSlot(slot);
 	index_close(index, AccessShareLock);
 
-	/* of the transaction that it has come to there may be more */
+	/* the transaction at which the scan ended may have more events */
 	if (ended)
 		keep_stretch(look, from, to, true, first, look->nevents - first);
 	else
@@ -293,8 +293,8 @@ read_stretch(PendingLook *look, uint64 from, uint64 to, ScanDirection direction,
 }
 
 /*
- * The first range between two bounds, in that direction, that was not read yet.
- * False if there is none.
+ * Find the first range between two bounds, in that direction, that was not read yet.
+ * Returns false if there is none.
  */
 static bool
 find_gap(const PendingLook *look, uint64 from, uint64 to, ScanDirection direction,
@@ -329,8 +329,8 @@ find_gap(const PendingLook *look, uint64 from, uint64 to, ScanDirection directio
 }
 
 /*
- * Have all events of transactions between two bounds read, the newest ones first;
- * false where there are too many.
+ * Read all events of transactions between two bounds, the newest ones first.  Returns
+ * false if there are too many.
  */
 static bool
 cover(PendingLook *look, uint64 from, uint64 to, int64 *left)
@@ -353,8 +353,8 @@ cover(PendingLook *look, uint64 from, uint64 to, int64 *left)
 }
 
 /*
- * How many events are known of the transactions from one on up to the first one
- * that was not read.  Where they are enough, they may be more.
+ * How many events are known from one transaction on, up to the first transaction that
+ * was not read.  The count may stop where there are enough.
  */
 static int64
 known_ahead(const PendingLook *look, uint64 from)
@@ -375,7 +375,7 @@ known_ahead(const PendingLook *look, uint64 from)
 }
 
 /*
- * Read some of the events of the transactions from one on, unless some are known.
+ * Read some of the events from one transaction on, unless some are known.
  */
 static void
 read_ahead(PendingLook *look, uint64 from)
@@ -398,7 +398,7 @@ typedef struct NextSearch
 	const EventPosition *position;
 	const EventSnapshot *upto;
 	int64		left;
-	TimestampTz created_at;		/* of what was found */
+	TimestampTz created_at;		/* of the event that was found */
 } NextSearch;
 
 static bool
@@ -426,8 +426,8 @@ look_at_next(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * Since when the next event behind a position inside a window is there, or
- * DT_NOEND.  By transactions such a window begins with all that was passed.
+ * The time of the next event behind a position inside a window, or DT_NOEND. In the
+ * order of transactions such a window begins with everything that was passed.
  */
 static TimestampTz
 next_in_window(PendingLook *look, const EventPattern *pattern, const EventPosition *position)
@@ -447,14 +447,14 @@ next_in_window(PendingLook *look, const EventPattern *pattern, const EventPositi
  */
 
 /*
- * Add what waits behind a position, of all that was read.
+ * Count what waits behind a position, among all that was read.
  */
 static void
 count_seen(const PendingLook *look, const EventPattern *pattern, const EventPosition *position, Pending *pending)
 {
 	WantedNames *wanted = match_names(pattern, look->names);
 
-	/* a transaction before the cursor's xmin is done */
+	/* every transaction before the cursor's xmin has ended */
 	for (int i = stretch_behind(look, position->cursor->xmin); i < look->nstretches; i++)
 	{
 		const Stretch *stretch = &look->stretches[i];
@@ -475,8 +475,8 @@ count_seen(const PendingLook *look, const EventPattern *pattern, const EventPosi
 }
 
 /*
- * What waits behind a position, for the function that was called with caller, by
- * the active snapshot.  The log was locked before that was taken.
+ * What waits behind a position, according to the active snapshot, for the function
+ * that was called with caller.  The log was locked before the snapshot was taken.
  */
 Pending
 pending_count(FmgrInfo *caller, Relation log, const EventPattern *pattern, const EventPosition *position)

@@ -18,9 +18,9 @@
 /* what waits behind a position */
 typedef struct Pending
 {
-	int64		count;			/* of events that fit by name */
-	bool		exact;			/* else there may be more, and older ones */
-	TimestampTz oldest;			/* of those that were seen, or DT_NOEND */
+	int64		count;			/* of events whose name matches */
+	bool		exact;			/* if false, there may be more, and older ones */
+	TimestampTz oldest;			/* among those that were seen, or DT_NOEND */
 } Pending;
 
 extern Pending pending_count(FmgrInfo *caller, Relation log, const EventPattern *pattern,
