@@ -3,14 +3,14 @@
  * consumer_batch.c
  *		The open batch of a consumer as it is stored.
  *
- * Each fetch writes a batch down, each acknowledgement reads it and writes what
- * is left.  As arrays, 10,000 events would take 160 kB, which would be compressed,
- * cut up and stored away from the row each time.  But ids and transactions mostly
- * follow each other closely.  So for each event there are two numbers: by how much
- * its id, and by how much its transaction is larger than those of the event before.
- * The second may be negative, and is folded so that small ones stay small:
- * 0, -1, 1, -2, ...  A number is written seven bits to the byte, the lowest first;
- * all of its bytes but the last have the highest bit set.
+ * Each fetch writes a batch.  Each acknowledgement reads it and writes what is left.
+ * As arrays, 10,000 events would take 160 kB, which would be compressed and stored out
+ * of line each time.  But ids and transactions mostly follow each other closely.  So
+ * two numbers are stored for each event: by how much its id and its transaction are
+ * larger than those of the event before.  The second one may be negative and is folded
+ * so that small numbers stay small: 0, -1, 1, -2, ... A number is written seven bits
+ * to the byte, the lowest first.  All of its bytes but the last have the highest bit
+ * set.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,10 +21,10 @@
 #define BITS_PER_BYTE_USED 7
 #define MORE_FOLLOWS 0x80
 
-/* bytes that a number takes at most */
+/* how many bytes a number takes at most */
 #define MAX_NUMBER_BYTES 10
 
-/* two numbers for each event, of one byte at least */
+/* two numbers for each event, at least one byte each */
 #define MIN_EVENT_BYTES 2
 
 static unsigned char *
@@ -40,7 +40,7 @@ put_number(unsigned char *to, uint64 number)
 }
 
 /*
- * A batch as a bytea, in the current memory context.
+ * Encode a batch as a bytea, in the current memory context.
  */
 Datum
 batch_datum(const EventIdentity *events, int nevents)
@@ -62,7 +62,7 @@ batch_datum(const EventIdentity *events, int nevents)
 }
 
 /*
- * Read a number.  NULL where what is there is none.
+ * Read a number.  Returns NULL if the data is no number.
  */
 static const unsigned char *
 get_number(const unsigned char *from, const unsigned char *end, uint64 *number)
@@ -78,8 +78,8 @@ get_number(const unsigned char *from, const unsigned char *end, uint64 *number)
 }
 
 /*
- * The events of a stored batch, in the current memory context.  NULL where it is
- * none, or its ids do not ascend; a restore may have brought anything.
+ * Decode a stored batch into the current memory context.  Returns NULL if the data is
+ * no batch, or its ids do not ascend; a restore may have brought anything.
  */
 EventIdentity *
 batch_from_datum(Datum value, int *nevents)

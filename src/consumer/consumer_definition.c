@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * consumer_definition.c
- *		create_event_consumer() and drop_event_consumer(): the functions, and
- *		the only ones, that change definitions of consumers.
+ *		create_event_consumer() and drop_event_consumer(). No other code changes
+ *		definitions of consumers.
  *
- * Each checks the caller's rights itself and then changes the extension's
- * tables under its owner's identity (catalog.c).  The lock of the consumer
- * (consumer.c) comes first: a change waits for who fetches at the moment.
+ * Each function checks the caller's rights itself and then changes the internal tables
+ * under the identity of the extension's owner (catalog.c). It takes the consumer's
+ * lock first (consumer.c), so a change waits for the session that fetches at the
+ * moment.
  *
  *-------------------------------------------------------------------------
  */
@@ -102,11 +103,11 @@ insert_progress(const char *name, const EventSnapshot *start)
 }
 
 /*
- * create_event_consumer(name, event_name, filter, start_from, owner,
- *		or_replace) returns void
+ * create_event_consumer(name, event_name, filter, start_from, owner, or_replace)
+ * returns void
  *
- * Errors: null, ill-formed or senseless arguments, a name that is taken, an
- * owner that the caller cannot become or that may not read the log.
+ * Errors: null or invalid arguments; a name that is taken; an owner that the caller
+ * cannot become or that may not read the log.
  */
 Datum
 pne_create_event_consumer(PG_FUNCTION_ARGS)

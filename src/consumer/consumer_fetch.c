@@ -1,20 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * consumer_fetch.c
- *		fetch_events(), ack_events(), retry_event(): what clients do with a
- *		consumer.
+ *		fetch_events(), ack_events(), retry_event(): what clients do with a consumer.
  *
- * Fetch, effects and acknowledgement in one transaction are exactly once; each
- * in its own, at least once, and without a transaction that is held open: then
- * the open batch stays in the consumer's row between them.  As its ids stand
- * there, whoever fetches gets the same batch until it is acknowledged, and an
- * acknowledgement can tell whether it is of this batch: that is the fence
- * against a client that was slow.
+ * Fetch, effects and acknowledgement in one transaction happen exactly once.  In
+ * separate transactions they happen at least once, and no transaction is held open:
+ * the open batch stays in the consumer's row in between.  Because its ids are stored
+ * there, every fetch returns the same batch until it is acknowledged, and an
+ * acknowledgement can tell whether it concerns this batch.  That keeps out a client
+ * that was too slow.
  *
- * What is fetched again was matched before, and so is not matched again, even
- * though the definition may have changed.  It is left out where the event was
- * deleted, or where row security hides it by now.  Each is known by its id and its
- * transaction: an id that has returned since is another event's.
+ * Events that are fetched again were matched before, and are not matched again, even
+ * if the definition has changed.  An event is left out if it was deleted, or if row
+ * security hides it by now.  Each event is identified by its id and its transaction:
+ * an id that has returned belongs to another event.
  *
  *-------------------------------------------------------------------------
  */
@@ -42,8 +41,8 @@
 #define MAX_EVENTS 10000
 
 /*
- * A position that has passed so many events and found nothing is stored.  Fewer
- * are looked at again by the next fetch: who polls an idle consumer writes
+ * A position that has passed so many events without finding any is stored.  Fewer are
+ * looked at again by the next fetch, so a client that polls an idle consumer writes
  * nothing.
  */
 #define MANY_PASSED 1000
@@ -57,20 +56,20 @@ PG_FUNCTION_INFO_V1(pne_retry_event);
  * ----------
  */
 
-/* what fetch_events() is about */
+/* the state of one fetch_events() */
 typedef struct Fetch
 {
 	Consumer   *consumer;
 	int			max_events;
-	int64		lease;			/* ms; 0: none */
-	EventSearch search;			/* what it finds is returned */
-	bool		is_new;			/* as a new batch, not as the open one again */
-	EventIdentity *listed;		/* what was looked at because it was in the */
-	int			nlisted;		/* open batch, or handed back and is due */
+	int64		lease;			/* ms; 0: no lease */
+	EventSearch search;			/* its result is returned */
+	bool		is_new;			/* a new batch, not the open one again */
+	EventIdentity *listed;		/* events that were looked at because they are in the */
+	int			nlisted;		/* open batch, or were handed back and are due */
 } Fetch;
 
 /*
- * Find events that are on a list.
+ * Find the events of a list.
  */
 static void
 find_listed(Fetch *fetch, const EventIdentity *listed, int nlisted)
@@ -80,7 +79,7 @@ find_listed(Fetch *fetch, const EventIdentity *listed, int nlisted)
 }
 
 /*
- * Find what was handed back and is due.
+ * Find the events that were handed back and are due.
  */
 static void
 find_due(Fetch *fetch)
@@ -128,8 +127,8 @@ put_sorted(EventSearch *search, Tuplestorestate *store)
 }
 
 /*
- * Find what is to be returned, and put it into the tuplestore: the open batch;
- * without one, or where all of it is gone, what is due, then what is new.
+ * Find what is to be returned and put it into the tuplestore: the open batch; without
+ * one, or if all its events are gone, the events that are due, then new ones.
  */
 static void
 find_events(Fetch *fetch, Relation log, Snapshot snapshot, Tuplestorestate *store)
@@ -143,7 +142,7 @@ find_events(Fetch *fetch, Relation log, Snapshot snapshot, Tuplestorestate *stor
 	if (consumer->nbatch > 0)
 	{
 		search_begin(search, consumer, log, snapshot, consumer->nbatch);
-		search->max_bytes = SIZE_MAX;	/* no less than it was */
+		search->max_bytes = SIZE_MAX;	/* the whole batch, whatever max_events is */
 		search->store = store;
 		find_listed(fetch, consumer->batch, consumer->nbatch);
 		search_end(search);
@@ -155,7 +154,7 @@ find_events(Fetch *fetch, Relation log, Snapshot snapshot, Tuplestorestate *stor
 	search_begin(search, consumer, log, snapshot, fetch->max_events);
 	find_due(fetch);
 	search->passed = 0;
-	/* what comes behind those that are due need not have larger ids */
+	/* new events may have smaller ids than those that are due */
 	if (search->nfound == 0)
 		search->store = store;
 	search_log(search);
@@ -165,7 +164,7 @@ find_events(Fetch *fetch, Relation log, Snapshot snapshot, Tuplestorestate *stor
 }
 
 /*
- * Whether what was found has to be written down.
+ * Whether the consumer's rows have to be written.
  */
 static bool
 has_changed(const Fetch *fetch)
@@ -190,8 +189,8 @@ was_found(const EventSearch *search, EventIdentity listed)
 }
 
 /*
- * Of what was handed back, note what is in the open batch now, and forget what
- * is gone.
+ * Among the events that were handed back, mark those that are in the open batch now,
+ * and delete those that are gone.
  */
 static void
 store_retries(const Fetch *fetch, Datum ids, Datum txids)
@@ -205,9 +204,9 @@ store_retries(const Fetch *fetch, Datum ids, Datum txids)
 	};
 
 	/*
-	 * A row with the id of one of these events and the transaction of another is
-	 * about an event that is gone, for the id is taken; so it does not matter that
-	 * this may mark it, too.
+	 * A row with the id of one of these events and another transaction concerns an
+	 * event that is gone, because the id is in use again.  So it does no harm that
+	 * this may mark that row, too.
 	 */
 	static InternalStatement update_taken = {
 		.sql = "UPDATE @s._event_consumer_retries SET next_attempt_at = NULL "
@@ -232,7 +231,7 @@ store_retries(const Fetch *fetch, Datum ids, Datum txids)
 }
 
 /*
- * Write down what was found as the open batch, and the position behind it.
+ * Store what was found as the open batch, with the position behind it.
  */
 static void
 store_fetch(const Fetch *fetch, const EventIdentity *found)
@@ -267,7 +266,7 @@ store_fetch(const Fetch *fetch, const EventIdentity *found)
 		values[5] = TimestampTzGetDatum(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), fetch->lease));
 		nulls[5] = ' ';
 
-		/* the others keep away from it after a crash, too */
+		/* other clients respect the lease after a crash, too */
 		ForceSyncCommit();
 	}
 	values[6] = Int64GetDatum(fetch->is_new ? search->nfound : 0);
@@ -279,7 +278,7 @@ store_fetch(const Fetch *fetch, const EventIdentity *found)
 }
 
 /*
- * Fetch for a consumer that the caller has to himself.
+ * Fetch for a consumer that this session has locked.
  */
 static void
 fetch_locked(Fetch *fetch, Relation log, ReturnSetInfo *rsinfo)
@@ -306,7 +305,7 @@ fetch_locked(Fetch *fetch, Relation log, ReturnSetInfo *rsinfo)
 }
 
 /*
- * The caller's consumer as it is now, if events may be fetched for it.
+ * Load the caller's consumer, if events may be fetched for it.
  */
 static Consumer *
 find_fetchable(const char *name)
@@ -320,13 +319,13 @@ find_fetchable(const char *name)
 
 /*
  * fetch_events(consumer text, max_events int, lease interval) returns setof
- *		notification_events
+ * notification_events
  *
- * The open batch, whatever max_events says; without one the next batch: what
- * was handed back and is due, then new events, by id.  No rows where a lease is
- * running, or another session has the consumer.  Errors: bad arguments; no such
- * consumer; not the owner or a member of it; the owner may not read the log; a
- * dormant consumer; REPEATABLE READ; a read-only transaction, a standby.
+ * Returns the open batch, whatever max_events is.  Without one it returns the next
+ * batch, by id: events that were handed back and are due, then new ones.  Returns no
+ * rows while a lease runs or another session has the consumer.  Errors: bad arguments;
+ * no such consumer; not its owner or a member of the owner; the owner may not read the
+ * log; a dormant consumer; REPEATABLE READ; a read-only transaction; a standby.
  */
 Datum
 pne_fetch_events(PG_FUNCTION_ARGS)
@@ -348,7 +347,10 @@ pne_fetch_events(PG_FUNCTION_ARGS)
 	consumer = find_fetchable(name);
 	if (!consumer_is_leased(consumer) && consumer_try_lock(consumer))
 	{
-		/* once more: as it is now that nobody else moves it; or another one is */
+		/*
+		 * again: its row as it is now that no other session moves it, or another
+		 * consumer of that name
+		 */
 		fetch.consumer = find_fetchable(name);
 		if (consumer_is_leased(fetch.consumer) || fetch.consumer->number != consumer->number)
 			consumer_unlock(consumer);
@@ -366,7 +368,7 @@ pne_fetch_events(PG_FUNCTION_ARGS)
  */
 
 /*
- * The index of an event in the open batch, where it has to be.
+ * The index of an event in the open batch; an error if it is not there.
  */
 static int
 find_in_batch(const Consumer *consumer, int64 id)
@@ -383,8 +385,9 @@ find_in_batch(const Consumer *consumer, int64 id)
 }
 
 /*
- * Write down a batch without nout events of it from index first on, which were
- * acknowledged, after being handed back retried of them; or were not.
+ * Store a batch without nout of its events from index first on.  They were
+ * acknowledged, retried of them after they had been handed back; or they are handed
+ * back.
  */
 static void
 store_batch(Consumer *consumer, int first, int nout, bool acknowledged, int64 retried)
@@ -438,10 +441,10 @@ lock_consumer(FunctionCallInfo fcinfo, const char *function)
 /*
  * ack_events(consumer text, up_to_id bigint) returns bigint
  *
- * Acknowledges the events of the open batch up to the one with that id, or all
- * of them (null), and returns how many.  Waits for a session that has the
- * consumer.  Errors: up_to_id is not in the open batch; no such consumer; not
- * the owner or a member of it; a dormant consumer; a read-only transaction.
+ * Acknowledges the events of the open batch up to the one with that id, or all of them
+ * (null), and returns how many.  Waits for a session that has the consumer.  Errors:
+ * up_to_id is not in the open batch; no such consumer; not its owner or a member of
+ * the owner; a dormant consumer; a read-only transaction.
  */
 Datum
 pne_ack_events(PG_FUNCTION_ARGS)
@@ -461,7 +464,7 @@ pne_ack_events(PG_FUNCTION_ARGS)
 	count = PG_ARGISNULL(1) ? consumer->nbatch : find_in_batch(consumer, PG_GETARG_INT64(1)) + 1;
 	if (count > 0)
 	{
-		/* those without a time are those that are in the open batch */
+		/* rows without a time are those of the open batch */
 		Datum		values[2] = {CStringGetTextDatum(consumer->name), Int64GetDatum(consumer->batch[count - 1].id)};
 
 		store_batch(consumer, 0, count, true, internal_execute(&delete_retries, values, NULL, 0));
@@ -475,9 +478,9 @@ pne_ack_events(PG_FUNCTION_ARGS)
 /*
  * retry_event(consumer text, event_id bigint, delay interval) returns void
  *
- * Hands an event of the open batch back: it is fetched again after the delay,
- * with a later batch.  Waits for a session that has the consumer.  Errors: as
- * for ack_events(); a bad delay.
+ * Hands an event of the open batch back.  It is fetched again after the delay, with a
+ * later batch.  Waits for a session that has the consumer.  Errors: as for
+ * ack_events(); a bad delay.
  */
 Datum
 pne_retry_event(PG_FUNCTION_ARGS)
