@@ -109,7 +109,8 @@ main(int argc, char **argv)
 	for (;;)
 	{
 		PGconn	   *conn = PQconnectdbParams(keys, values, 1);
-		PGresult   *listen = ask(conn, "LISTEN event_notification", NULL);
+		bool		connected = PQstatus(conn) == CONNECTION_OK;
+		PGresult   *listen = connected ? ask(conn, "LISTEN event_notification", NULL) : NULL;
 		PGnotify   *notify;
 
 		PQclear(listen);		/* first listen, then look */

@@ -1,7 +1,7 @@
 
 # The clients of test/clients find their way to a server: past a host that takes
 # connections and says nothing, which is the first of two; and although their role
-# may have one connection only.
+# may have one connection only.  They say why they find none.
 
 use strict;
 use warnings;
@@ -116,6 +116,35 @@ foreach my $name (@consumers)
 	end($name);
 	$node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'clerk'))
 	  or die "$name is still connected";
+}
+
+#
+# A connection that is refused.  libpq tells no SQLSTATE of that, so a role that may
+# come is one to wait for.  What node connects with does.
+#
+foreach my $name (sort keys %client_program)
+{
+	my $said = '';
+
+	start($name, $node->host, $node->port, 'stranger');
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		$said = slurp_file($client{$name}{err});
+		last if (() = $said =~ /role "stranger" does not exist/g) > ($name eq 'node' ? 0 : 1);
+		$client{$name}{run}->pump_nb if $client{$name}{run}->pumpable;
+		select(undef, undef, undef, 0.1);
+	}
+	like($said, qr/role "stranger" does not exist/, "refused: $name says why");
+	if ($name eq 'node')
+	{
+		$client{$name}{run}->finish;
+		is($client{$name}{run}->result(0), 1, '... and ends');
+	}
+	else
+	{
+		ok($client{$name}{run}->pumpable, '... and tries again');
+		end($name);
+	}
 }
 
 $node->stop;
