@@ -27,23 +27,15 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
-#include "access/tableam.h"
 #include "access/transam.h"
-#include "access/xact.h"
-#include "catalog/pg_database.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
-#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/memutils.h"
-#include "utils/snapmgr.h"
 
 #include "base/fault.h"
+#include "base/served_databases.h"
 #include "base/settings.h"
 #include "base/worker.h"
 #include "handler/event_counters.h"
@@ -85,12 +77,6 @@
 
 /* how long a failed executor is remembered after its back-off, in ms */
 #define FORGET_FAILED_MS 60000
-
-typedef struct ServedDatabase
-{
-	Oid			oid;
-	bool		available;		/* no session holds its lock for DDL */
-} ServedDatabase;
 
 /* handles of the workers that were started; lost when the launcher restarts */
 static BackgroundWorkerHandle *listener_handles[MAX_DATABASES];
@@ -311,82 +297,6 @@ start_failed(const Worker *worker, BackgroundWorkerHandle *handle)
  */
 
 /*
- * Returns whether no session wants the database for DDL (DROP, RENAME, use as a
- * template).  Such a session waits until the workers are gone, so none is
- * started.  The lock is released at once, because there may be more databases
- * than the server has room for locks.
- */
-static bool
-database_is_available(Oid dboid)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, dboid, 0);
-	if (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
-		return false;
-	LockRelease(&tag, RowExclusiveLock, false);
-	return true;
-}
-
-/*
- * Returns the databases that are to be served, in the current memory context.
- * Runs a transaction of its own.
- */
-static List *
-read_served_databases(void)
-{
-	MemoryContext context = CurrentMemoryContext;
-	List	   *result = NIL;
-	Relation	rel;
-	TableScanDesc scan;
-	HeapTuple	tuple;
-
-	StartTransactionCommand();
-	(void) GetTransactionSnapshot();
-	rel = table_open(DatabaseRelationId, AccessShareLock);
-	scan = table_beginscan_catalog(rel, 0, NULL);
-	while (HeapTupleIsValid(tuple = heap_getnext(scan, ForwardScanDirection)))
-	{
-		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
-		ServedDatabase *served;
-		MemoryContext old;
-
-		if (!settings_serve_database(database))
-			continue;
-		old = MemoryContextSwitchTo(context);
-		served = palloc(sizeof(ServedDatabase));
-		served->oid = database->oid;
-		served->available = database_is_available(database->oid);
-		result = lappend(result, served);
-		MemoryContextSwitchTo(old);
-	}
-	table_endscan(scan);
-	table_close(rel, AccessShareLock);
-	FAULT_POINT("databases-read");
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
-	return result;
-}
-
-/*
- * Returns the element of a list for a database, or NULL.
- */
-static ServedDatabase *
-find_served(List *served, Oid dboid)
-{
-	ListCell   *lc;
-
-	foreach(lc, served)
-	{
-		ServedDatabase *database = lfirst(lc);
-
-		if (database->oid == dboid)
-			return database;
-	}
-	return NULL;
-}
-
-/*
  * Release the slot of a database whose listener has exited.  Its executors use
  * the slot, too.  So if some still run, ask them to exit; then the slot is
  * released a later time.  Adds the database to *released if its slot was
@@ -435,7 +345,7 @@ review_listeners(List *served)
 			slot->generation++;
 			worker_went_away(worker, false);
 		}
-		if (find_served(served, dboid) == NULL)
+		if (served_databases_find(served, dboid) == NULL)
 		{
 			if (worker->pid != 0)
 			{
@@ -549,7 +459,7 @@ manage_listeners(void)
 {
 	static uint32 lost_installs_seen = 0;
 	uint32		lost_installs = pg_atomic_read_u32(&shared->lost_installs);
-	List	   *served = read_served_databases();
+	List	   *served = served_databases_read();
 	int			probes = review_listeners(served);
 	ListCell   *lc;
 
@@ -573,7 +483,7 @@ manage_listeners(void)
 	/* forget databases that no longer exist: their oids may be used again */
 	foreach(lc, without_extension)
 	{
-		if (find_served(served, lfirst_oid(lc)) == NULL)
+		if (served_databases_find(served, lfirst_oid(lc)) == NULL)
 			without_extension = foreach_delete_current(without_extension, lc);
 	}
 }

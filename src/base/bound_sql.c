@@ -4,7 +4,7 @@
  *		Statements that are bound to their tables by oid.
  *
  * The extension runs SQL with rights that its caller does not have: as its own
- * owner on its internal tables (catalog.c), and as a handler's owner on the log
+ * owner on its internal tables (internal_sql.c), and as a handler's owner on the log
  * (match.c).  The text of such a statement names its tables.  The server looks
  * up these names whenever it analyzes the text: the first time, and again after
  * any invalidation of the plan.

@@ -1,17 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * catalog.h
- *		Finds the extension's objects in this database, and executes SQL on its
- *		internal tables.
+ *		The extension's objects in this database.
  *
  *-------------------------------------------------------------------------
  */
 #ifndef PNE_CATALOG_H
 #define PNE_CATALOG_H
 
-#include "executor/spi.h"
 #include "utils/relcache.h"
-#include "utils/uuid.h"
 
 #define LOG_NAME "notification_events"
 
@@ -56,36 +53,24 @@ typedef struct EventCatalog
 	Oid			row_function;	/* the function of the log's row trigger */
 } EventCatalog;
 
-#define INTERNAL_STATEMENT_MAX_ARGS 20
-
-/*
- * A statement on the extension's internal tables.  In its text, "@s" stands for
- * the schema.  The text qualifies everything else itself, operators included.
- */
-typedef struct InternalStatement
+/* what is special about each of the internal tables */
+typedef struct InternalTableProperties
 {
-	const char *sql;
-	InternalTable target;		/* the table it changes, or TABLE_NONE */
-	int			nargs;
-	Oid			argtypes[INTERNAL_STATEMENT_MAX_ARGS];
-	/* private to catalog.c */
-	SPIPlanPtr	plan;
-	Oid			plan_owner;
-	char		plan_schema[NAMEDATALEN];
-} InternalStatement;
+	const char *name;
+	bool		restorable;		/* a restore may insert rows */
+	bool		definitions;	/* its column "database" is cleared in restored
+								 * rows: they belong to no database yet */
+	bool		numbered;		/* its column "number" is set anew in restored
+								 * rows */
+	const char *functions;		/* the SQL functions that change it */
+} InternalTableProperties;
+
+extern const InternalTableProperties internal_table_properties[INTERNAL_TABLES];
 
 extern const EventCatalog *catalog_lookup(bool missing_ok);
 extern bool catalog_extension_exists(void);
 extern Relation catalog_open_log(void);
 extern uint64 catalog_log_changes(void);
-extern bool catalog_foreign_trigger(InternalTable table, char *name);
-extern Relation internal_open(InternalTable table);
-extern int	internal_execute(InternalStatement *statement, Datum *values, const char *nulls, long limit);
-extern bool internal_insert_numbered(InternalStatement *insert, Datum *values, const char *nulls, InternalStatement *find);
-extern Datum internal_value(int row, int column, bool *isnull);
-extern char *internal_text(int row, int column);
-extern Datum internal_ids(const int64 *ids, int nids);
-extern void catalog_install_id(pg_uuid_t *install_id);
 extern const char *internal_table_functions(InternalTable table);
 extern bool catalog_owner_is_visible(Oid owner);
 

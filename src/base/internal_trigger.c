@@ -6,7 +6,7 @@
  * The privileges TRIGGER and REFERENCES, which GRANT ALL includes, let a role
  * create a trigger on these tables.  A foreign key also creates triggers on the
  * table that it refers to.  Internal statements refuse a table with such a
- * trigger (catalog.c), so the workers could not go on.  Therefore no such
+ * trigger (internal_sql.c), so the workers could not go on.  Therefore no such
  * trigger can be created while the library is preloaded.  A role that may change
  * system catalogs (allow_system_table_mods) may create them here, too.
  *

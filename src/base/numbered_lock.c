@@ -21,6 +21,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 
+#include "base/internal_sql.h"
 #include "base/numbered_lock.h"
 
 /*

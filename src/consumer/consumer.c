@@ -30,6 +30,7 @@
 #include "utils/snapmgr.h"
 
 #include "base/catalog.h"
+#include "base/internal_sql.h"
 #include "base/numbered_lock.h"
 #include "consumer/consumer.h"
 #include "consumer/consumer_batch.h"

@@ -5,7 +5,7 @@
  *		definitions of consumers.
  *
  * Each function checks the caller's rights itself and then changes the internal tables
- * under the identity of the extension's owner (catalog.c). It takes the consumer's
+ * under the identity of the extension's owner (internal_sql.c). It takes the consumer's
  * lock first (consumer.c), so a change waits for the session that fetches at the
  * moment.
  *
@@ -20,6 +20,7 @@
 #include "base/arguments.h"
 #include "base/catalog.h"
 #include "base/doorbell.h"
+#include "base/internal_sql.h"
 #include "consumer/consumer.h"
 #include "log/window.h"
 
@@ -71,7 +72,7 @@ write_definition(const Consumer *consumer, bool update)
 	pg_uuid_t	install_id;
 	NameData	owner_name;
 
-	catalog_install_id(&install_id);
+	internal_install_id(&install_id);
 	namestrcpy(&owner_name, GetUserNameFromId(consumer->owner, false));
 	values[0] = CStringGetTextDatum(consumer->name);
 	values[1] = ObjectIdGetDatum(consumer->owner);

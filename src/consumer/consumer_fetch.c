@@ -33,6 +33,7 @@
 #include "base/arguments.h"
 #include "base/catalog.h"
 #include "base/doorbell.h"
+#include "base/internal_sql.h"
 #include "consumer/consumer.h"
 #include "consumer/consumer_batch.h"
 #include "consumer/consumer_search.h"

@@ -29,6 +29,7 @@
 #include "utils/timestamp.h"
 
 #include "base/catalog.h"
+#include "base/internal_sql.h"
 #include "base/loglimit.h"
 #include "delivery/backoff.h"
 #include "handler/handler_counters.h"

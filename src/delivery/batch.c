@@ -18,7 +18,7 @@
  * where many events fail, batches stay small (split_batch, batch_went_well).
  *
  * The transaction runs as the handler's owner, whose session this is.  Only the
- * statements on the own tables do not (catalog.c).
+ * statements on the own tables do not (internal_sql.c).
  *
  *-------------------------------------------------------------------------
  */

@@ -60,6 +60,7 @@
 
 #include "base/catalog.h"
 #include "base/fault.h"
+#include "base/internal_sql.h"
 #include "base/loglimit.h"
 #include "delivery/call_timeout.h"
 #include "delivery/crash_guard.h"

@@ -30,6 +30,7 @@
 #include "utils/timestamp.h"
 
 #include "base/catalog.h"
+#include "base/internal_sql.h"
 #include "base/throttle.h"
 #include "delivery/executor_slot.h"
 #include "delivery/progress.h"

@@ -26,6 +26,7 @@
 
 #include "base/catalog.h"
 #include "base/fault.h"
+#include "base/internal_sql.h"
 #include "base/settings.h"
 #include "delivery/backoff.h"
 #include "delivery/call.h"

@@ -50,6 +50,7 @@
 #include "base/arguments.h"
 #include "base/catalog.h"
 #include "base/compat.h"
+#include "base/internal_sql.h"
 #include "base/numbered_lock.h"
 #include "base/settings.h"
 #include "handler/handler.h"

@@ -41,6 +41,7 @@
 
 #include "base/catalog.h"
 #include "base/compat.h"
+#include "base/internal_sql.h"
 #include "handler/event_counters.h"
 #include "handler/handler_counters.h"
 

@@ -5,7 +5,7 @@
  *		handlers. No other code changes them.
  *
  * Each function checks the caller's rights itself and then changes the internal tables
- * under the identity of the extension's owner (catalog.c). Rows are locked in one
+ * under the identity of the extension's owner (internal_sql.c). Rows are locked in one
  * order: the definition, then the handler's lock, then the progress row.  An executor
  * holds the latter two during its batch.  So a change waits for the batch at hand
  * only.  It writes a new version into the progress row.  The executor then discards
@@ -20,27 +20,24 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/lsyscache.h"
-#include "utils/regproc.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
-#include "utils/varlena.h"
 
 #include "base/arguments.h"
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/doorbell.h"
+#include "base/internal_sql.h"
 #include "handler/handler.h"
 #include "handler/handler_definition.h"
+#include "handler/handler_function.h"
 #include "log/window.h"
 
 #define MAX_BATCH_SIZE 100000
@@ -76,139 +73,6 @@ enum AlterArgument
 	ALTER_OWNER = CREATE_ORDERED + 1,
 	ALTER_CLEAR_FILTER
 };
-
-/* ----------
- * The function
- * ----------
- */
-
-static const char shapes[] = {SHAPE_EVENT, SHAPE_EVENT_ARRAY, SHAPE_TEXT, SHAPE_VARCHAR};
-
-#define SHAPES_HINT \
-	"A handler's function is f(notification_events), f(notification_events[]), f(text, jsonb) or f(varchar, jsonb)."
-
-/*
- * Find a function of one of the shapes by its name in one schema.
- */
-static bool
-find_in_schema(Oid schema, const char *function, Handler *handler, const char *given)
-{
-	bool		found = false;
-	char		shape = '\0';
-
-	namestrcpy(&handler->function_schema, get_namespace_name(schema));
-	namestrcpy(&handler->function_name, function);
-	for (int i = 0; i < (int) lengthof(shapes); i++)
-	{
-		handler->function_shape = shapes[i];
-		if (!OidIsValid(handler_find_function(handler)))
-			continue;
-		if (found)
-			ereport(ERROR,
-					(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
-					 errmsg("function name \"%s\" is not unique", given),
-					 errhint("Give the signature, too. " SHAPES_HINT)));
-		found = true;
-		shape = shapes[i];
-	}
-	handler->function_shape = shape;
-	return found;
-}
-
-/*
- * Find the function that a name with argument types denotes.
- */
-static bool
-resolve_signature(const char *given, Handler *handler)
-{
-	Oid			oid = DatumGetObjectId(DirectFunctionCall1(regprocedurein, CStringGetDatum(given)));
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(oid));
-	bool		found = false;
-
-	if (HeapTupleIsValid(tuple))
-	{
-		Form_pg_proc proc = (Form_pg_proc) GETSTRUCT(tuple);
-
-		namestrcpy(&handler->function_schema, get_namespace_name(proc->pronamespace));
-		handler->function_name = proc->proname;
-		for (int i = 0; i < (int) lengthof(shapes) && !found; i++)
-		{
-			handler->function_shape = shapes[i];
-			found = (handler_find_function(handler) == oid);
-		}
-		ReleaseSysCache(tuple);
-	}
-	return found;
-}
-
-/*
- * Find the function that a name denotes.  A name without a schema is looked up in the
- * caller's search path.
- */
-static bool
-resolve_name(const char *given, Handler *handler)
-{
-	char	   *schema;
-	char	   *function;
-	ListCell   *lc;
-
-	DeconstructQualifiedName(pne_qualified_name_list(given), &schema, &function);
-	if (schema != NULL)
-		return find_in_schema(LookupExplicitNamespace(schema, false), function, handler, given);
-
-	foreach(lc, fetch_search_path(true))
-	{
-		if (find_in_schema(lfirst_oid(lc), function, handler, given))
-			return true;
-	}
-	return false;
-}
-
-/*
- * Find the function that the caller denotes.  The server's own errors say what is
- * wrong with a name, but not which name it was or what is expected.
- */
-static void
-resolve_function(const char *given, Handler *handler)
-{
-	MemoryContext context = CurrentMemoryContext;
-	volatile bool found = false;
-
-	PG_TRY();
-	{
-		found = strchr(given, '(') != NULL ? resolve_signature(given, handler) :
-			resolve_name(given, handler);
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		if (error->hint == NULL)
-			error->hint = pstrdup(SHAPES_HINT);
-		error->message = psprintf("argument \"function\", \"%s\": %s", given, error->message);
-		ReThrowError(error);
-	}
-	PG_END_TRY();
-
-	if (!found)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("\"%s\" names no function that can handle events", given),
-				 errhint(SHAPES_HINT)));
-}
-
-/*
- * Resolve the function and note its owner.
- */
-static void
-function_argument(FunctionCallInfo fcinfo, int argument, Handler *handler)
-{
-	require_argument(fcinfo, argument, "function");
-	resolve_function(text_to_cstring(PG_GETARG_TEXT_PP(argument)), handler);
-}
 
 static Oid
 function_owner(Oid function)
@@ -362,7 +226,7 @@ write_definition(const Handler *handler, bool update)
 	NameData	owner_name;
 	NameData	function_owner_name;
 
-	catalog_install_id(&install_id);
+	internal_install_id(&install_id);
 	namestrcpy(&owner_name, GetUserNameFromId(handler->owner, false));
 	namestrcpy(&function_owner_name, GetUserNameFromId(handler->function_owner, false));
 

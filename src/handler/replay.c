@@ -27,6 +27,7 @@
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/doorbell.h"
+#include "base/internal_sql.h"
 #include "base/settings.h"
 #include "handler/handler.h"
 #include "handler/handler_definition.h"

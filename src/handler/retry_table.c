@@ -37,6 +37,7 @@
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/index_lookup.h"
+#include "base/internal_sql.h"
 #include "base/loglimit.h"
 #include "handler/retry_table.h"
 

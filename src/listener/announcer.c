@@ -37,6 +37,7 @@
 #include "utils/timestamp.h"
 
 #include "base/catalog.h"
+#include "base/internal_sql.h"
 #include "base/shared.h"
 #include "base/worker.h"
 #include "emit/announce.h"

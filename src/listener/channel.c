@@ -33,6 +33,7 @@
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/doorbell.h"
+#include "base/internal_sql.h"
 #include "base/settings.h"
 #include "base/shared.h"
 #include "handler/handler.h"
@@ -237,7 +238,7 @@ pne_listen_event_channel(PG_FUNCTION_ARGS)
 
 	SPI_connect();
 	namestrcpy(&owner_name, GetUserNameFromId(GetUserId(), false));
-	catalog_install_id(&install_id);
+	internal_install_id(&install_id);
 	values[0] = CStringGetTextDatum(channel);
 	values[1] = CStringGetTextDatum(event_name);
 	values[2] = ObjectIdGetDatum(GetUserId());

@@ -42,6 +42,7 @@
 #include "base/arguments.h"
 #include "base/catalog.h"
 #include "base/fault.h"
+#include "base/internal_sql.h"
 #include "base/notify_queue.h"
 #include "base/settings.h"
 #include "base/worker.h"
@@ -457,7 +458,7 @@ insert_batch(void)
 
 	if (!begin_transaction())
 		return;
-	foreign = catalog_foreign_trigger(TABLE_LOG, trigger);
+	foreign = internal_foreign_trigger(TABLE_LOG, trigger);
 	if (!foreign)
 		count = insert_events();
 	FAULT_POINT("bridging");

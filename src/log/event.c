@@ -42,6 +42,7 @@
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/index_lookup.h"
+#include "base/internal_sql.h"
 #include "base/settings.h"
 #include "log/event.h"
 

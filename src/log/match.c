@@ -29,6 +29,7 @@
 #include "base/arguments.h"
 #include "base/bound_sql.h"
 #include "base/catalog.h"
+#include "base/internal_sql.h"
 #include "log/match.h"
 
 /*

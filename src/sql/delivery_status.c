@@ -26,6 +26,7 @@
 #include "base/arguments.h"
 #include "base/catalog.h"
 #include "base/compat.h"
+#include "base/internal_sql.h"
 #include "base/settings.h"
 #include "base/shared.h"
 #include "consumer/consumer.h"

@@ -26,6 +26,7 @@
 #include "base/catalog.h"
 #include "base/doorbell.h"
 #include "base/fault.h"
+#include "base/internal_sql.h"
 #include "base/shared.h"
 #include "log/window.h"
 

@@ -40,6 +40,7 @@
 #include "base/catalog.h"
 #include "base/compat.h"
 #include "base/doorbell.h"
+#include "base/internal_sql.h"
 #include "base/shared.h"
 #include "consumer/consumer_ready.h"
 #include "delivery/executor_slot.h"
