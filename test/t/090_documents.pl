@@ -243,6 +243,13 @@ foreach my $file (sort keys %document)
 }
 cmp_ok($links, '>=', 10, 'there are links');
 
+# The README is a front door: short, and each page is behind it.
+cmp_ok(scalar @{ $document{'README.md'}{lines} }, '<=', 200, 'the README is short');
+foreach my $page (grep { m{^doc/} } @pages)
+{
+	ok(scalar(grep { $_->{target} =~ /^\Q$page\E(?:#|$)/ } @{ $document{'README.md'}{links} }), "the README leads to $page");
+}
+
 #
 # Messages that are quoted where a page says what one sees: those of the extension
 # and of the server.  What differs from case to case is "..." there.
