@@ -461,7 +461,7 @@ batch_turn(HandlerRun *run)
 	MemoryContext context = AllocSetContextCreate(turn_context, "event batch", ALLOCSET_DEFAULT_SIZES);
 	bool		more;
 
-	Assert(state->taken_up);
+	Assert(state->claimed);
 
 	do
 	{

@@ -1,48 +1,52 @@
 /*-------------------------------------------------------------------------
  *
  * crash_guard.c
- *		Events that end the process which handles them.
+ *		The crash guard: what to do about events that end the process which handles
+ *		them.
  *
- * A call may never return: it crashes the server, has it killed by the kernel,
- * or terminates its own process.  Nobody is left then to record a failure, so
- * what an attempt is must be on disk before it begins.  That would cost each
- * event a flush; so it is done only where there is reason to:
+ * A call may never return.  It may crash the server, get it killed by the kernel, or
+ * terminate its own process.  Nobody is left then to record a failure, so an attempt
+ * must be on disk before it begins.  That would cost a flush for each event.
+ * Therefore it is done only if there is a reason for it:
  *
- *	- Before the first batch of a handler its executor leaves its mark in the
- *	  progress row (owner_token), flushed, and takes it back when it leaves, is
- *	  terminated while no code of a handler runs, or is ended by the stop of the
- *	  server, be it in a call (crash_guard_take_up, crash_guard_release,
- *	  crash_guard_release_at_exit).  Where it cannot, as the row is locked or the
- *	  table is not found, it says so in shared memory (crash_guard_disown_tokens).
- *	- An executor that finds another one's mark has lost a predecessor, and
- *	  works carefully: in small groups.  Before the first call of a group its
- *	  last event is stored with the position, flushed (tried_upto); the group
- *	  then runs as any batch, or several, and the commit that passes its last
- *	  event clears that.
- *	- An executor that finds another one's mark and a group stored has lost a
- *	  predecessor in that group.  Its events go one by one, each parked in
- *	  _event_retries with the attempt counted and the position moved past it,
- *	  flushed, before the call (retry_run_fresh).  An event that kills is so
- *	  counted, and the others go on behind it.  Retries are always run so.
- *	  Thus an event that kills does it in a batch, in a group, and then as often
- *	  as it may be tried; and a loss that was no event's doing costs a flush for
- *	  each group.
- *	- How long?  No event can be the cause that was not there when the mark is
- *	  found.  And a position that only refused events have moved is stored
- *	  lazily, and batches need not be flushed when they commit, so that a crash
- *	  of the server takes some back.  But never more than MAX_UNSTORED events
- *	  are passed without storing it, nor more than MAX_UNFLUSHED called before
- *	  that is flushed (crash_guard_bound); so what the lost executor was doing is
- *	  among the next MAX_UNSTORED + MAX_UNFLUSHED events, or in the batch behind
- *	  them.  (Should as many events become visible just now that have lower ids,
- *	  it is found at the next loss.)
+ *	- Before the first batch of a handler its executor writes its owner token to the
+ *	  progress row, flushed (crash_guard_claim). It removes the token when it stops
+ *	  (crash_guard_release), when it is terminated while no code of a handler runs,
+ *	  and when it ends because the server stops, even during a call
+ *	  (crash_guard_release_at_exit). If it cannot remove the token because the row
+ *	  is locked or the table is not found, it says so in shared memory
+ *	  (crash_guard_disown_tokens).
+ *	- If an executor finds the token of another executor that is gone, that
+ *	  predecessor was lost.  The handler is then guarded: its events are tried in
+ *	  small groups.  Before the first call of a group the group's last event is
+ *	  stored with the position, flushed (tried_upto). The group then runs as any
+ *	  batch does, or as several batches.  The commit that passes its last event
+ *	  clears tried_upto.
+ *	- If an executor finds such a token and a stored group, the predecessor was lost
+ *	  in that group.  The events of the group are then tried one by one.  Before
+ *	  each call the event is written to _event_retries with the attempt counted, the
+ *	  position moves past it, and both are flushed (retry_run_fresh). So the attempt
+ *	  of an event that kills is counted, and the events behind it are not held up.
+ *	  Retries are always run like this.  Thus an event that kills does so in a
+ *	  batch, in a group, and then as often as it may be tried.  A loss that no event
+ *	  has caused costs one flush per group.
+ *	- The guard ends after a known number of events.  An event that was not there
+ *	  when the token was found cannot be the cause.  A position that moved past
+ *	  refused events only is stored lazily, and batches need not be flushed when
+ *	  they commit, so a crash of the server takes some of them back.  But at most
+ *	  MAX_UNSTORED events are passed without storing the position, and at most
+ *	  MAX_UNFLUSHED are called before that is flushed (crash_guard_bound). So the
+ *	  events that the lost executor was handling are among the next MAX_UNSTORED +
+ *	  MAX_UNFLUSHED events, or in the batch behind them.  (If as many events with
+ *	  lower ids become visible in between, the cause is found at the next loss.)
  *
- * A mark says which timeline it was made in.  One from before a promotion is that
- * of an executor of the old primary, which tells nothing about events: what it
- * was doing is no loss, and an attempt that it was making is taken back.
+ * A token contains the timeline it was made in.  A token from before a promotion is
+ * that of an executor of the old primary.  It tells nothing about events: what that
+ * executor was doing does not count as a loss, and an attempt that it was making is
+ * taken back.
  *
- * Every commit that ends an attempt which was counted is flushed, too: a crash
- * shall not take the end back and leave the count.
+ * Each commit that ends a counted attempt is flushed, too.  A crash must not take the
+ * end back and keep the count.
  *
  *-------------------------------------------------------------------------
  */
@@ -69,41 +73,42 @@
 #include "delivery/transaction.h"
 #include "handler/retry_table.h"
 
-/* events that may be called before what was committed is flushed */
+/* how many events may be called before the commits of their batches are flushed */
 #define MAX_UNFLUSHED 4096
 
-/* events that may be passed before the position is stored, and flushed */
+/* how many events may be passed before the position is stored and flushed */
 #define MAX_UNSTORED 1024
 
-/* events of a group */
+/* events in a group */
 #define GROUP_SIZE 64
 
-/* a mark's random part; above it stands the timeline */
+/* the low bits of a token are random; the bits above are the timeline */
 #define TOKEN_RANDOM_BITS 32
 
 /*
- * How often who ends with the server tries to take its marks, and how long it
- * waits in between, in us: who has them locked is about to end, too.
+ * How often a process that ends with the server tries to remove its tokens, and how
+ * long it waits between two tries, in us.  Whoever has the rows locked is about to
+ * end, too.
  */
 #define RELEASE_TRIES 100
 #define RELEASE_PAUSE_US 10000
 
-/* this executor's mark: the timeline, and below it a random number; never 0 */
+/* this executor's token: the timeline, and a random number in the low bits; never 0 */
 static int64 my_token = 0;
 
-/* events that were called since progress was last flushed by us */
+/* events that this process has called since it last flushed its commits */
 static int	unflushed = 0;
 
-/* what the mark of a progress row tells */
+/* what the token in a progress row means */
 typedef enum TokenMeaning
 {
-	TOKEN_IS_NOBODYS,			/* there is none, or whose it is ended in order */
+	TOKEN_IS_NOBODYS,			/* there is none, or its executor ended in order */
 	TOKEN_IS_OURS,
-	TOKEN_IS_OTHERS,				/* it is there, and leaves the handler to us */
+	TOKEN_IS_OTHERS,			/* its executor lives, and leaves the handler to us */
 	TOKEN_IS_LOST
 } TokenMeaning;
 
-/* the attempt that this process is making, which is counted; none: attempts is 0 */
+/* the counted attempt that this process is making; if there is none, attempts is 0 */
 static struct
 {
 	char		handler[HANDLER_NAME_SIZE];
@@ -112,7 +117,8 @@ static struct
 }			under_way;
 
 /*
- * Once per executor, when it has connected.
+ * Make this executor's token and show it in shared memory.  Called once per executor,
+ * when it has connected.
  */
 void
 crash_guard_init(void)
@@ -127,9 +133,10 @@ crash_guard_init(void)
  */
 
 /*
- * Before a batch: see to it that no more events are called beyond what is
- * stored and flushed than a successor would be careful for.  False where the
- * handler cannot go on for now.
+ * Before a batch of nevents events: keep the number of events beyond what is stored
+ * and flushed within the bounds that a successor would guard.  Stores the position or
+ * flushes the WAL if necessary, in transactions of its own.  Returns false if the
+ * position could not be stored and the handler has to wait.
  */
 bool
 crash_guard_bound(HandlerRun *run, int nevents)
@@ -141,7 +148,7 @@ crash_guard_bound(HandlerRun *run, int nevents)
 			return false;
 	}
 
-	/* nothing is left to do for that where the WAL writer has been there */
+	/* does nothing if the WAL writer has flushed that already */
 	if (unflushed + nevents > MAX_UNFLUSHED && unflushed > 0)
 	{
 		XLogFlush(XactLastCommitEnd);
@@ -151,7 +158,8 @@ crash_guard_bound(HandlerRun *run, int nevents)
 }
 
 /*
- * A batch, or the failure of an event, is committed.
+ * Count nevents events of a batch that has committed, or an event whose failure has
+ * been recorded and committed.
  */
 void
 crash_guard_note_commit(HandlerRun *run, int nevents)
@@ -160,14 +168,14 @@ crash_guard_note_commit(HandlerRun *run, int nevents)
 	handler_run_note_passed(run, nevents);
 }
 
-/* ----------
- * The careful phase
+/*
+ * ----------
+ * Groups
  * ----------
  */
 
 /*
- * Whether the event at which the handler stands in its window is one of the group
- * that is stored.
+ * Whether the handler's next event in its window belongs to the stored group.
  */
 static bool
 stands_in_group(const HandlerRun *run)
@@ -180,7 +188,9 @@ stands_in_group(const HandlerRun *run)
 }
 
 /*
- * Whether the next event is to be tried alone.
+ * Whether the handler's next event is to be tried alone: an executor was lost in the
+ * stored group, and the event belongs to that group.  The handler must stand at an
+ * event of its window.
  */
 bool
 crash_guard_one_by_one(const HandlerRun *run)
@@ -189,14 +199,17 @@ crash_guard_one_by_one(const HandlerRun *run)
 }
 
 /*
- * The last event that the next batch may have; PG_INT64_MAX: any.  The events of
- * a group are those that concern the handler by their names.
+ * The id of the last event that the next batch may contain; PG_INT64_MAX if there is
+ * no bound.  A group consists of the events whose names concern the handler.  The
+ * handler must stand at such an event of its window.
  */
 int64
 crash_guard_group_end(const HandlerRun *run)
 {
 	int64		indexes[GROUP_SIZE + 1];
 	int			nevents;
+
+	Assert(run->window != NULL && run->next < run->window->nevents);
 
 	if (stands_in_group(run))
 		return run->definition->group_end;
@@ -207,8 +220,9 @@ crash_guard_group_end(const HandlerRun *run)
 }
 
 /*
- * Before a batch, whose group ends with that event: see to it that the group is
- * stored.  False where the handler cannot go on for now.
+ * Before a batch whose group ends with event group_end: store the group, unless there
+ * is no bound or the group is stored already.  Returns false if it could not be stored
+ * and the handler has to wait.
  */
 bool
 crash_guard_enter_group(HandlerRun *run, int64 group_end)
@@ -223,13 +237,14 @@ crash_guard_enter_group(HandlerRun *run, int64 group_end)
 	return true;
 }
 
-/* ----------
- * Marks
+/*
+ * ----------
+ * Tokens
  * ----------
  */
 
 /*
- * What a mark tells; 0: there is none.
+ * What a token means; 0: there is no token.
  */
 static TokenMeaning
 token_meaning(int64 token)
@@ -242,7 +257,7 @@ token_meaning(int64 token)
 }
 
 /*
- * Whether the executor that has left a mark was lost.
+ * Whether the executor that wrote this token was lost.
  */
 bool
 crash_guard_token_is_lost(int64 token)
@@ -251,10 +266,11 @@ crash_guard_token_is_lost(int64 token)
 }
 
 /*
- * How many events are to be tried carefully, but none that are not there yet.
+ * Guard the handler for its next nevents events, but only for events that the active
+ * snapshot sees.  With 0 the handler is not guarded.
  */
 static void
-begin_phase(HandlerState *state, int nevents)
+begin_guard(HandlerState *state, int nevents)
 {
 	MemoryContext old;
 
@@ -270,10 +286,13 @@ begin_phase(HandlerState *state, int nevents)
 }
 
 /*
- * Leave our token, and for how many events a successor would have to be careful,
- * in the transaction that has locked the row; unless the mark of another executor
- * is there (lost), and others are to be taken up in the transaction.  Returns
- * whether it was left.
+ * Write our token to the handler's progress row, together with the number of events
+ * that a successor would have to guard.  Called in the transaction that has locked the
+ * row.
+ *
+ * Sets *lost if the row has the token of an executor that was lost.  In that case the
+ * token is written only if the handler is alone in the transaction.  Returns whether
+ * the token was written.
  */
 static bool
 write_token(HandlerRun *run, bool alone, bool *lost)
@@ -321,13 +340,13 @@ write_token(HandlerRun *run, bool alone, bool *lost)
 		return false;
 	if (token != 0 && shared_token_is_released(token))
 	{
-		/* what it could not write (crash_guard_disown_tokens) */
+		/* its executor could not write this itself (crash_guard_disown_tokens) */
 		guarded_events = 0;
 		group_end = NO_GROUP;
 	}
 	if (meaning != TOKEN_IS_OURS)
 	{
-		begin_phase(state, *lost ? at_risk : guarded_events);
+		begin_guard(state, *lost ? at_risk : guarded_events);
 		state->one_by_one = (group_end != NO_GROUP);
 	}
 	if (*lost)
@@ -335,7 +354,7 @@ write_token(HandlerRun *run, bool alone, bool *lost)
 	else if (meaning == TOKEN_IS_NOBODYS)
 	{
 		if (retry_give_back_attempts(handler))
-			run->next_retry_at = 0; /* now */
+			run->next_retry_at = 0; /* look now */
 	}
 	handler->group_end = group_end;
 
@@ -350,19 +369,19 @@ write_token(HandlerRun *run, bool alone, bool *lost)
 }
 
 /*
- * The mark is there, and flushed.
+ * Note that our token is written and flushed.
  */
 static void
-taken_up(HandlerRun *run)
+note_claimed(HandlerRun *run)
 {
-	run->state->has_token = run->state->taken_up = true;
+	run->state->has_token = run->state->claimed = true;
 }
 
 /*
- * And the mark of another executor was there.
+ * Our token replaced that of a lost executor: log it, and look for retries again.
  */
 static void
-taken_over(HandlerRun *run)
+note_takeover(HandlerRun *run)
 {
 	run->next_retry_at = 0;		/* look again */
 	if (loglimit_allows(LOG_TOPIC_HANDLERS))
@@ -370,26 +389,28 @@ taken_over(HandlerRun *run)
 				(errmsg("event handler \"%s\" is guarded: an executor that ran it was lost",
 						run->definition->name),
 				 run->state->one_by_one ?
-				 errdetail("One of the events that it was trying may be the cause. They are tried one by one, each attempt recorded before it.") :
-				 errdetail("One of its events may be the cause. Those that are there, or the next %d, are tried in groups of %d, each recorded before it.",
+				 errdetail("One of the events that it was trying may be the cause. They are tried one by one. Each attempt is recorded before the call.") :
+				 errdetail("One of its events may be the cause. The events that exist now, at most the next %d, are tried in groups of %d. Each group is recorded before the first call.",
 						   run->state->guarded_events, GROUP_SIZE)));
 }
 
 /*
- * Before the first batch of handlers in this process, and of each of their
- * definitions: leave our token, and find out whether a predecessor was lost.  Those
- * that cannot go on for now are not taken up.
+ * Write our token for these handlers, and find out whether a predecessor was lost.
+ * Called before the first batch of a handler in this process, and again for each new
+ * definition of it.  Sets claimed in the handlers' states.  A handler that cannot run
+ * at present is left unclaimed.
  *
- * One transaction for all of them, as it waits for its flush; but one of its own
- * for each whose executor was lost, as its attempts may be locked by somebody.
+ * One transaction serves all of them, because its commit waits for a flush.  But each
+ * handler whose executor was lost gets a transaction of its own, because somebody may
+ * have its attempts locked.
  */
 void
-crash_guard_take_up(List *runs)
+crash_guard_claim(List *runs)
 {
 	MemoryContext context = CurrentMemoryContext;
 	bool		alone = (list_length(runs) == 1);
 	bool		lost = false;
-	List	   *marked = NIL;
+	List	   *claimed = NIL;
 	List	   *left_out = NIL;
 	ListCell   *lc;
 
@@ -405,33 +426,36 @@ crash_guard_take_up(List *runs)
 		done = write_token(run, alone, &lost);
 		old = MemoryContextSwitchTo(context);
 		if (done)
-			marked = lappend(marked, run);
+			claimed = lappend(claimed, run);
 		else
 			left_out = lappend(left_out, run);
 		MemoryContextSwitchTo(old);
 	}
-	if (marked != NIL)
+	if (claimed != NIL)
 		ForceSyncCommit();
 	transaction_commit(0);
 	FAULT_POINT("after-token");
 
-	/* all, before anything that could be interrupted: who has a mark releases it */
-	foreach(lc, marked)
+	/*
+	 * first all of these, before anything that can be interrupted: tokens are released
+	 * by this flag
+	 */
+	foreach(lc, claimed)
 	{
-		taken_up(lfirst(lc));
+		note_claimed(lfirst(lc));
 	}
-	if (alone && lost && marked != NIL)
-		taken_over(linitial(marked));
+	if (alone && lost && claimed != NIL)
+		note_takeover(linitial(claimed));
 	foreach(lc, left_out)
 	{
-		crash_guard_take_up(list_make1(lfirst(lc)));
+		crash_guard_claim(list_make1(lfirst(lc)));
 	}
 }
 
 /*
- * Take our mark from a handler's progress row, if it is there, and leave what is
- * still to be done carefully.  Where somebody has locked the row, wait for him, or
- * let it be and return false.
+ * Remove our token from a handler's progress row, if it is there, and store how many
+ * events are still to be guarded.  If somebody else has locked the row, either wait
+ * for the lock, or leave the row alone and return false.
  */
 static bool
 release_token(const HandlerState *state, bool wait)
@@ -470,8 +494,9 @@ release_token(const HandlerState *state, bool wait)
 }
 
 /*
- * Take our marks from these handlers, or from those that are not the owner's any
- * more, in a transaction that was started for it.  Nobody is waited for.
+ * Remove our tokens from all of these handlers, or only from those that are not the
+ * owner's any more.  Called in a transaction that was started for this, and commits
+ * it.  Does not wait for row locks.
  */
 static void
 release_free_tokens(List *states, bool all)
@@ -486,7 +511,7 @@ release_free_tokens(List *states, bool all)
 	}
 	transaction_commit(0);
 
-	/* not before: who is terminated in between has not released them */
+	/* not before the commit: a process that is terminated before it has not released them */
 	foreach(lc, states)
 	{
 		HandlerState *state = lfirst(lc);
@@ -512,8 +537,8 @@ any_token(List *states, bool all)
 }
 
 /*
- * Take our marks from handlers that are not the owner's any more, and forget
- * those.
+ * Remove our tokens from handlers that are not the owner's any more, and remove the
+ * states of those handlers from the list.
  */
 void
 crash_guard_release_gone(List **states)
@@ -543,9 +568,9 @@ crash_guard_release_gone(List **states)
 }
 
 /*
- * The executor leaves: take all marks.  A row that is locked may be so by the
- * successor, who is about to look whether we are alive; so he is waited for, as
- * long as the caller has set a timeout for.
+ * Remove all tokens, because the executor stops.  A locked row may be locked by the
+ * successor, which is about to check whether we are alive.  So this waits for the
+ * lock, for as long as the timeout that the caller has set.
  */
 void
 crash_guard_release(List *states)
@@ -572,9 +597,9 @@ crash_guard_release(List *states)
 }
 
 /*
- * An attempt was counted and begins; its end is to be recorded.  Who ends in between
- * leaves that to the successor, who looks for such attempts where it finds a mark
- * (retry_recover_attempts).
+ * An attempt has been counted and begins.  Its end is to be recorded.  If the process
+ * ends before that, its successor does it: it looks for such attempts when it finds a
+ * token (retry_recover_attempts).
  */
 void
 crash_guard_attempt_begins(const char *handler, EventIdentity event, int attempts)
@@ -585,8 +610,8 @@ crash_guard_attempt_begins(const char *handler, EventIdentity event, int attempt
 }
 
 /*
- * It has come to an end, which is recorded; or an error that was not its own kept
- * that from being recorded, and it is made again (retry_lock_due).
+ * The attempt has ended and that is recorded.  Or an unrelated error has prevented the
+ * record, and the attempt is made again (retry_lock_due).
  */
 void
 crash_guard_attempt_ends(void)
@@ -595,8 +620,8 @@ crash_guard_attempt_ends(void)
 }
 
 /*
- * The process ends in the middle of an attempt, and that is nobody's doing: take
- * it back, in the transaction that takes the marks.  Nobody is waited for.
+ * The process ends during an attempt, and no event is the cause.  Take the attempt
+ * back, in the transaction that removes the tokens.  Does not wait for locks.
  */
 static void
 give_back_attempt(void)
@@ -607,9 +632,9 @@ give_back_attempt(void)
 }
 
 /*
- * Whether the process can end here without anybody's having to be careful: not
- * during a call, or an attempt, unless that is of a handler which is being dropped,
- * or the server stops.
+ * Whether the process can end here without a reason to guard any event.  This is so if
+ * no call and no attempt is being made, if the call is that of a handler which is
+ * being dropped, or if the server stops.
  */
 static bool
 nothing_is_in_doubt(void)
@@ -619,10 +644,10 @@ nothing_is_in_doubt(void)
 }
 
 /*
- * The executor ends in good order.  Marks that it could not take, as the row is
- * locked or the table is not where it was, are told apart from those of a lost
- * executor by what this says in shared memory, for as long as that lives.  Not so
- * where it was careful itself and is not through with that.
+ * The executor ends in order.  Tokens may be left because their row is locked or the
+ * table was not found.  Say in shared memory that they are not those of a lost
+ * executor; this holds as long as the shared memory exists.  Do nothing if a handler
+ * is still guarded: the successor has to continue that.
  */
 void
 crash_guard_disown_tokens(List *states)
@@ -642,12 +667,11 @@ crash_guard_disown_tokens(List *states)
 }
 
 /*
- * The process is being terminated.  If that did not happen during a call, or an
- * attempt, or if the call was that of a handler that is being dropped, or if the
- * server stops, no event is the cause; so the marks are taken, though only where
- * the progress can be had at once: there are no interrupts any more.  With the
- * server others end, too, and what is said in shared memory ends; so who ends with
- * it tries again for a while.
+ * The process is being terminated.  Remove the tokens if no event can be the cause:
+ * the process is not in a call or an attempt, or the handler of the call is being
+ * dropped, or the server stops.  There are no interrupts any more, so this removes
+ * only tokens whose locks it gets at once.  If the server stops, the other processes
+ * end, too, and so does the shared memory; in that case this tries again for a while.
  */
 void
 crash_guard_release_at_exit(List *states)

@@ -11,7 +11,7 @@
 #include "delivery/handler_run.h"
 
 extern void crash_guard_init(void);
-extern void crash_guard_take_up(List *runs);
+extern void crash_guard_claim(List *runs);
 extern void crash_guard_release_gone(List **states);
 extern void crash_guard_release(List *states);
 extern void crash_guard_attempt_begins(const char *handler, EventIdentity event, int attempts);

@@ -65,7 +65,7 @@
  * Handlers that are taken up in one transaction.  It has locks of each, and the
  * server room for 64 locks of each of its sessions.
  */
-#define TAKE_UP_AT_ONCE 50
+#define CLAIM_AT_ONCE 50
 
 /* a position that passed only events of others is stored after this, in ms */
 #define LAZY_STORE_MS 5000
@@ -265,7 +265,7 @@ store_all_positions(void)
 }
 
 static void
-release_marks(void)
+release_tokens(void)
 {
 	bool		unused;
 
@@ -278,7 +278,7 @@ release_marks(void)
  * much to do, the successor has a little more to do.
  */
 static void
-try_to_leave(void (*part) (void))
+try_stop_step(void (*part) (void))
 {
 	MemoryContext context = CurrentMemoryContext;
 
@@ -307,8 +307,8 @@ executor_stop(void)
 {
 	stops_soon = true;
 	loglimit_report(true);
-	try_to_leave(store_all_positions);
-	try_to_leave(release_marks);
+	try_stop_step(store_all_positions);
+	try_stop_step(release_tokens);
 	crash_guard_disown_tokens(*runs_states());
 	executor_exit();
 }
@@ -435,7 +435,7 @@ has_more(const HandlerRun *run)
  * time, as many at once as their locks allow.
  */
 static void
-take_up_handlers(void)
+claim_handlers(void)
 {
 	List	   *fresh = NIL;
 	ListCell   *lc;
@@ -444,11 +444,11 @@ take_up_handlers(void)
 	{
 		HandlerRun *run = lfirst(lc);
 
-		if (has_batch(run) && !run->state->taken_up)
+		if (has_batch(run) && !run->state->claimed)
 			fresh = lappend(fresh, run);
-		if (list_length(fresh) == TAKE_UP_AT_ONCE || (fresh != NIL && lnext(runs_all(), lc) == NULL))
+		if (list_length(fresh) == CLAIM_AT_ONCE || (fresh != NIL && lnext(runs_all(), lc) == NULL))
 		{
-			crash_guard_take_up(fresh);
+			crash_guard_claim(fresh);
 			fresh = NIL;
 		}
 	}
@@ -469,7 +469,7 @@ take_turn(HandlerRun *run)
 	{
 		if (has_batch(run))
 		{
-			if (run->state->taken_up)
+			if (run->state->claimed)
 				batch_turn(run);
 		}
 		else if (retries_due)
@@ -479,7 +479,7 @@ take_turn(HandlerRun *run)
 
 	if (retries_due)
 		retry_run_due(run);
-	if (has_batch(run) && run->state->taken_up)
+	if (has_batch(run) && run->state->claimed)
 		batch_turn(run);
 }
 
@@ -594,7 +594,7 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 			break;
 		worked = worked || work;
 		if (!executor_stop_requested())
-			take_up_handlers();
+			claim_handlers();
 		interval = take_turns(turn_context);
 		MemoryContextSwitchTo(cycle_context);
 		asked = (requests != persist_requests_seen) || asked;

@@ -1,13 +1,14 @@
 /*-------------------------------------------------------------------------
  *
  * handler_run.c
- *		A handler as its executor runs it: where it stands, and how it fares.
+ *		A handler while its executor runs it: its position and its state.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "base/loglimit.h"
 #include "base/settings.h"
@@ -15,10 +16,11 @@
 #include "handler/retry_table.h"
 
 /*
- * No event that is left can be the one that ended the lost executor.
+ * End the guard: none of the remaining events can be the one that ended the lost
+ * executor.
  */
 static void
-end_phase(HandlerRun *run)
+end_guard(HandlerRun *run)
 {
 	run->state->guarded_events = 0;
 	if (loglimit_allows(LOG_TOPIC_HANDLERS))
@@ -27,7 +29,8 @@ end_phase(HandlerRun *run)
 }
 
 /*
- * The handler is through with so many events, whatever came of them.
+ * Count nevents events that the handler has passed, whether it handled, refused or
+ * failed them.
  */
 void
 handler_run_note_passed(HandlerRun *run, int nevents)
@@ -40,12 +43,12 @@ handler_run_note_passed(HandlerRun *run, int nevents)
 		return;
 	state->guarded_events -= Min(nevents, state->guarded_events);
 	if (state->guarded_events == 0)
-		end_phase(run);
+		end_guard(run);
 }
 
 /*
- * The handler is through with a window: perhaps with all that there was when it
- * was taken up.
+ * The handler has finished a window.  End the guard if the handler has now passed all
+ * events that existed when the guard began.
  */
 static void
 note_window_end(HandlerRun *run)
@@ -53,15 +56,15 @@ note_window_end(HandlerRun *run)
 	const EventSnapshot *upto = run->state->guarded_upto;
 	const EventPosition *position = &run->position;
 
-	/* asked only where the cursor is later, which makes it a short question */
+	/* checked only if the cursor is later, because then the check is cheap */
 	if (run->state->guarded_events > 0 && position->window == NULL && position->cursor->xmax >= upto->xmax &&
 		event_snapshot_covers(position->cursor, upto))
-		end_phase(run);
+		end_guard(run);
 }
 
 /*
- * Nothing can be done for the handler now, and nobody may ring when that
- * changes: look again later.
+ * The handler cannot run now, and there may be no wake-up when that changes.  Give it
+ * no turn before one naptime has passed.
  */
 void
 handler_run_postpone(HandlerRun *run)
@@ -70,7 +73,8 @@ handler_run_postpone(HandlerRun *run)
 }
 
 /*
- * The handler is through with its window, or with what was read of it.
+ * Move the handler's position behind its window, or behind the part of it that was
+ * read, and release the window.  The handler must have a window.
  */
 void
 handler_run_finish_window(HandlerRun *run)
@@ -103,8 +107,8 @@ handler_run_is_inside_window(const HandlerRun *run)
 }
 
 /*
- * The handler moves to index next of its window, past events that do not concern
- * it: nevents of them were looked at.
+ * Move the handler to index next of its window, past events that do not concern it.
+ * nevents is how many events were examined.  The position is not stored.
  */
 void
 handler_run_pass_over(HandlerRun *run, int64 next, int nevents)
@@ -118,7 +122,8 @@ handler_run_pass_over(HandlerRun *run, int64 next, int nevents)
 }
 
 /*
- * Whether the handler has to wait for a retry before it may go on.
+ * Whether the handler has to wait for a retry before it may continue: it is ordered,
+ * and a retry waits.
  */
 bool
 handler_run_is_held(const HandlerRun *run)
@@ -127,7 +132,8 @@ handler_run_is_held(const HandlerRun *run)
 }
 
 /*
- * Whether the handler may be run now.
+ * Whether the handler may be run now: its definition is current, and it neither is
+ * postponed nor waits for its next trial.
  */
 bool
 handler_run_may_run(const HandlerRun *run)
@@ -138,15 +144,18 @@ handler_run_may_run(const HandlerRun *run)
 }
 
 /*
- * Move on to the next event of the window that concerns the handler by its name.
- * False if there is none: then the window is finished.
+ * Move on to the next event of the window whose name concerns the handler.  Returns
+ * false if there is none; the window is then finished and released.  The handler must
+ * have a window.
  */
 bool
 handler_run_seek(HandlerRun *run)
 {
 	Window	   *window = run->window;
 
-	/* after each turn it stands at such an event */
+	Assert(window != NULL);
+
+	/* only the first time: after each turn the handler stands at such an event */
 	if (run->names == NULL)
 	{
 		MemoryContext old = MemoryContextSwitchTo(run->context);
@@ -164,11 +173,12 @@ handler_run_seek(HandlerRun *run)
 }
 
 /*
- * Note when the first of the handler's retries is due.  The caller has an active
- * snapshot.
+ * Read when the handler's first waiting retry is due.  The caller is connected to SPI
+ * and has an active snapshot.
  */
 void
 handler_run_read_next_retry(HandlerRun *run)
 {
+	Assert(ActiveSnapshotSet());
 	run->next_retry_at = retry_earliest(run->definition);
 }

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * handler_run.h
- *		A handler as its executor runs it: where it stands, and how it fares.
+ *		A handler while its executor runs it: its position and its state.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,37 +15,37 @@
 #include "log/window.h"
 
 /*
- * How a handler fares in this process: what has to outlive a change of its
- * definition, which makes everything else be read anew.
+ * The state of a handler in this process, as far as it has to outlive a change of
+ * the definition.  Everything else is read again when the definition changes.
  */
 typedef struct HandlerState
 {
 	char		name[HANDLER_NAME_SIZE];
 	int64		created;
 	int64		version;		/* of the definition that was read last */
-	bool		gone;			/* not the owner's any more */
-	bool		has_token;			/* our mark stands in its progress row (crash_guard.c) */
-	bool		released;		/* it is being taken away */
-	bool		taken_up;		/* it stands there for this definition */
-	int			guarded_events;		/* so many events are to be tried carefully */
-	EventSnapshot *guarded_upto;	/* but none that this does not see */
-	bool		one_by_one;		/* who tried the stored group was lost */
-	int			unstored;		/* events since the position was stored */
-	int			batch_limit;	/* of events, as a larger batch failed; 0: none */
-	int			good_batches;	/* since that, or since the limit was raised */
+	bool		gone;			/* the owner does not have this handler any more */
+	bool		has_token;		/* our token is in its progress row (crash_guard.c) */
+	bool		released;		/* the token is being removed */
+	bool		claimed;		/* the token was written for this definition */
+	int			guarded_events; /* how many of the next events are guarded */
+	EventSnapshot *guarded_upto;	/* events that this does not see are not */
+	bool		one_by_one;		/* an executor was lost in the stored group */
+	int			unstored;		/* events passed since the position was stored */
+	int			batch_limit;	/* events per batch after a larger one failed; 0: no limit */
+	int			good_batches;	/* since a batch failed or the limit was raised */
 	int64		suspect;		/* id of an event to be run alone; 0: none */
-	int			failed_in_row;	/* events since one succeeded */
-	int			failed_trials;			/* that failed since the outage began; 0: none is */
-	bool		deferred;			/* events wait for the end of an outage */
-	Instant		next_trial_at;		/* when the next probe may be */
-	char	   *problem;		/* what was logged of why it is suspended */
-	char	   *unreadable;		/* ... and of why its events cannot be read */
+	int			failed_in_row;	/* events that failed since one succeeded */
+	int			failed_trials;	/* since the back-off began; 0: no back-off */
+	bool		deferred;		/* events wait for the end of a back-off */
+	Instant		next_trial_at;	/* in a back-off: no trial before this */
+	char	   *problem;		/* logged reason why it is suspended; or NULL */
+	char	   *unreadable;		/* logged error of reading its events; or NULL */
 } HandlerState;
 
 /*
- * A handler as its executor runs it.  What is stored of its position, and
- * under which version, is in definition; position, window and next may be ahead
- * of that by events that did not concern it.
+ * A handler while its executor runs it.  The stored position, and the version of
+ * the definition, are in definition.  position, window and next may be ahead of
+ * the stored position by events that did not concern the handler.
  */
 typedef struct HandlerRun
 {
@@ -55,23 +55,24 @@ typedef struct HandlerRun
 	Oid			approved;		/* the function that this transaction may call */
 	HandlerCall call;
 	ItemPointerData progress_tid;	/* where the progress row was last; or invalid */
-	EventPosition position;		/* behind the last window that it is through with */
-	Window	   *window;			/* or NULL: the next one, or the rest of one, is to be read */
-	WantedNames *names;			/* those of the window that concern the handler;
-								 * or NULL: not known yet */
-	int64		next;			/* index in window->ids of the next event */
-	Instant		ahead_since;	/* 0: what is in memory is stored */
-	TimestampTz next_retry_at;	/* as it stands in the table: earliest retry that waits; DT_NOEND: none */
+	EventPosition position;		/* behind the last window that is finished */
+	Window	   *window;			/* or NULL: the next one, or its next part, is to be read */
+	WantedNames *names;			/* names in the window that concern the handler; NULL: not
+								 * known yet */
+	int64		next;			/* index in window->events of the next event */
+	Instant		ahead_since;	/* since when the position is ahead; 0: it is stored */
+	TimestampTz next_retry_at;	/* earliest waiting retry in the table; DT_NOEND: none */
 	bool		stale;			/* the definition has to be read again */
-	Instant		not_before;		/* suspended, or its row is locked: until then */
+	Instant		not_before;		/* suspended, or its row is locked: no turn before this */
 } HandlerRun;
 
+/* how a turn, a batch or an attempt ended */
 typedef enum BatchOutcome
 {
 	BATCH_DONE,
-	BATCH_FAILED,				/* an error: nothing of it was committed */
+	BATCH_FAILED,				/* an error: nothing was committed */
 	BATCH_STALE,				/* somebody else changed the stored position */
-	BATCH_SUSPENDED				/* the handler cannot go on at present */
+	BATCH_SUSPENDED				/* the handler cannot run at present */
 } BatchOutcome;
 
 extern void handler_run_postpone(HandlerRun *run);

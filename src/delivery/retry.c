@@ -413,9 +413,9 @@ retry_run_due(HandlerRun *run)
 		CHECK_FOR_INTERRUPTS();
 		if (waiting[i].due > GetCurrentTimestamp() || (i > 0 && instant_now() >= deadline))
 			break;
-		if (!run->state->taken_up)
-			crash_guard_take_up(list_make1(run));
-		if (!run->state->taken_up)
+		if (!run->state->claimed)
+			crash_guard_claim(list_make1(run));
+		if (!run->state->claimed)
 			return;
 		executor_report_running(run->definition->name, waiting[i].event.id, 1);
 		outcome = retry_charge(run, waiting[i].event, &attempts);

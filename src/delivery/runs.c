@@ -178,7 +178,7 @@ find_state(HandlerRun *run, HandlerState *state)
 	if (state->version != handler->version)
 	{
 		state->version = handler->version;
-		state->taken_up = false;
+		state->claimed = false;
 		backoff_load(run);
 	}
 }

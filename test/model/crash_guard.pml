@@ -2,7 +2,7 @@
  * crash_guard.pml
  *		An event that kills whoever calls its handler is called a few times only.
  *
- * mirrors: write_token() crash_guard_take_up() crash_guard_bound() crash_guard_enter_group() in src/delivery/crash_guard.c
+ * mirrors: write_token() crash_guard_claim() crash_guard_bound() crash_guard_enter_group() in src/delivery/crash_guard.c
  * mirrors: crash_guard_release() crash_guard_release_at_exit() in src/delivery/crash_guard.c
  * mirrors: retry_charge() retry_run_fresh() retry_run_due() try_attempt() in src/delivery/retry.c
  * mirrors: retry_recover_attempts() retry_give_back_attempts() in src/handler/retry_table.c
@@ -266,7 +266,7 @@ stop:
 
 start:
 	skip;
-	/* crash_guard_take_up() */
+	/* crash_guard_claim() */
 	d_step
 	{
 		unflushed = 0;
