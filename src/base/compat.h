@@ -24,6 +24,11 @@
 #include "utils/acl.h"
 #include "utils/rel.h"
 
+/* 16 has macros of varlena types in a header of their own (d952373a98) */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 #if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 200000
 #error "pg_notify_events supports PostgreSQL 15 to 19"
 #endif

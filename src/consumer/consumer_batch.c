@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "base/compat.h"
 #include "consumer/consumer_batch.h"
 
 #define BITS_PER_BYTE_USED 7

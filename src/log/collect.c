@@ -18,6 +18,7 @@
 #include "utils/memutils.h"
 
 #include "base/catalog.h"
+#include "base/compat.h"
 #include "log/collect.h"
 
 /* how many events there is room for at first */
