@@ -1,24 +1,24 @@
 /*-------------------------------------------------------------------------
  *
  * backoff.c
- *		Failures that are not the events' fault: a full disk, a server that
- *		shuts down, a hundred different events failing one after the other.
+ *		Back-off: failures that the events do not cause. Examples are a full disk, a
+ *		server that shuts down, and a hundred different events that fail in a row.
  *
- * During an outage the handler backs off: nothing is called but one probe per
- * delay, each with the next event, so that an event which only looks like an
- * outage is passed, too.  A probe that fails is parked in _event_retries with
- * deferred set: the position moves past the event, the attempt is not counted.
- * When any event succeeds the outage is over, and in the transaction of that
- * success the parked ones are charged their attempt, and wait for the next like
- * all that failed.  Where there is no further event, the parked ones are the
- * probes.
+ * During a back-off the handler is called only for trials.  There is one trial per
+ * delay.  Each trial takes the next event, so that an event that merely looks like a
+ * failing server is passed, too.  If a trial fails, its event is deferred: it is
+ * written to _event_retries with deferred set, the position moves past the event, and
+ * the attempt is not counted.  When any event succeeds, the back-off is over.  In the
+ * transaction of that success each deferred event is charged one attempt, and then
+ * waits for its next attempt like all events that failed.  If there is no further
+ * event, the deferred ones are used for trials.
  *
- * An ordered handler has no next event; for it every probe after the first is
- * charged to the event that holds it.
+ * An ordered handler has no next event.  There each trial after the first is charged
+ * to the event that holds the handler.
  *
- * What is parked is in the table.  That the handler backs off, and until when,
- * is in shared memory, so that the next executor keeps to it and everybody can
- * see it; a server that was restarted just tries.
+ * The deferred events are in the table.  Whether the handler backs off, and until
+ * when, is in shared memory, so that the next executor respects it and everybody can
+ * see it.  After a restart of the server the handler is simply tried.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,6 +26,7 @@
 
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "base/catalog.h"
@@ -35,13 +36,13 @@
 #include "handler/handler_counters.h"
 #include "handler/retry_table.h"
 
-/* so many different events fail in a row: it is not them */
+/* if so many different events fail in a row, they are not the cause */
 #define MAX_FAILED_IN_ROW 100
 
 /*
- * Whether an error is of a kind that tells of the server's state, or of the
- * company that the event was in, rather than of the event.  A cancel is the
- * event's: its timeout, or somebody who wants just this call to end.
+ * Whether the error is of a kind that tells about the state of the server, or about
+ * concurrent transactions, rather than about the event.  A cancel is charged to the
+ * event: it comes from the timeout, or from somebody who wants this call to end.
  */
 static bool
 error_is_of_server(const ErrorData *error)
@@ -62,8 +63,9 @@ error_is_of_server(const ErrorData *error)
 }
 
 /*
- * Take over what is known of an outage: this process has not run the handler
- * before, or not with this definition.  The caller is connected to SPI and has an active snapshot.
+ * Load what is known of a back-off into the handler's state.  Called when this process
+ * has not run the handler before, or not with this definition.  The caller is
+ * connected to SPI and has an active snapshot.
  */
 void
 backoff_load(HandlerRun *run)
@@ -83,7 +85,7 @@ backoff_load(HandlerRun *run)
 }
 
 /*
- * Whether a failure is not to be charged to its event.
+ * Whether a failure with this error is not to be charged to its event.
  */
 bool
 backoff_is_to_blame(const HandlerRun *run, const ErrorData *error)
@@ -94,7 +96,7 @@ backoff_is_to_blame(const HandlerRun *run, const ErrorData *error)
 }
 
 /*
- * When there is to be a probe after one that fails now.
+ * When the next trial is due if a trial, or the first event, fails now.
  */
 TimestampTz
 backoff_next_trial(const HandlerRun *run)
@@ -113,7 +115,8 @@ back_off(HandlerRun *run, TimestampTz until)
 }
 
 /*
- * An event has failed, and was parked instead of charged.
+ * An event has failed, and was deferred instead of charged; this is committed.
+ * next_trial is when the next trial is due.
  */
 void
 backoff_event_deferred(HandlerRun *run, int64 event_id, TimestampTz next_trial, const ErrorData *error)
@@ -131,9 +134,11 @@ backoff_event_deferred(HandlerRun *run, int64 event_id, TimestampTz next_trial, 
 }
 
 /*
- * An event has failed and was charged; first: its first attempt.  Too many of
- * these in a row are an outage.  To an ordered handler in an outage it was one
- * more probe.
+ * An event has failed and was charged; this is committed.  due is when its next
+ * attempt is due; DT_NOEND: it is dead.  first: it was the event's first attempt.
+ *
+ * Too many first attempts that fail in a row begin a back-off.  If an ordered handler
+ * backs off already, this was one more trial.
  */
 void
 backoff_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorData *error)
@@ -142,7 +147,7 @@ backoff_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorD
 
 	if (state->failed_trials > 0)
 	{
-		/* dead: nothing holds the handler any more */
+		/* the event is dead, so nothing holds the handler any more */
 		if (due == DT_NOEND)
 			backoff_over(run);
 		else
@@ -163,7 +168,8 @@ backoff_event_charged(HandlerRun *run, TimestampTz due, bool first, const ErrorD
 }
 
 /*
- * In the transaction of a success: charge what was parked before it.
+ * In the transaction in which an event succeeds: charge the events that were deferred
+ * before.  The caller is connected to SPI and has an active snapshot.
  */
 void
 backoff_charge_deferred(HandlerRun *run)
@@ -180,6 +186,8 @@ backoff_charge_deferred(HandlerRun *run)
 	int		   *attempts;
 	int			count;
 	bool		isnull;
+
+	Assert(ActiveSnapshotSet());
 
 	if (!run->state->deferred)
 		return;
@@ -201,7 +209,7 @@ backoff_charge_deferred(HandlerRun *run)
 }
 
 /*
- * An event has succeeded, and that is committed.
+ * An event has succeeded and that is committed: end the back-off, if there is one.
  */
 void
 backoff_over(HandlerRun *run)

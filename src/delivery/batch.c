@@ -1,24 +1,25 @@
 /*-------------------------------------------------------------------------
  *
  * batch.c
- *		One batch: match, call, progress, commit; and what to do if it fails.
+ *		A turn: read, match, call, move the position, commit; and isolate an event
+ *		that fails.
  *
- * A batch is one transaction in which the handler's function is called for
- * some events and the handler's progress row moves past them: effects and
- * progress are committed together or not at all.  There is no subtransaction.
+ * A batch is one transaction.  The handler's function is called for some events, and
+ * the handler's progress row moves past them.  So effects and progress are committed
+ * together or not at all.  There are no subtransactions.
  *
- * If anything fails, the commit included, the whole transaction is gone, and
- * what is left to do is to find out which event it was.  An error in a call
- * tells: the events before it run as a transaction of their own, then the
- * suspect alone.  That costs one replay where halving would cost log2(n), and
- * halving is left for what a call does not tell, an error at commit.  Only an
- * event that fails alone has failed; it is recorded in event_retries, in a
- * transaction that moves past it.  All of that is in how large the next batches
- * are, which is remembered with the handler: so it can end its turn anywhere, and
- * where many events fail, batches stay small (split_batch, batch_went_well).
+ * If anything fails, the commit included, the whole transaction is rolled back.  Then
+ * the event that failed has to be found.  If the error was in a call, the call tells:
+ * the events before it are run as a transaction of their own, and then the suspect
+ * alone.  That costs one replay, where halving would cost log2(n). Halving remains for
+ * errors that no call tells about, such as an error at commit.  Only an event that
+ * fails alone has failed.  It is recorded in event_retries, in a transaction that
+ * moves past it.  All of this is expressed by the size of the next batches, which is
+ * kept in the handler's state.  So the handler can end its turn at any point, and
+ * batches stay small while many events fail (split_batch, batch_went_well).
  *
  * The transaction runs as the handler's owner, whose session this is.  Only the
- * statements on the own tables do not (internal_sql.c).
+ * statements on the internal tables run as another role (catalog.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -45,36 +46,36 @@
 #include "delivery/transaction.h"
 #include "handler/handler_counters.h"
 
-/* after so many batches that were made smaller they are doubled */
+/* a limited batch size is doubled after so many batches without a failure */
 #define GOOD_BATCHES 10
 
 /*
- * The events of one turn: those that concern the handler by their names.  Their
- * rows are read by each transaction that is to run them, so what it calls with
- * is what it sees.
+ * The events of one turn: those whose names concern the handler.  Each transaction
+ * that runs them reads their rows itself, so it calls the handler with what it sees.
  */
 typedef struct Batch
 {
 	int			nevents;
 	EventRef   *refs;
-	int64	   *indexes;		/* of each in the window, and of what is behind */
+	int64	   *indexes;		/* index in the window of each event, and of what follows the last */
 	EventChunk *chunk;			/* the rows that were read last */
-	uint64	   *txids;			/* of the events that thin_out() has left */
+	uint64	   *txids;			/* of the events that thin_out() has kept */
 	int64		group_end;		/* crash_guard_group_end() */
 } Batch;
 
-/* what an attempt to run some of them told */
+/* the result of an attempt to run some of them */
 typedef struct Attempt
 {
-	int			done;			/* how many from the first are committed */
+	int			done;			/* how many, from the first, are committed */
 	int			tried;			/* how many took part in what failed */
-	int			suspect;		/* the one in whose call it failed, or -1 */
+	int			suspect;		/* index of the event in whose call it failed, or -1 */
 	ErrorData  *error;
 } Attempt;
 
 /*
- * Call the handler for the events that pass, one by one or all at once, until
- * the batch's time is up.  Returns how many of the events are through.
+ * Call the handler for the events that pass, one by one or all at once, until the time
+ * of a batch is over.  *suspect is the index of the event whose call is running, or -1
+ * if no single event can be named.  Returns how many of the events are finished.
  */
 static int
 call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, const bool *passes,
@@ -108,10 +109,10 @@ call_for_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, co
 }
 
 /*
- * Read the first events of a batch: nevents, unless they are too large for that.
- * Returns how many; those that are not there any more, or that the handler is
- * not to see, are NULL.  Whether policies are asked about that, which are the code
- * of others, is up to the caller.
+ * Read the rows of the first events of a batch: nevents of them, or fewer if they are
+ * too large.  Returns how many.  An event that does not exist any more, or that the
+ * handler must not see, is NULL in events.  Policies are code of others, so the caller
+ * decides whether they are asked.
  */
 static int
 read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, bool ask_policies, Event **events)
@@ -123,7 +124,7 @@ read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, bool ask_p
 	{
 		Event	   *event = &chunk->events[i];
 
-		/* an id that has returned: what was in the window is gone */
+		/* the id was used again: the event of the window is gone */
 		if (event->tuple != NULL && !event_snapshot_sees(run->window->upto, event->txid))
 			*event = (Event) {.id = event->id};
 	}
@@ -140,7 +141,9 @@ read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, bool ask_p
 }
 
 /*
- * Run the events of a batch as one transaction.
+ * Run the events of a batch as one transaction.  Returns BATCH_DONE if attempt->done
+ * events are committed or passed, BATCH_FAILED with attempt->error set, or another
+ * reason why the handler cannot go on.
  */
 static BatchOutcome
 try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
@@ -241,10 +244,10 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 }
 
 /*
- * A batch failed.  What is run next is a part of it: those before the one in
- * whose call it failed, which then goes alone; or if no call told, half of what
- * was tried.  So it is, too, if others were in the way (a deadlock, a
- * serialization failure): the fewer events, the fewer locks.
+ * Choose the next batch after one that failed.  If a call failed, run the events
+ * before it, and then that event alone.  If no call tells, run half of what was tried.
+ * Do that also if other transactions were in the way (a deadlock, a serialization
+ * failure): fewer events take fewer locks.
  */
 static void
 split_batch(HandlerRun *run, const Batch *batch, const Attempt *attempt)
@@ -263,8 +266,8 @@ split_batch(HandlerRun *run, const Batch *batch, const Attempt *attempt)
 }
 
 /*
- * A batch that was made smaller is through: after a while of these they may be
- * larger again.
+ * A batch has succeeded.  If the batch size is limited, raise the limit after enough
+ * of these.
  */
 static void
 batch_went_well(HandlerRun *run)
@@ -280,7 +283,7 @@ batch_went_well(HandlerRun *run)
 }
 
 /*
- * Run a batch, or if it fails split it; an event that fails alone has failed.
+ * Run a batch.  If it fails, split it; if it is a single event, record the failure.
  * Returns BATCH_DONE, or why the handler cannot go on.
  */
 static BatchOutcome
@@ -319,12 +322,12 @@ run_batch(HandlerRun *run, Batch *batch)
 }
 
 /*
- * Read the events of a batch, of which those that the handler is not to be called
- * with are NULL, in a transaction of its own.  Returns how many were read: none
- * where the handler cannot go on for now.
+ * Read the events of a batch in a transaction of its own.  Events that the handler is
+ * not to be called with become NULL. Returns how many were read, or 0 if the handler
+ * cannot run at present.
  *
- * No code of others runs here, where no attempt is counted: that of a policy might
- * end the process, each time.  What policies hide is found out by the attempt.
+ * No code of others may run here, because no attempt is counted.  A policy might end
+ * the process, and would do so each time.  So policies are asked by the attempt.
  */
 static int
 look_at_events(HandlerRun *run, Batch *batch, Event **events)
@@ -354,7 +357,7 @@ look_at_events(HandlerRun *run, Batch *batch, Event **events)
 }
 
 /*
- * Leave out of the batch what the handler is not to be called with.
+ * Remove the events from the batch that the handler is not to be called with.
  */
 static void
 thin_out(HandlerRun *run, Batch *batch)
@@ -364,8 +367,9 @@ thin_out(HandlerRun *run, Batch *batch)
 	int			count = 0;
 
 	/*
-	 * Each that stays moves the position right behind itself.  What is left out
-	 * is passed with the next one, or in the next turn; all, if none stays.
+	 * Each event that stays moves the position right behind itself.  An event that is
+	 * removed is passed together with the next one that stays, or in the next turn.
+	 * If none stays, all are passed at once.
 	 */
 	batch->txids = palloc(sizeof(uint64) * batch->nevents);
 	for (int i = 0; i < nevents; i++)
@@ -382,8 +386,8 @@ thin_out(HandlerRun *run, Batch *batch)
 }
 
 /*
- * Run the events of a batch one by one, each tried only after that is recorded
- * for good, until the batch's time is up.
+ * Run the events of a batch one by one, until the time of a batch is over.  Each
+ * attempt is recorded and flushed before its call.
  */
 static void
 run_one_by_one(HandlerRun *run, Batch *batch)
@@ -419,8 +423,9 @@ batch_room(const HandlerRun *run)
 }
 
 /*
- * The events of a batch, from where the handler is in its window on.  One that
- * is suspected goes alone; and who is careful stays in his group.
+ * Choose the events of the next batch, beginning where the handler is in its window.
+ * A suspected event is run alone.  A guarded handler does not go beyond the end of its
+ * group.
  */
 static void
 fill_batch(HandlerRun *run, Batch *batch)
@@ -445,12 +450,12 @@ fill_batch(HandlerRun *run, Batch *batch)
 }
 
 /*
- * Let the handler have its turn in its window, where it stands at an event that
- * concerns it: run a batch.
+ * Give the handler its turn: run a batch of its window.  The handler must be claimed
+ * and stand at an event of its window that concerns it.
  *
- * After one that failed, its parts and the smaller batches behind them are run
- * until the time of a batch is up.  Then others have their turns; what is known
- * of the split is kept for the next one.
+ * If the batch fails, its parts and the smaller batches behind it are run until the
+ * time of a batch is over.  Then other handlers have their turns.  What is known of
+ * the split is kept for the next turn.
  */
 void
 batch_turn(HandlerRun *run)
@@ -462,6 +467,7 @@ batch_turn(HandlerRun *run)
 	bool		more;
 
 	Assert(state->claimed);
+	Assert(run->window != NULL && run->next < run->window->nevents);
 
 	do
 	{

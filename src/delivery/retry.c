@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * retry.c
- *		Attempts to handle events that failed, or that may end the process.
+ *		Attempts to handle events that failed before, or that may end the process.
  *
- * An attempt may never come back (crash_guard.c).  So each is two transactions:
- * the first counts it, sets attempt_began_at and is flushed, the second calls
- * the handler.  Whoever finds attempt_began_at set knows how that ended.  A
- * failure only adds its error; where the event is not to blame for it, it takes
- * the count back (backoff.c).
+ * An attempt may end the process (crash_guard.c). Therefore each attempt is two
+ * transactions.  The first counts the attempt, sets attempt_began_at and is flushed.
+ * The second calls the handler.  A process that finds attempt_began_at set knows that
+ * the attempt did not come to its end.  A failure only adds its error to the row.  If
+ * the event is not to blame for the failure, the count is taken back (backoff.c).
  *
  *-------------------------------------------------------------------------
  */
@@ -41,12 +41,14 @@
 #include "handler/handler_counters.h"
 #include "handler/retry_table.h"
 
-/* retries that one look takes up */
+/* how many retries one look at the table returns */
 #define DUE_RETRIES 100
 
 /*
- * The failure of an event's attempt of that number is committed: tell everybody.
- * parked: it is not charged for it.  Returns whether the handler can go on.
+ * The failure of an attempt has been committed: update statistics and state, and log
+ * it.  attempts is the number of the attempt.  If deferred is set, the attempt is not
+ * charged to the event.  Frees the error.  Returns BATCH_SUSPENDED if the handler
+ * backs off, else BATCH_DONE.
  */
 static BatchOutcome
 failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int attempts,
@@ -68,9 +70,11 @@ failure_recorded(HandlerRun *run, int64 event_id, const char *event_name, int at
 }
 
 /*
- * An event failed alone, at its first attempt: record that and move the
- * handler's position, index next of its window, past it.  An error here is not
- * the event's.
+ * Record that an event failed when it was run alone, at its first attempt.  Moves the
+ * handler's position, index next of its window, past the event.  Frees the error that
+ * is passed in.  Returns BATCH_DONE, BATCH_SUSPENDED if the handler backs off, or
+ * BATCH_STALE if the progress row could not be locked.  An error that this throws is
+ * not the event's.
  */
 BatchOutcome
 retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error)
@@ -79,7 +83,7 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 	bool		deferred = backoff_is_to_blame(run, error);
 	TimestampTz due = deferred ? backoff_next_trial(run) : retry_due_again(run->definition, 1);
 	EventIdentity identity = {event->id, event->txid};
-	/* no name: the event was deleted, and what failed is to pass it */
+	/* the name is NULL if the event was deleted and passing it failed */
 	char	   *event_name = event->name ? pstrdup(event->name) : NULL;
 
 	transaction_start_own();
@@ -99,15 +103,17 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 	return failure_recorded(run, identity.id, event_name, 1, deferred, due, error);
 }
 
-/* ----------
+/*
+ * ----------
  * Attempts
  * ----------
  */
 
 /*
- * Whether a handler's position has passed an event that upto sees, and that has
- * not come to the end of its first attempt.  One whose executor was lost has: it
- * waits for the next one.  One whose executor ended in order is to be made again.
+ * Whether the handler's position has passed an event that upto sees, but the first
+ * attempt of that event has not ended.  An attempt whose executor was lost has ended:
+ * the event waits for the next attempt.  An attempt whose executor ended in order has
+ * not: it is made again.  The caller is connected to SPI and has an active snapshot.
  */
 bool
 retry_first_attempt_open(const Handler *handler, const EventSnapshot *upto)
@@ -146,16 +152,16 @@ release_attempt(HandlerRun *run, EventIdentity event, int attempts)
 	if (retry_give_back(run->definition->name, event, attempts))
 		ForceSyncCommit();
 	transaction_commit(0);
-	run->next_retry_at = 0;		/* now */
+	run->next_retry_at = 0;		/* look now */
 }
 
 /*
- * An attempt failed: write that down in a transaction of its own.  The event's
- * name is NULL where it failed before it was read.
+ * Record that an attempt failed, in a transaction of its own.  event_name is NULL if
+ * the attempt failed before the event was read.
  *
- * Only the row is locked, which is the attempt's as long as it has its number,
- * whatever was done to the handler meanwhile.  Who drops the handler may have
- * it; he is not waited for.
+ * This locks only the row of the retry.  As long as the row has the number of this
+ * attempt, it belongs to it, whatever was done to the handler meanwhile.  A session
+ * that drops the handler may have locked the row; this does not wait for it.
  */
 static BatchOutcome
 record_failed_attempt(HandlerRun *run, EventIdentity event, const char *event_name, int attempts,
@@ -177,10 +183,10 @@ record_failed_attempt(HandlerRun *run, EventIdentity event, const char *event_na
 }
 
 /*
- * Call the handler with one event whose attempt is counted, and with that take
- * it off the list.  Called in the transaction that has locked the row.  Returns
- * whether the handler was called.  An error before *ready is set is neither its
- * doing nor the event's.
+ * Call the handler with one event whose attempt is counted, and delete the retry in
+ * the same transaction.  The transaction must have locked the rows of the progress and
+ * the retry.  Returns whether the handler was called.  Sets *ready when the event has
+ * been read: an error before that is caused neither by the handler nor by the event.
  */
 static bool
 call_for_retry(HandlerRun *run, Relation log, EventIdentity identity, Event *event, bool fresh,
@@ -225,7 +231,8 @@ call_for_retry(HandlerRun *run, Relation log, EventIdentity identity, Event *eve
 }
 
 /*
- * Make an attempt that is counted, as a transaction of its own.
+ * Make a counted attempt, as a transaction of its own.  Sets the event's name (NULL if
+ * it was not read) and, if the result is BATCH_FAILED, the error.
  */
 static BatchOutcome
 try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, char **event_name,
@@ -280,7 +287,7 @@ try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, c
 		backoff_over(run);
 		executor_progress_committed(1);
 	}
-	/* it is recorded: should the process end while it cleans its session, no event is the cause */
+	/* before the session is cleaned: if the process ends there, no event is the cause */
 	if (outcome == BATCH_DONE)
 		crash_guard_attempt_ends();
 	session_discard();
@@ -290,7 +297,7 @@ try_attempt(HandlerRun *run, EventIdentity identity, int attempts, bool fresh, c
 }
 
 /*
- * Make an attempt that is counted and flushed, and see to what comes of it.
+ * Make an attempt that is counted and flushed, and record how it ended.
  */
 static BatchOutcome
 run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
@@ -320,8 +327,10 @@ run_attempt(HandlerRun *run, EventIdentity event, int attempts, bool fresh)
 }
 
 /*
- * Try an event of the window for the first time, carefully: count the attempt
- * and move the position, index next of the window, past it before the call.
+ * Make the first attempt of an event of the window, under the crash guard.  Before the
+ * call a flushed transaction counts the attempt and moves the handler's position,
+ * index next of its window, past the event.  Returns BATCH_DONE if the handler can go
+ * on with the next event.
  */
 BatchOutcome
 retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next)
@@ -352,8 +361,8 @@ retry_run_fresh(HandlerRun *run, EventIdentity event, int64 next)
 }
 
 /*
- * Count an attempt of a retry that is due, flushed.  Sets how often the event
- * was tried then, or -1 where there is nothing to try.
+ * Count the next attempt of a retry that is due, flushed.  Sets *attempts to the
+ * number of that attempt, or to -1 if there is nothing to try.
  */
 static BatchOutcome
 retry_charge(HandlerRun *run, EventIdentity event, int *attempts)
@@ -372,7 +381,7 @@ retry_charge(HandlerRun *run, EventIdentity event, int *attempts)
 
 		if (before < 0)
 		{
-			/* somebody has it, and will not ring */
+			/* another session has locked the row, and will not wake us */
 			handler_run_postpone(run);
 			outcome = BATCH_SUSPENDED;
 		}
@@ -390,8 +399,9 @@ retry_charge(HandlerRun *run, EventIdentity event, int *attempts)
 }
 
 /*
- * Try the retries of a handler that are due, oldest first, until the batch's
- * time is up; in an outage one.
+ * Try the handler's retries that are due, oldest first, until the time of a batch is
+ * over.  During a back-off try only one.  Claims the handler first if it is not
+ * claimed yet.
  */
 void
 retry_run_due(HandlerRun *run)
