@@ -353,7 +353,7 @@ window_limit(void)
 	ListCell   *lc;
 
 	foreach(lc, windows)
-		left -= ((Window *) lfirst(lc))->nevents;
+		left -= ((Window *) lfirst(lc))->room;
 	return Max(left / 2, LEAST_EVENTS);
 }
 

@@ -412,6 +412,7 @@ read_window(Relation log, const EventPosition *position, Snapshot snapshot, cons
 	}
 	collect_end(&collection);
 	window->nevents = collection.nevents;
+	window->room = collection.room;
 	window->events = collection.events;
 	window->names = collection.names;
 	if (with_names)

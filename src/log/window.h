@@ -27,6 +27,7 @@ typedef struct Window
 	EventSnapshot *from;
 	EventSnapshot *upto;
 	int64		nevents;
+	int64		room;			/* there is memory for so many */
 	EventRef   *events;
 	NameSet *names;			/* names of its events, or NULL if they were not read */
 	int64	   *by_name;		/* indexes of the events, by the numbers of their names, or
