@@ -210,13 +210,21 @@ group_end_at(const HandlerRun *run, const EventPosition *position)
 	return handler->group_end;
 }
 
+/*
+ * Store a position in the row, which progress_lock() has found as it is known.
+ *
+ * Snapshots that stay as they are are not written again: where hundreds of
+ * transactions run, each is kilobytes of TOAST, and most batches of a large window
+ * only move last_id.
+ */
 static void
 store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 			   const ProgressCounters *counters)
 {
 #define UPDATE_PROGRESS(place) \
 	"UPDATE @s._event_handler_progress SET " \
-	"cursor = $2::pg_catalog.pg_snapshot, \"window\" = $3::pg_catalog.pg_snapshot, last_id = $4, " \
+	"cursor = COALESCE($2::pg_catalog.pg_snapshot, cursor), " \
+	"\"window\" = CASE WHEN $10 THEN \"window\" ELSE $3::pg_catalog.pg_snapshot END, last_id = $4, " \
 	"delivered = delivered OPERATOR(pg_catalog.+) $5, " \
 	"retried = retried OPERATOR(pg_catalog.+) $6, " \
 	"last_event_id = COALESCE($7, last_event_id), " \
@@ -228,28 +236,37 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	static InternalStatement update_progress = {
 		.sql = UPDATE_PROGRESS(""),
 		.target = TABLE_PROGRESS,
-		.nargs = 9,
-		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID},
+		.nargs = 10,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, BOOLOID},
 	};
 	static InternalStatement update_progress_at = {
-		.sql = UPDATE_PROGRESS(" AND ctid OPERATOR(pg_catalog.=) $10"),
+		.sql = UPDATE_PROGRESS(" AND ctid OPERATOR(pg_catalog.=) $11"),
 		.target = TABLE_PROGRESS,
-		.nargs = 10,
-		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TIDOID},
+		.nargs = 11,
+		.argtypes = {TEXTOID, TEXTOID, TEXTOID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, BOOLOID, TIDOID},
 	};
-	Datum		values[10] = {0};
-	char		nulls[10] = {' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
+	const EventPosition *stored = &run->definition->position;
+	bool		same_window = event_snapshot_equal(position->window, stored->window);
+	Datum		values[11] = {0};
+	char		nulls[11] = {' ', 'n', 'n', 'n', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	bool		isnull;
 
 	values[0] = CStringGetTextDatum(run->definition->name);
-	values[1] = CStringGetTextDatum(event_snapshot_text(position->cursor));
-	if (position->window != NULL)
+	if (!event_snapshot_equal(position->cursor, stored->cursor))
+	{
+		values[1] = CStringGetTextDatum(event_snapshot_text(position->cursor));
+		nulls[1] = ' ';
+	}
+	if (position->window != NULL && !same_window)
 	{
 		values[2] = CStringGetTextDatum(event_snapshot_text(position->window));
-		values[3] = Int64GetDatum(position->last_id);
+		nulls[2] = ' ';
 	}
-	else
-		nulls[2] = nulls[3] = 'n';
+	if (position->window != NULL)
+	{
+		values[3] = Int64GetDatum(position->last_id);
+		nulls[3] = ' ';
+	}
 	values[4] = Int64GetDatum(counters->delivered);
 	values[5] = Int64GetDatum(counters->retried);
 	values[6] = Int64GetDatum(counters->last_event_id);
@@ -259,13 +276,14 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	values[8] = Int64GetDatum(group_end);
 	if (group_end == NO_GROUP)
 		nulls[8] = 'n';
+	values[9] = BoolGetDatum(same_window);
 
 	/*
 	 * The row is locked.  It can be elsewhere if this transaction has changed it
 	 * already, and gone if the handler dropped itself; should it have created
 	 * itself again, that is another handler.
 	 */
-	values[9] = PointerGetDatum(&run->progress_tid);
+	values[10] = PointerGetDatum(&run->progress_tid);
 	if (internal_execute(&update_progress_at, values, nulls, 0) == 1 ||
 		internal_execute(&update_progress, values, nulls, 0) == 1)
 		run->progress_tid = *(ItemPointer) DatumGetPointer(internal_value(0, 1, &isnull));
