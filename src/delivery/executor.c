@@ -3,19 +3,19 @@
  * executor.c
  *		The process that runs the handlers of one owner.
  *
- * Its session user is the owner: what a handler does, it does in an ordinary
- * session of that role, and nothing needs to be taken back from it.
+ * Its session user is the owner.  So a handler runs in an ordinary session of that
+ * role, and no rights of the extension have to be taken away before a call.
  *
- * Work goes in rounds.  A round begins with one short transaction that locks
- * the log, takes a snapshot and reads which events lie between it and the
- * handlers' positions; handlers that stand at the same position share what is
- * read.  Then each handler that has something in its window has a turn of one
- * batch (batch.c), whose rows it reads.  A slow handler falls behind alone: it
- * keeps its window, the others take new ones.
+ * Work is done in rounds.  A round begins with one short transaction that locks the
+ * log, takes a snapshot, and reads which events lie between that snapshot and the
+ * handlers' positions.  Handlers at the same position share what is read.  Then each
+ * handler that has something in its window gets a turn of one batch (batch.c), which
+ * reads the rows.  A slow handler delays no other one: it keeps its window, and the
+ * others take new ones.
  *
- * An executor sleeps until its bell is rung or a retry of its handlers is due.
- * It leaves when the launcher wants its place for another owner, when the
- * listener wants the database empty, or with nothing left to do for long.
+ * An executor sleeps until its bell is rung or a retry of its handlers is due.  It
+ * stops when the launcher wants its slot for another owner, when the listener wants
+ * the database empty, or when it had nothing to do for long.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,16 +58,17 @@
 #include "delivery/runs.h"
 #include "delivery/transaction.h"
 
-/* what is done at leaving may take so long each, in ms */
+/* how long each step of stopping may take, in ms */
 #define STOP_TIMEOUT_MS 1000
 
 /*
- * Handlers that are taken up in one transaction.  It has locks of each, and the
- * server room for 64 locks of each of its sessions.
+ * How many handlers are claimed in one transaction.  The transaction holds locks for
+ * each of them, and by default the server's lock table has room for 64 locks per
+ * session.
  */
 #define CLAIM_AT_ONCE 50
 
-/* a position that passed only events of others is stored after this, in ms */
+/* a position that only passed events of others is stored after this, in ms */
 #define LAZY_STORE_MS 5000
 
 static bool stopping_cleanly = false;
@@ -75,22 +76,23 @@ static bool stopping_cleanly = false;
 static uint32 persist_requests_seen = 0;
 
 /*
- * Who is asked to leave does so soon, by itself: no handler's code runs, and
- * none of ours that could wait for long.
+ * No code of a handler runs, and none of ours that could wait for long.  So a process
+ * that is requested to stop soon does so by itself.
  */
 static volatile sig_atomic_t stops_soon = false;
 
 /* when there was work last */
 static Instant worked_at = 0;
 
-/* ----------
+/*
+ * ----------
  * The process
  * ----------
  */
 
 /*
- * Leave: unregister first, then ring, so that whoever looks finds no executor
- * and whatever came meanwhile is looked at.
+ * Exit callback: clear the slot first, then ring.  So a process that looks after the
+ * ring finds no executor, and work that arrived in between is noticed.
  */
 static void
 executor_on_exit(int code, Datum arg)
@@ -130,8 +132,8 @@ executor_on_exit(int code, Datum arg)
 }
 
 /*
- * Before that, as long as there can be transactions: what an executor that was
- * terminated leaves behind.
+ * Exit callback that runs before executor_on_exit(), while transactions are still
+ * possible: remove what a terminated executor would leave behind.
  */
 static void
 executor_release_on_exit(int code, Datum arg)
@@ -141,8 +143,8 @@ executor_release_on_exit(int code, Datum arg)
 }
 
 /*
- * Take the slot that the launcher has given us, unless it is somebody else's
- * by now, and a bell.
+ * Take a bell, and the slot that the launcher has assigned to us.  Exits if the slot
+ * has been given to another process meanwhile.
  */
 static void
 executor_attach(const WorkerStart *start)
@@ -181,19 +183,19 @@ executor_attach(const WorkerStart *start)
 }
 
 /*
- * SIGTERM; at a shutdown it may come twice.  Where nothing is being done there
- * is nothing to interrupt, and the executor leaves in good order, as it does
- * where it is about to leave anyway; else it dies at the next opportunity, and is
- * taken for lost only if that was during a call, or an attempt that is counted,
- * and not because the server stops (crash_guard_release_at_exit).  Who sent it tells:
- * a call that has its own process terminated is like one that crashes.
+ * Handler of SIGTERM, which may arrive twice at a shutdown.  If nothing is being done,
+ * nothing has to be interrupted: the executor stops in order, as it does if it is
+ * about to stop anyway.  Otherwise it dies at the next opportunity.  It counts as lost
+ * only if it was in a call or in a counted attempt and the server does not stop
+ * (crash_guard_release_at_exit). The sender of the signal tells the two apart: a call
+ * that has its own process terminated is treated like a call that crashes.
  */
 static void
 executor_terminate(PNE_SIGNAL_INFO_ARGS)
 {
 	int			save_errno = errno;
 
-	/* a child of a call, which does not run its program yet */
+	/* a child process that a call has forked and that has not yet started its program */
 	if (MyProcPid != (int) getpid())
 	{
 		signal(SIGTERM, SIG_DFL);
@@ -213,8 +215,8 @@ executor_terminate(PNE_SIGNAL_INFO_ARGS)
 }
 
 /*
- * Store positions that are ahead of what is stored: all of them, or those that
- * have been for long.
+ * Store positions that are ahead of what is stored: all of them, or those that have
+ * been ahead for long.
  */
 static void
 store_positions(bool all)
@@ -240,7 +242,7 @@ executor_exit(void)
 }
 
 /*
- * Whether the extension is there, and whether its log can be had at once.
+ * Whether the extension exists.  Sets *log_is_free if its log can be locked at once.
  */
 static bool
 extension_is_there(bool *log_is_free)
@@ -274,7 +276,7 @@ release_tokens(void)
 }
 
 /*
- * A part of leaving, which has a time of its own: where it fails, or there is too
+ * Do one step of stopping, with a time limit of its own.  If it fails or there is too
  * much to do, the successor has a little more to do.
  */
 static void
@@ -299,8 +301,8 @@ try_stop_step(void (*part) (void))
 }
 
 /*
- * Leave in good order: nothing that was called is in doubt.  Whoever waits for
- * us to leave shall not wait for a lock or a standby.
+ * Stop in order.  No call is in doubt.  Other processes may wait for this one to end,
+ * so it waits neither for a lock nor for a standby.
  */
 static void
 executor_stop(void)
@@ -313,16 +315,17 @@ executor_stop(void)
 	executor_exit();
 }
 
-/* ----------
+/*
+ * ----------
  * A round
  * ----------
  */
 
 /*
- * Have the handler stand at an event that concerns it: in its window, or where
- * nothing is left in that one, in the next.  False if there is none, or if a part
- * of a large window has none: the next part is read in the next round, by all who
- * have come so far.
+ * Move the handler to an event that concerns it, in its window or, if nothing is left
+ * in that, in the next one.  Returns false if there is none.  Also returns false if
+ * one part of a large window has none: the next round reads the next part, for all
+ * handlers that have come so far.
  */
 static bool
 find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto)
@@ -338,7 +341,7 @@ find_work(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot 
 }
 
 /*
- * First step of a round: read what there is to do.  True if there is.
+ * First step of a round: read what there is to do.  Returns whether there is anything.
  */
 static bool
 read_windows(void)
@@ -360,7 +363,10 @@ read_windows(void)
 	{
 		bool		exists = catalog_extension_exists();
 
-		/* it has all that we know, but for a table or index: an error tells, and we wait */
+		/*
+		 * The extension exists, but a table or index is missing.  An error tells
+		 * which, and the executor waits.
+		 */
 		if (exists)
 			(void) catalog_lookup(false);
 		CommitTransactionCommand();
@@ -370,12 +376,12 @@ read_windows(void)
 		return false;
 	}
 	SPI_connect();
-	(void) executor_stop_requested();	/* one whose owner was changed looks here */
+	(void) executor_stop_requested();	/* an executor whose owner was altered notices that here */
 
 	/*
-	 * Positions first: a snapshot that is older than a position would give the
-	 * handler an empty window, and by that take it back to before what another
-	 * executor has done.
+	 * Read the positions before taking the snapshot.  A snapshot that is older than a
+	 * position would give the handler an empty window, and so move it back to before
+	 * what another executor has done.
 	 */
 	runs_release_windows();
 	runs_follow(my_database, my_slot->owner);
@@ -397,7 +403,7 @@ read_windows(void)
 		if (find_work(run, log, snapshot, upto) || handler_run_is_inside_window(run))
 			work = true;
 		else if (run->state->failed_trials > 0 && run->next_retry_at == DT_NOEND)
-			backoff_over(run);	/* nothing is left to probe with */
+			backoff_over(run);	/* no event is left for a trial */
 	}
 
 	runs_release_windows();
@@ -411,7 +417,7 @@ read_windows(void)
 }
 
 /*
- * Whether the handler may have a batch: it stands in its window at an event that
+ * Whether the handler may run a batch: it stands in its window at an event that
  * concerns it.
  */
 static bool
@@ -421,7 +427,8 @@ has_batch(const HandlerRun *run)
 }
 
 /*
- * Whether it has one, or may have one as soon as more of its window is read.
+ * Whether the handler may run a batch now, or when the next part of its window has
+ * been read.
  */
 static bool
 has_more(const HandlerRun *run)
@@ -431,8 +438,8 @@ has_more(const HandlerRun *run)
 }
 
 /*
- * Second step of a round: take up the handlers that have work for the first
- * time, as many at once as their locks allow.
+ * Second step of a round: claim the handlers that have work for the first time, as
+ * many in one transaction as their locks allow.
  */
 static void
 claim_handlers(void)
@@ -455,8 +462,9 @@ claim_handlers(void)
 }
 
 /*
- * A handler's turn: what of its retries is due, and a batch of its window.  In
- * an outage, the next event, or if there is none the next retry.
+ * Give a handler its turn: the retries that are due, and a batch of its window.  In a
+ * back-off: a trial with the next event, or with the next retry if there is no such
+ * event.
  */
 static void
 take_turn(HandlerRun *run)
@@ -484,8 +492,8 @@ take_turn(HandlerRun *run)
 }
 
 /*
- * Third step of a round: a turn for each handler.  Returns how long, in ms, to
- * wait before the next one.
+ * Third step of a round: a turn for each handler.  Returns how long, in ms, to wait
+ * before the next round.
  */
 static int
 take_turns(MemoryContext turn_context)
@@ -514,7 +522,7 @@ take_turns(MemoryContext turn_context)
 }
 
 /*
- * When to wake up though nobody rings.
+ * When to wake up if nobody rings.
  */
 static Instant
 next_deadline(void)
@@ -551,7 +559,7 @@ executor_sleep(Instant until)
 }
 
 /*
- * Let events come together for a while, whoever rings.
+ * Wait for a while, so that events accumulate.  A ring does not end this.
  */
 static void
 executor_pause(int ms)
@@ -562,7 +570,7 @@ executor_pause(int ms)
 }
 
 /*
- * Work until there is none.  Returns whether there was any.
+ * Work until there is nothing to do.  Returns whether there was anything.
  */
 static bool
 executor_work(MemoryContext cycle_context, MemoryContext turn_context)
@@ -607,24 +615,24 @@ executor_work(MemoryContext cycle_context, MemoryContext turn_context)
 			executor_stop();
 	}
 
-	/* who asked during the rounds may have to wait for what came in the last */
+	/* a request that came during the rounds may concern what was read in the last one */
 	store_positions(asked || requests != persist_requests_seen);
 	persist_requests_seen = requests;
 	return worked;
 }
 
 /*
- * Work until there is none, and sleep.
+ * Work until there is nothing to do, then sleep.
  */
 static void
 executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 {
-	/* also after an error, such as a lock that was waited for in vain */
+	/* checked here also after an error, such as a lock that was not to be had in time */
 	if (executor_stop_requested())
 		executor_stop();
 	if (my_slot->worker.not_before > instant_now())
 	{
-		/* backing off */
+		/* the executor waits after an error */
 		(void) doorbell_answer(my_bell);
 		if (executor_stop_requested())
 			executor_stop();
@@ -645,7 +653,7 @@ executor_cycle(MemoryContext cycle_context, MemoryContext turn_context)
 	LWLockRelease(shared->lock);
 	worker_enter_phase(&my_slot->worker, WORKER_IDLE, "waiting for events");
 
-	/* all is done, stored, counted and shown: that is what they wait for */
+	/* everything is done, stored, counted and shown: wake the sessions that wait for that */
 	pg_atomic_write_u32(&my_slot->persisted, persist_requests_seen);
 	ConditionVariableBroadcast(&my_database->progress);
 	if (pg_atomic_read_u32(&shared->slot_wanted) != 0)

@@ -3,8 +3,8 @@
  * executor_slot.c
  *		This executor: its slot in shared memory, and what it is asked for.
  *
- * What batches need of the process that runs them: what it shows of itself, and
- * whether it is to leave, or its call is to end.
+ * Batches need some facts about the process that runs them: what it shows of itself,
+ * whether it is requested to stop, and whether its call has to end.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,7 +26,7 @@ ExecutorSlot *my_slot = NULL;
 DatabaseSlot *my_database = NULL;
 Bell	   *my_bell = NULL;
 
-/* the postmaster has told us to end, and nobody else had before: the server stops */
+/* the postmaster was the first to tell the process to end: the server stops */
 static volatile sig_atomic_t stopped_by_server = false;
 
 /*
@@ -39,7 +39,7 @@ executor_is_me(void)
 }
 
 /*
- * Keep an error for event_worker_stats.
+ * Keep an error message for event_worker_stats.
  */
 void
 executor_report_error(const char *message)
@@ -48,9 +48,10 @@ executor_report_error(const char *message)
 }
 
 /*
- * Whether we are to leave, after the batch.  In a transaction, also because the
- * owner is not what it was: then a new session is needed, as it may have lost
- * rights that this one still has, or got other settings.
+ * Whether the executor has to stop after the current batch.  If this is called in a
+ * transaction, it also checks whether the owner was changed.  In that case a new
+ * session is needed: the owner may have lost rights that this session still has, or
+ * got other settings.
  */
 bool
 executor_stop_requested(void)
@@ -61,8 +62,9 @@ executor_stop_requested(void)
 }
 
 /*
- * Whether the handler whose batch is being run, or was last, is being dropped: its
- * call is to end, and how it ends is charged to nobody.  For signal handlers, too.
+ * Whether the handler of the current batch, or of the last one, is being dropped.  Its
+ * call has to end, and how the call ends is charged to nobody.  May be called in a
+ * signal handler.
  */
 bool
 executor_call_is_unwanted(void)
@@ -71,7 +73,8 @@ executor_call_is_unwanted(void)
 }
 
 /*
- * The postmaster has told the process to end.  For signal handlers.
+ * Note that the postmaster has told the process to end.  May be called in a signal
+ * handler.
  */
 void
 executor_note_server_stop(void)
@@ -80,8 +83,8 @@ executor_note_server_stop(void)
 }
 
 /*
- * Whether the process ends because the server stops: that is nobody's doing,
- * though it may end a call.
+ * Whether the process ends because the server stops.  That may end a call, and the
+ * call is not the cause.
  */
 bool
 executor_is_stopped_by_server(void)
@@ -90,7 +93,8 @@ executor_is_stopped_by_server(void)
 }
 
 /*
- * Show which batch is being run.
+ * Show which batch is being run: the handler, the id of the first event, and the
+ * number of events.  Also notes whether that handler is being dropped.
  */
 void
 executor_report_running(const char *handler, int64 first_event, int nevents)
@@ -109,7 +113,8 @@ executor_report_running(const char *handler, int64 first_event, int nevents)
 }
 
 /*
- * From now on this is what tells our handlers from those of a lost executor.
+ * Show this executor's owner token.  As long as the slot has it, the token does not
+ * count as that of a lost executor.
  */
 void
 executor_show_token(int64 token)
@@ -120,7 +125,8 @@ executor_show_token(int64 token)
 }
 
 /*
- * A handler's position moved, for good.
+ * A handler's position moved and this is committed: count nevents events, and wake the
+ * sessions that wait for progress.
  */
 void
 executor_progress_committed(int nevents)

@@ -3,16 +3,17 @@
  * progress.c
  *		A handler's stored position: its row of _event_handler_progress.
  *
- * Before a transaction of an executor writes, it locks the row and compares it
- * with what the window was read from (progress_lock).  So whatever happened in
- * between - another executor, a changed definition, a replaced handler - only
- * costs the window.
+ * Before a transaction of an executor writes, it locks the row and compares it with
+ * what the window was read from (progress_lock). Another executor, a changed
+ * definition or a replaced handler may have come in between.  In that case only the
+ * window is lost.
  *
- * The row is where it was when it was read or written last.  Its place saves a
- * look-up of the name, which would have to pass all versions of the row that
- * cannot be removed; where it is not there any more the name tells.  It is locked
- * without a statement: an event waits for that before its handler is called, and
- * running a plan made it wait a third longer from the executor's waking up on.
+ * The row usually is where it was when it was read or written last.  Its tid saves a
+ * search by name, which would have to pass all versions of the row that cannot be
+ * removed yet.  If the row is not there any more, it is searched by name.  It is
+ * locked without an SQL statement: an event waits for this lock before its handler is
+ * called, and running a plan made the time from the executor's wake-up to the call
+ * longer by a third.
  *
  *-------------------------------------------------------------------------
  */
@@ -37,20 +38,21 @@
 #include "delivery/transaction.h"
 #include "handler/handler.h"
 
-/* columns of _event_handler_progress; the install script has the same order */
+/* columns of _event_handler_progress, in the order of the install script */
 #define Anum_progress_handler	1
 #define Anum_progress_version	3
 #define Anum_progress_cursor	4
 #define Anum_progress_window	5
 #define Anum_progress_last_id	6
 
-/* ----------
+/*
+ * ----------
  * The row
  * ----------
  */
 
 /*
- * Whether the row is the handler's.
+ * Whether the row in the slot is that of the handler.
  */
 static bool
 is_of_handler(const Handler *handler, TupleTableSlot *slot)
@@ -61,21 +63,22 @@ is_of_handler(const Handler *handler, TupleTableSlot *slot)
 }
 
 /*
- * Lock the row at a place, if it is the handler's, without waiting for anybody.
- * It is in the slot then, as our snapshot sees it; TM_Deleted where we see none.
+ * Lock the row at a tid, if it is the handler's, without waiting.  On success the slot
+ * has the row as our snapshot sees it.  Returns TM_Deleted if our snapshot sees no
+ * such row there.
  */
 static TM_Result
-lock_place(Relation progress, ItemPointer place, const Handler *handler, TupleTableSlot *slot)
+lock_at(Relation progress, ItemPointer tid, const Handler *handler, TupleTableSlot *slot)
 {
 	Snapshot	snapshot = GetActiveSnapshot();
 	TM_FailureData failure;
 
-	/* behind the end of the table reading would be an error */
-	if (ItemPointerGetBlockNumber(place) >= RelationGetNumberOfBlocks(progress) ||
-		!table_tuple_fetch_row_version(progress, place, snapshot, slot) ||
+	/* reading behind the end of the table would be an error */
+	if (ItemPointerGetBlockNumber(tid) >= RelationGetNumberOfBlocks(progress) ||
+		!table_tuple_fetch_row_version(progress, tid, snapshot, slot) ||
 		!is_of_handler(handler, slot))
 		return TM_Deleted;
-	return table_tuple_lock(progress, place, snapshot, slot, GetCurrentCommandId(true),
+	return table_tuple_lock(progress, tid, snapshot, slot, GetCurrentCommandId(true),
 							LockTupleExclusive, LockWaitSkip, 0, &failure);
 }
 
@@ -89,7 +92,8 @@ slot_snapshot(TupleTableSlot *slot, AttrNumber column)
 }
 
 /*
- * Whether the row says what is known of the handler.
+ * Whether the row in the slot has the version and position that are known of the
+ * handler.
  */
 static bool
 is_known(const Handler *handler, TupleTableSlot *slot)
@@ -106,9 +110,9 @@ is_known(const Handler *handler, TupleTableSlot *slot)
 }
 
 /*
- * Lock the row where it was last, as a statement of its own would, with a new
- * snapshot.  If that succeeds, stale tells whether it is something else than
- * what is known.
+ * Lock the row where it was last, with a new snapshot, as a statement of its own
+ * would.  On success this sets stale if the row differs from what is known.  Returns
+ * TM_Deleted if the tid of the row is not known, or the row is not there.
  */
 static TM_Result
 lock_row(HandlerRun *run)
@@ -122,7 +126,7 @@ lock_row(HandlerRun *run)
 	progress = internal_open(TABLE_PROGRESS);
 	slot = table_slot_create(progress, NULL);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	result = lock_place(progress, &run->progress_tid, run->definition, slot);
+	result = lock_at(progress, &run->progress_tid, run->definition, slot);
 	if (result == TM_Ok)
 		run->stale = !is_known(run->definition, slot);
 	PopActiveSnapshot();
@@ -132,7 +136,7 @@ lock_row(HandlerRun *run)
 }
 
 /*
- * Find where the row is now.
+ * Find the row by the handler's name, and note its tid.  Returns whether there is one.
  */
 static bool
 find_row(HandlerRun *run)
@@ -154,18 +158,22 @@ find_row(HandlerRun *run)
 }
 
 /*
- * Lock the handler's progress row.  False where it is not what was read
- * before: then whatever was read is void (stale).  False, too, where somebody
- * else has it or wants it, because other handlers shall not wait for that.
+ * Lock the handler's progress row in the current transaction, without waiting.
+ * Returns false and sets stale if the row differs from what was read before: then
+ * everything that was read is void.  Also returns false if another session has or
+ * wants the row, and postpones the handler, because other handlers must not wait for
+ * that.  The caller is connected to SPI and has an active snapshot.
  */
 bool
 progress_lock(HandlerRun *run)
 {
 	TM_Result	result = TM_WouldBlock;
 
+	Assert(ActiveSnapshotSet());
+
 	if (handler_begin_batch(run->definition))
 	{
-		/* again, should it move between being found and being locked */
+		/* again if the row was moved after it was found and before it was locked */
 		do
 			result = lock_row(run);
 		while ((result == TM_Deleted || result == TM_Updated) && find_row(run));
@@ -178,13 +186,14 @@ progress_lock(HandlerRun *run)
 	return !run->stale;
 }
 
-/* ----------
+/*
+ * ----------
  * The position
  * ----------
  */
 
 /*
- * The position of a handler that has come to index next of its window.
+ * The position of a handler that has reached index next of its window.
  */
 static EventPosition
 position_at(HandlerRun *run, int64 next)
@@ -195,8 +204,8 @@ position_at(HandlerRun *run, int64 next)
 }
 
 /*
- * Where the group ends that was being tried, for a handler that has come to a
- * position: it may still be inside.
+ * The end of the stored group for a handler that has reached a position.  NO_GROUP if
+ * the position is not inside the group any more.
  */
 static int64
 group_end_at(const HandlerRun *run, const EventPosition *position)
@@ -221,7 +230,7 @@ static void
 store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 			   const ProgressCounters *counters)
 {
-#define UPDATE_PROGRESS(place) \
+#define UPDATE_PROGRESS(condition) \
 	"UPDATE @s._event_handler_progress SET " \
 	"cursor = COALESCE($2::pg_catalog.pg_snapshot, cursor), " \
 	"\"window\" = CASE WHEN $10 THEN \"window\" ELSE $3::pg_catalog.pg_snapshot END, last_id = $4, " \
@@ -231,7 +240,7 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	"last_delivered_at = CASE WHEN $7 IS NULL THEN last_delivered_at " \
 	"ELSE pg_catalog.clock_timestamp() END, " \
 	"tried_upto = $9 " \
-	"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8" place " " \
+	"WHERE handler OPERATOR(pg_catalog.=) $1 AND created OPERATOR(pg_catalog.=) $8" condition " " \
 	"RETURNING ctid"
 	static InternalStatement update_progress = {
 		.sql = UPDATE_PROGRESS(""),
@@ -279,9 +288,9 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	values[9] = BoolGetDatum(same_window);
 
 	/*
-	 * The row is locked.  It can be elsewhere if this transaction has changed it
-	 * already, and gone if the handler dropped itself; should it have created
-	 * itself again, that is another handler.
+	 * The row is locked by this transaction.  It can be elsewhere if this transaction
+	 * has changed it already.  It can be gone if the handler dropped itself.  If the
+	 * handler was then created again, that is another handler.
 	 */
 	values[10] = PointerGetDatum(&run->progress_tid);
 	if (internal_execute(&update_progress_at, values, nulls, 0) == 1 ||
@@ -293,19 +302,21 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 }
 
 /*
- * Store that the handler has come to index next, within the transaction that
- * locked its row.
+ * Store that the handler has reached index next of its window, and add the counters.
+ * Called in the transaction that has locked the row with progress_lock(). Sets stale
+ * if the row is gone.  Call progress_stored() after the commit.
  */
 void
 progress_store(HandlerRun *run, int64 next, const ProgressCounters *counters)
 {
 	EventPosition position = position_at(run, next);
 
+	Assert(ActiveSnapshotSet());
 	store_position(run, &position, group_end_at(run, &position), counters);
 }
 
 /*
- * What was stored is committed: remember it.
+ * Remember a position that was stored and is committed.
  */
 static void
 remember_position(HandlerRun *run, const EventPosition *position, int64 group_end)
@@ -321,7 +332,8 @@ remember_position(HandlerRun *run, const EventPosition *position, int64 group_en
 }
 
 /*
- * The same of what progress_store() wrote.
+ * What progress_store() has written for index next is committed: remember it, and
+ * finish the window if the handler has reached its end.
  */
 void
 progress_stored(HandlerRun *run, int64 next)
@@ -337,7 +349,7 @@ progress_stored(HandlerRun *run, int64 next)
 }
 
 /*
- * The handler is where its stored position is.
+ * Set the handler's position in memory to its stored position.
  */
 static void
 enter_position(HandlerRun *run)
@@ -351,16 +363,19 @@ enter_position(HandlerRun *run)
 }
 
 /*
- * Record that the events from where the handler stands in its window up to the
- * event group_end are being tried, flushed.  The window is stored with it: what
- * is still to be done of the group is what this window has up to that event,
- * whatever becomes visible later.  False where the handler cannot go on for now.
+ * Record, flushed, that the events from the handler's place in its window up to event
+ * group_end are being tried.  The window is stored with it.  So the events that remain
+ * of the group are those that this window has up to group_end, whatever becomes
+ * visible later.  Returns false if the row could not be locked and the handler has to
+ * wait.  Not to be called in a transaction; the handler must have a window.
  */
 bool
 progress_record_group(HandlerRun *run, int64 group_end)
 {
 	static const ProgressCounters nothing = {0};
 	EventPosition position = position_at(run, run->next);
+
+	Assert(run->window != NULL);
 
 	if (position.window == NULL)
 		position = (EventPosition) {.cursor = run->position.cursor, .window = run->window->upto, .last_id = PG_INT64_MIN};
@@ -381,8 +396,10 @@ progress_record_group(HandlerRun *run, int64 group_end)
 }
 
 /*
- * Store a position that is ahead of the stored one because nothing concerned
- * the handler; durable: on disk, too.
+ * Store a position that is ahead of the stored one because events did not concern the
+ * handler.  Does nothing if it is not ahead, or if the row cannot be locked; in the
+ * latter case the handler is postponed or stale.  durable: flush it, too.  Not to be
+ * called in a transaction.
  */
 void
 progress_flush(HandlerRun *run, bool durable)

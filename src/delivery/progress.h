@@ -10,7 +10,7 @@
 
 #include "delivery/handler_run.h"
 
-/* what a transaction adds to the stored figures of a handler */
+/* what a transaction adds to the stored counters of a handler */
 typedef struct ProgressCounters
 {
 	int64		delivered;
