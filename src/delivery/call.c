@@ -3,7 +3,7 @@
  * call.c
  *		The call of a handler: whether it may be made, for which events, and how.
  *
- * Everything here that is foreign code, of a policy, a filter or the handler, runs
+ * All code of others that is called here, of policies, filters and handlers, runs
  * under the handler's timeout (call_timeout.c).
  *
  *-------------------------------------------------------------------------
@@ -11,9 +11,11 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "base/fault.h"
 #include "base/loglimit.h"
@@ -22,12 +24,13 @@
 #include "delivery/executor_slot.h"
 #include "delivery/transaction.h"
 
-/* how often a serialization failure or deadlock is tried again at once */
+/* how often an event is tried again at once after a serialization failure or deadlock */
 #define IMMEDIATE_TRIES 3
 
 /*
- * Whether the handler can run now.  If not it is left alone for a while, and
- * the reason is logged once.
+ * Whether the handler can run now.  If it can, approved is set.  If it cannot, the
+ * handler is postponed, and the reason is logged once.  The caller is in a
+ * transaction.
  */
 bool
 call_check_handler(HandlerRun *run)
@@ -35,6 +38,8 @@ call_check_handler(HandlerRun *run)
 	Handler    *handler = run->definition;
 	HandlerState *state = run->state;
 	HandlerProblem problem;
+
+	Assert(IsTransactionState());
 
 	run->approved = handler_approve(handler, &problem);
 	if (OidIsValid(run->approved))
@@ -66,12 +71,15 @@ call_check_handler(HandlerRun *run)
 }
 
 /*
- * Call the handler's function under its timeout.  After the last call of a batch
- * call_timeout_disarm() is to follow.
+ * Call the handler's function with these events, under its timeout, and count the
+ * call.  Call call_timeout_disarm() after the last call of a batch.  The caller is
+ * connected to SPI, has an active snapshot, and has called handler_prepare_call() in
+ * this transaction.
  */
 void
 call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchCounters *counters)
 {
+	Assert(ActiveSnapshotSet());
 	FAULT_POINT("before-call");
 	handler_counters_call_begins(counters, events, nevents);
 	call_timeout_begin_call(handler_timeout(run->definition));
@@ -81,8 +89,8 @@ call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, Batch
 }
 
 /*
- * Whether it was a serialization failure, a deadlock or the like: not the event's
- * doing alone.
+ * Whether the error is a serialization failure, a deadlock or the like.  Such an error
+ * is not caused by the event alone.
  */
 bool
 call_error_is_rollback(const ErrorData *error)
@@ -91,7 +99,8 @@ call_error_is_rollback(const ErrorData *error)
 }
 
 /*
- * Whether to try an event again at once: what was in the way may be gone by then.
+ * Whether to try an event again at once after tries retries: the conflict may be over
+ * by then.
  */
 bool
 call_try_again(const ErrorData *error, int tries)
@@ -100,8 +109,9 @@ call_try_again(const ErrorData *error, int tries)
 }
 
 /*
- * Whether an error came while the handler was being dropped: then it is nobody's,
- * and gone.  Should the drop not be committed, the handler goes on later.
+ * Whether the error came while the handler was being dropped.  If so, the error is
+ * charged to nobody and freed, and the handler is postponed; if the drop is rolled
+ * back, the handler goes on later.
  */
 bool
 call_was_unwanted(HandlerRun *run, ErrorData *error)
@@ -114,9 +124,9 @@ call_was_unwanted(HandlerRun *run, ErrorData *error)
 }
 
 /*
- * Find out which events the handler's owner is not to see.  The policies are as
- * foreign as the handler's code, and have as long; what they set ends with them,
- * too.
+ * Set hidden in the events that the handler's owner must not see.  Policies are code
+ * of others like the handler, and have the same timeout.  Settings that they change
+ * are undone.
  */
 void
 call_apply_row_security(HandlerRun *run, Relation log, Event *events, int nevents)
@@ -134,8 +144,9 @@ call_apply_row_security(HandlerRun *run, Relation log, Event *events, int nevent
 }
 
 /*
- * Which events of the batch pass the handler's filter, and how many.  Those that
- * are NULL do not.  The one that is being looked at is the suspect.
+ * Set in passes which of the events pass the handler's filter, and return how many do.
+ * Events that are NULL do not pass.  *suspect is the index of the event that is being
+ * tested, and -1 at the end.
  */
 int
 call_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect)
@@ -160,7 +171,7 @@ call_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc,
 }
 
 /*
- * The events of the handler can be read (again).
+ * The handler's events could be read: forget an earlier error.
  */
 void
 call_reading_works(HandlerRun *run)
@@ -171,10 +182,11 @@ call_reading_works(HandlerRun *run)
 }
 
 /*
- * In a PG_CATCH block: before the events of a batch were read, or while they were,
- * there was an error; of a policy, for example.  Nothing of that was the doing
- * of the handler or of an event, so nothing is charged; and it is this handler's
- * alone, as others may have other events.
+ * In a PG_CATCH block: an error, for example of a policy, came before the events of a
+ * batch were read, or while they were read.  Neither the handler nor an event is the
+ * cause, so nothing is charged.  Aborts the transaction, logs a new error once, and
+ * postpones this handler.  Others go on, because they may have other events.  context
+ * becomes the current memory context.
  */
 void
 call_reading_failed(HandlerRun *run, MemoryContext context)

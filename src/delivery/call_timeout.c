@@ -3,12 +3,12 @@
  * call_timeout.c
  *		How long the code of a handler may run.
  *
- * A call has its handler's timeout, at whose end it is cancelled.  It can refuse
- * to end: it catches that cancel.  A second after that its process is ended; what
- * that means for the event is in crash_guard.c.
+ * A call is cancelled when its handler's timeout is over.  The code can catch the
+ * cancel and go on.  One second later the process is ended; crash_guard.c says what
+ * that means for the event.
  *
- * Who watches a call also looks for deadlocks that came to be after its wait began,
- * and ends the call of a handler that is being dropped.
+ * The timer that watches a call also looks for deadlocks that arose after a wait
+ * began, and ends the call of a handler that is being dropped.
  *
  *-------------------------------------------------------------------------
  */
@@ -31,8 +31,8 @@
 #include "delivery/executor_slot.h"
 
 /*
- * How long a call may go on after its timeout, and how often to look, in ms.  The
- * latter is less than deadlock_timeout is for clients, as a rule.
+ * How long a call may go on after its timeout, and how often it is checked, in ms.
+ * The second value is usually less than the deadlock_timeout of clients.
  */
 #define OVERRUN_MS 1000
 #define WATCH_MS 500
@@ -40,20 +40,21 @@
 static TimeoutId watch_timeout;
 static volatile sig_atomic_t overran = false;
 
-/* code of a handler runs, and that is to end where the handler is dropped */
+/* code of a handler runs, and has to end if the handler is dropped */
 static volatile sig_atomic_t in_call = false;
 
-/* the same; and it stays so where the process was told to end meanwhile */
+/* the same, but it stays set if the process was told to end meanwhile */
 static bool call_in_doubt = false;
 
-/* when the present call's timeout ends, and when it was first seen to have */
+/* when the timeout of the current call ends, and when it was first seen to be over */
 static Instant call_deadline = INSTANT_NEVER;
 static Instant overrun_since = 0;
 
 /*
- * No code of the handler runs any more; but who was told to die while it did dies
- * of that, though it be later.  Nor does it count as its end that a process which
- * dies of it commits something: the server removes temporary tables then.
+ * No code of the handler runs any more.  A terminate request that arrived during the
+ * call is honoured later; in that case the call stays in doubt.  A process that dies
+ * of such a request may still commit something, because the server removes temporary
+ * tables then.  Such a commit does not count as the end of the call.
  */
 static void
 code_has_ended(void)
@@ -66,22 +67,22 @@ code_has_ended(void)
 }
 
 /*
- * Called from time to time while code of the handler runs.
+ * Timer handler: checks the call while code of the handler runs.
  *
- * Who waits for a lock looks for a deadlock only once, at the beginning.  One that
- * comes to be later would be found by the client that waits last, which then is
- * the victim; so we look again.
+ * A process that waits for a lock looks for a deadlock only once, soon after the wait
+ * began.  A deadlock that arises later would be found by the client that waits last,
+ * and that client would become the victim.  So this looks again.
  *
- * A process that was stopped for a while finds its timeout long past; the call
- * shall have heard of it before it is ended.  The timeout of a call that nobody
- * wants any more is now.
+ * A process that was stopped for a while finds its timeout long past.  The call must
+ * get the cancel before the process is ended, so the second runs from when this first
+ * saw the timeout.  If the handler is being dropped, the timeout of the call is now.
  */
 static void
 watch(void)
 {
 	Instant		now = instant_now();
 
-	/* timers go on while the process ends, when there may be no MyProc any more */
+	/* timers go on while the process ends, and MyProc may be gone by then */
 	if (proc_exit_inprogress)
 		return;
 	if (MyProc->waitLock != NULL)
@@ -104,11 +105,11 @@ watch(void)
 }
 
 /*
- * A transaction commits.  What is committed is committed: the timeout of the
- * handler's code ends here, behind the deferred triggers, and so does the watch
- * for overruns.  What the commit may still have to wait for before its record is
- * written is the lock of NOTIFY; the rest of the time is for that.  If it is not
- * to be had in time, that is the error of a lock, which no event is charged for.
+ * Transaction callback.  What is committed cannot be undone by a timeout.  So the
+ * timeout of the handler's code ends here, behind the deferred triggers, and so does
+ * the watch for overruns.  Until its record is written, the commit may only have to
+ * wait for the lock of NOTIFY, and it may wait for the rest of the time.  If it does
+ * not get the lock in time, that is a lock error, which is charged to no event.
  */
 static void
 end_timeout_at_commit(XactEvent event, void *arg)
@@ -117,7 +118,7 @@ end_timeout_at_commit(XactEvent event, void *arg)
 
 	if (event != XACT_EVENT_PRE_COMMIT || call_deadline == INSTANT_NEVER)
 		return;
-	/* should it be over, that is the timeout's doing still (worker.c) */
+	/* if the timeout is over already, the cancel still counts as its doing (worker.c) */
 	disable_timeout(STATEMENT_TIMEOUT, true);
 	call_timeout_stop_watch();
 	pg_lltoa(Max(instant_ms_left(instant_now(), call_deadline), 1), rest);
@@ -126,7 +127,8 @@ end_timeout_at_commit(XactEvent event, void *arg)
 }
 
 /*
- * Once per executor, when it has connected.
+ * Register the callback and the timer.  Called once per executor, when it has
+ * connected.
  */
 void
 call_timeout_init(void)
@@ -136,9 +138,9 @@ call_timeout_init(void)
 }
 
 /*
- * What follows has so many ms at most, and can be cancelled.  Who watches it looks
- * from time to time, for all calls of a transaction: a timer that is started for
- * each would cost more than a call.
+ * Give what follows at most timeout ms, and allow cancels.  The timer that watches it
+ * is started once and serves all calls of a transaction: starting one for each call
+ * would cost more than a call.
  */
 void
 call_timeout_arm(int timeout)
@@ -152,9 +154,9 @@ call_timeout_arm(int timeout)
 }
 
 /*
- * The same for code of the handler, or of a policy, which may end the process.  It
- * is not to begin where the handler is being dropped, and to end soon where it has
- * begun.
+ * The same for code of the handler or of a policy, which may end the process.  Throws
+ * an error if the handler is being dropped.  If the drop begins later, the call is
+ * cancelled soon.
  */
 void
 call_timeout_begin_call(int timeout)
@@ -168,11 +170,11 @@ call_timeout_begin_call(int timeout)
 }
 
 /*
- * It has come to its end, or failed.  A cancel that comes too late for it is
- * nobody's.
+ * The call has ended, or failed.  Hold cancels: one that arrives too late for the call
+ * is ignored.
  *
- * The timer goes on: who calls again soon moves it, and who does not stops it
- * with call_timeout_disarm().
+ * The timer goes on.  A caller that makes another call soon moves it; any other caller
+ * stops it with call_timeout_disarm().
  */
 void
 call_timeout_call_returned(void)
@@ -182,7 +184,7 @@ call_timeout_call_returned(void)
 }
 
 /*
- * The same, and no other call is to follow.
+ * The same, if no other call follows.
  */
 void
 call_timeout_disarm(void)
@@ -192,7 +194,7 @@ call_timeout_disarm(void)
 }
 
 /*
- * The transaction is over.
+ * Stop the timer that watches calls, because the transaction is over.
  */
 void
 call_timeout_stop_watch(void)
@@ -202,7 +204,7 @@ call_timeout_stop_watch(void)
 }
 
 /*
- * Whether the process is being ended because a call did not end.
+ * Whether the process is being ended because a call went on after its timeout.
  */
 bool
 call_timeout_overran(void)

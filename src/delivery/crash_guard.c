@@ -102,7 +102,7 @@ static int	unflushed = 0;
 /* what the token in a progress row means */
 typedef enum TokenMeaning
 {
-	TOKEN_IS_NOBODYS,			/* there is none, or its executor ended in order */
+	TOKEN_IS_NOBODYS,			/* there is none, or its executor ended cleanly */
 	TOKEN_IS_OURS,
 	TOKEN_IS_OTHERS,			/* its executor lives, and leaves the handler to us */
 	TOKEN_IS_LOST
@@ -644,7 +644,7 @@ nothing_is_in_doubt(void)
 }
 
 /*
- * The executor ends in order.  Tokens may be left because their row is locked or the
+ * The executor ends cleanly.  Tokens may be left because their row is locked or the
  * table was not found.  Say in shared memory that they are not those of a lost
  * executor; this holds as long as the shared memory exists.  Do nothing if a handler
  * is still guarded: the successor has to continue that.

@@ -184,7 +184,7 @@ executor_attach(const WorkerStart *start)
 
 /*
  * Handler of SIGTERM, which may arrive twice at a shutdown.  If nothing is being done,
- * nothing has to be interrupted: the executor stops in order, as it does if it is
+ * nothing has to be interrupted: the executor stops cleanly, as it does if it is
  * about to stop anyway.  Otherwise it dies at the next opportunity.  It counts as lost
  * only if it was in a call or in a counted attempt and the server does not stop
  * (crash_guard_release_at_exit). The sender of the signal tells the two apart: a call
@@ -301,7 +301,7 @@ try_stop_step(void (*part) (void))
 }
 
 /*
- * Stop in order.  No call is in doubt.  Other processes may wait for this one to end,
+ * Stop cleanly.  No call is in doubt.  Other processes may wait for this one to end,
  * so it waits neither for a lock nor for a standby.
  */
 static void

@@ -3,16 +3,17 @@
  * owner.c
  *		Whether an executor's owner is what it was when its session began.
  *
- * A session keeps what it has begun with: the settings of role and database,
- * and on 15 and 16 whether its user is a superuser.  So an executor whose owner
- * was changed needs a new one.
+ * A session keeps what it began with: the settings of its role and database, and on 15
+ * and 16 also whether its user is a superuser.  So an executor whose owner was altered
+ * needs a new session.
  *
- * An invalidation of pg_authid says when to look, and the rows themselves say
- * whether anything is different.  Whoever alters settings of roles or databases
- * (pg_db_role_setting) sends such an invalidation, too, of which the server has
- * none for them.  It goes with his commit, to all databases, and is kept by
- * PREPARE TRANSACTION.  One for everything, as a session that has missed too
- * many gets it: looking costs little, a new session does not.
+ * An invalidation of pg_authid says when to look, and the rows themselves say whether
+ * anything has changed.  The server sends no invalidation for settings of roles or
+ * databases (pg_db_role_setting). Therefore a session that alters such settings sends
+ * an invalidation of pg_authid, too.  It takes effect at the commit, reaches all
+ * databases, and is kept by PREPARE TRANSACTION. It invalidates all of pg_authid, as
+ * happens to a session that has missed too many messages.  Looking costs little; a new
+ * session does not.
  *
  *-------------------------------------------------------------------------
  */
@@ -21,6 +22,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_db_role_setting.h"
@@ -36,30 +38,30 @@
 
 #include "delivery/owner.h"
 
-/* whose settings a row of pg_db_role_setting has, and what they count as */
-typedef struct SettingsPlace
+/* which row of pg_db_role_setting, and the source that its settings get */
+typedef struct SettingsScope
 {
 	Oid			database;
 	Oid			role;
 	GucSource	source;
-} SettingsPlace;
+} SettingsScope;
 
-#define SETTINGS_PLACES 4
+#define SETTINGS_SCOPES 4
 
 static Oid	owner = InvalidOid;
 
-/* of the owner's row; 0 as long as it is not known */
+/* hash value of the owner's row; 0 while it is not known */
 static uint32 owner_hash = 0;
 
 /* something may have changed since the last look */
 static bool suspect = false;
 
-/* what describe() said when the session began */
+/* the result of describe() when the session began */
 static StringInfo known = NULL;
 
 /*
- * Settings of a role, of a database or of all were altered in this transaction:
- * have executors look at them when it has committed.
+ * The current transaction has altered settings of a role, of a database or of all of
+ * them: have executors look at them after its commit.
  */
 void
 owner_settings_altered(void)
@@ -75,29 +77,29 @@ invalidated(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 /*
- * Where settings stand that a session of the owner begins with: those that go
- * before others first, as the server has it.
+ * The rows whose settings a session of the owner begins with, in the order of
+ * precedence that the server has.
  */
 static void
-settings_places(SettingsPlace *places)
+settings_scopes(SettingsScope *scopes)
 {
-	places[0] = (SettingsPlace) {MyDatabaseId, owner, PGC_S_DATABASE_USER};
-	places[1] = (SettingsPlace) {InvalidOid, owner, PGC_S_USER};
-	places[2] = (SettingsPlace) {MyDatabaseId, InvalidOid, PGC_S_DATABASE};
-	places[3] = (SettingsPlace) {InvalidOid, InvalidOid, PGC_S_GLOBAL};
+	scopes[0] = (SettingsScope) {MyDatabaseId, owner, PGC_S_DATABASE_USER};
+	scopes[1] = (SettingsScope) {InvalidOid, owner, PGC_S_USER};
+	scopes[2] = (SettingsScope) {MyDatabaseId, InvalidOid, PGC_S_DATABASE};
+	scopes[3] = (SettingsScope) {InvalidOid, InvalidOid, PGC_S_GLOBAL};
 }
 
 static void
-describe_settings(StringInfo text, Relation settings, const SettingsPlace *place)
+describe_settings(StringInfo text, Relation settings, const SettingsScope *scope)
 {
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	ScanKeyInit(&keys[0], Anum_pg_db_role_setting_setdatabase, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(place->database));
+				ObjectIdGetDatum(scope->database));
 	ScanKeyInit(&keys[1], Anum_pg_db_role_setting_setrole, BTEqualStrategyNumber, F_OIDEQ,
-				ObjectIdGetDatum(place->role));
+				ObjectIdGetDatum(scope->role));
 	scan = systable_beginscan(settings, DbRoleSettingDatidRolidIndexId, true, NULL, lengthof(keys), keys);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
@@ -109,7 +111,7 @@ describe_settings(StringInfo text, Relation settings, const SettingsPlace *place
 		{
 			ArrayType  *config = DatumGetArrayTypePCopy(value);
 
-			appendStringInfo(text, "%d:", (int) place->source);
+			appendStringInfo(text, "%d:", (int) scope->source);
 			appendBinaryStringInfo(text, (char *) config, (int) ARR_SIZE(config));
 			pfree(config);
 		}
@@ -118,8 +120,9 @@ describe_settings(StringInfo text, Relation settings, const SettingsPlace *place
 }
 
 /*
- * All that a session of the owner depends on.  Password, limits and memberships
- * are not of that kind.  Empty if the role is gone.
+ * Everything that a session of the owner depends on, as a string.  Password, limits
+ * and memberships do not belong to it.  Empty if the role is gone.  Must be called in
+ * a transaction.
  */
 static StringInfo
 describe(Relation settings)
@@ -127,7 +130,7 @@ describe(Relation settings)
 	StringInfo	text = makeStringInfo();
 	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(owner));
 	Form_pg_authid role;
-	SettingsPlace places[SETTINGS_PLACES];
+	SettingsScope scopes[SETTINGS_SCOPES];
 
 	if (!HeapTupleIsValid(tuple))
 		return text;
@@ -137,14 +140,15 @@ describe(Relation settings)
 					 role->rolcanlogin, role->rolreplication, role->rolbypassrls);
 	ReleaseSysCache(tuple);
 
-	settings_places(places);
-	for (int i = 0; i < SETTINGS_PLACES; i++)
-		describe_settings(text, settings, &places[i]);
+	settings_scopes(scopes);
+	for (int i = 0; i < SETTINGS_SCOPES; i++)
+		describe_settings(text, settings, &scopes[i]);
 	return text;
 }
 
 /*
- * Before the process connects: from now on nothing is missed.
+ * Begin to watch the role.  Called before the process connects, so that no change is
+ * missed.
  */
 void
 owner_watch(void)
@@ -153,8 +157,8 @@ owner_watch(void)
 }
 
 /*
- * It has connected as role, and is in a transaction: remember what the session
- * began with.
+ * Remember what the session began with.  Called in the first transaction after the
+ * process has connected as role.
  */
 void
 owner_connected(Oid role)
@@ -164,7 +168,7 @@ owner_connected(Oid role)
 	MemoryContext old;
 
 	owner = role;
-	/* the cache may have to be filled for it */
+	/* before suspect is reset: filling the cache may read invalidations */
 	owner_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(role));
 
 	suspect = false;
@@ -173,24 +177,25 @@ owner_connected(Oid role)
 	MemoryContextSwitchTo(old);
 
 	/*
-	 * Settings that were altered while it connected apply, too.  They are not the
-	 * reason for another session: whoever alters some without end would let no
-	 * executor begin.
+	 * Settings that were altered while the process connected are applied here.  They
+	 * are not a reason for another session.  Otherwise somebody who alters settings
+	 * all the time could keep every executor from starting.
 	 */
 	if (changed)
 	{
-		SettingsPlace places[SETTINGS_PLACES];
+		SettingsScope scopes[SETTINGS_SCOPES];
 
-		settings_places(places);
-		for (int i = 0; i < SETTINGS_PLACES; i++)
-			ApplySetting(NULL, places[i].database, places[i].role, settings, places[i].source);
+		settings_scopes(scopes);
+		for (int i = 0; i < SETTINGS_SCOPES; i++)
+			ApplySetting(NULL, scopes[i].database, scopes[i].role, settings, scopes[i].source);
 	}
 	table_close(settings, AccessShareLock);
 }
 
 /*
- * Whether the owner is not any more what it was when the session began.  To be
- * called in a transaction; it looks only where there is reason to.
+ * Whether the owner differs from what it was when the session began.  Must be called
+ * in a transaction.  Reads the catalogs only if an invalidation has arrived; once
+ * true, it stays true.
  */
 bool
 owner_has_changed(void)
@@ -199,17 +204,19 @@ owner_has_changed(void)
 	StringInfo	now;
 	bool		changed;
 
+	Assert(IsTransactionState());
+
 	if (!suspect)
 		return false;
 	settings = table_open(DbRoleSettingRelationId, AccessShareLock);
-	/* what comes from here on is another reason */
+	/* what arrives from here on is another reason to look */
 	suspect = false;
 	now = describe(settings);
 	table_close(settings, AccessShareLock);
 
 	changed = (now->len != known->len || memcmp(now->data, known->data, now->len) != 0);
 	if (changed)
-		suspect = true;			/* it stays so */
+		suspect = true;			/* the result stays true */
 	pfree(now->data);
 	pfree(now);
 	return changed;

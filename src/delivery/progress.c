@@ -363,7 +363,7 @@ enter_position(HandlerRun *run)
 }
 
 /*
- * Record, flushed, that the events from the handler's place in its window up to event
+ * Record, flushed, that the events from where the handler is in its window up to event
  * group_end are being tried.  The window is stored with it.  So the events that remain
  * of the group are those that this window has up to group_end, whatever becomes
  * visible later.  Returns false if the row could not be locked and the handler has to

@@ -112,7 +112,7 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 /*
  * Whether the handler's position has passed an event that upto sees, but the first
  * attempt of that event has not ended.  An attempt whose executor was lost has ended:
- * the event waits for the next attempt.  An attempt whose executor ended in order has
+ * the event waits for the next attempt.  An attempt whose executor ended cleanly has
  * not: it is made again.  The caller is connected to SPI and has an active snapshot.
  */
 bool

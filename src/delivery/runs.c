@@ -1,28 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * runs.c
- *		The handlers of an executor's owner in memory, and the windows they
- *		share.
+ *		The handlers of an executor's owner in memory, and the windows they share.
  *
- * A definition is read again where it has changed, and only there: what is in
- * memory of the others, windows above all, stays.  Which owners a change concerns
- * is counted in shared memory, so that one owner's changes have no other owner's
- * executor look at anything.
+ * A definition is read again if it has changed, and only then.  What is in memory of
+ * the other handlers stays, above all their windows.  Shared memory counts the changes
+ * per owner, so changes of one owner cost the executors of other owners nothing.
  *
- * There is one copy of a window, whoever stands in it.  Who comes to stand where
- * a window begins, or inside, takes the one that is there.  If that leaves out
- * what is still to be done for him, all others move to the one that is read for
- * him.
+ * There is one copy of a window, however many handlers stand in it.  A handler that
+ * reaches the beginning of a window, or a place inside of it, takes the copy that is
+ * there.  If that copy lacks what the handler still has to do, a new one is read for
+ * it, and all other handlers move to the new one.
  *
- * Of a large window there may be several parts, for handlers that are far from
- * each other.  All together they have a bound: who reads the first gets half of
- * that, the next half of what is left.  So there is something left for who comes
- * last, and a slow handler in a large part leaves enough to the others.
+ * There may be several parts of a large window, for handlers that are far from each
+ * other.  Together they have a bound.  The first part that is read gets half of the
+ * bound, the next one half of what is left.  So something is left for the last
+ * handler, and a slow handler in a large part leaves enough to the others.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -31,31 +30,31 @@
 #include "delivery/backoff.h"
 #include "delivery/runs.h"
 
-/* a window is read with so many events at least, whatever others take */
+/* the least number of events a window may be read with, whatever other windows hold */
 #define LEAST_EVENTS 1000
 
-/* the handlers of the owner that are to run, by name, as of definitions_seen */
+/* the owner's handlers that are to run, by name, as of definitions_seen */
 static MemoryContext runs_context = NULL;
 static List *runs = NIL;
 static uint32 definitions_seen = 0;
 
-/* a HandlerState for each handler that was run; in TopMemoryContext */
+/* a HandlerState for each handler that has been run here; in TopMemoryContext */
 static List *states = NIL;
 
-/* windows, of each of which this holds a reference */
+/* the windows in memory; the list holds a reference to each of them */
 static MemoryContext windows_context = NULL;
 static List *windows = NIL;
 
-/* what is known by a handler's name */
+/* what is in memory of a handler, by its name */
 typedef struct KnownHandler
 {
 	char		name[HANDLER_NAME_SIZE];
-	HandlerRun *run;			/* unless it is none, or stays */
-	HandlerState *state;		/* the last one; or NULL */
+	HandlerRun *run;			/* to be forgotten; NULL if there is none, or it stays */
+	HandlerState *state;		/* the last one of that name; or NULL */
 } KnownHandler;
 
 /*
- * Once per executor.
+ * Create the memory contexts.  Called once per executor.
  */
 void
 runs_init(void)
@@ -65,7 +64,8 @@ runs_init(void)
 }
 
 /*
- * The handlers that are to run; valid until the next runs_follow().
+ * The handlers that are to run, as a list of HandlerRun.  Valid until the next
+ * runs_follow() or runs_forget().
  */
 List *
 runs_all(void)
@@ -74,7 +74,8 @@ runs_all(void)
 }
 
 /*
- * How all handlers fare that were run here.
+ * The states of all handlers that have been run here, as a list of HandlerState.  The
+ * caller may remove elements.
  */
 List **
 runs_states(void)
@@ -82,13 +83,14 @@ runs_states(void)
 	return &states;
 }
 
-/* ----------
+/*
+ * ----------
  * Definitions
  * ----------
  */
 
 /*
- * Forget a handler, but for how it fares.
+ * Forget a handler, except its state.
  */
 static void
 forget_run(HandlerRun *run)
@@ -99,8 +101,8 @@ forget_run(HandlerRun *run)
 }
 
 /*
- * After an error: forget all handlers and windows; the next look reads them
- * again.
+ * After an error: forget all handlers and windows.  The next runs_follow() reads them
+ * again.  The states stay.
  */
 void
 runs_forget(void)
@@ -126,7 +128,8 @@ known_handler(HTAB *known, const char *name, HASHACTION action)
 }
 
 /*
- * All that is known, by name, in the current memory context.
+ * A hash table of all handlers in memory by name, in the current memory context.
+ * Marks all states as gone.
  */
 static HTAB *
 known_handlers(void)
@@ -153,9 +156,10 @@ known_handlers(void)
 }
 
 /*
- * Find what is known of how a handler fares.  Another definition may do better:
- * it is taken up anew, and need not wait for a probe; and another executor may
- * have run the handler meanwhile.
+ * Find or create the handler's state.  If the definition has changed, the handler is
+ * to be claimed again, and what is stored of a back-off is loaded again: another
+ * executor may have run the handler meanwhile, and a new definition may work, so it
+ * does not wait for the next trial.
  */
 static void
 find_state(HandlerRun *run, HandlerState *state)
@@ -190,7 +194,7 @@ is_to_run(const Handler *handler)
 }
 
 /*
- * Read a handler's definition.  NULL where it is not to run any more.
+ * Read a handler's definition.  Returns NULL if the handler is not to run any more.
  */
 static HandlerRun *
 load_run(const char *name, Oid owner, HandlerState *state)
@@ -215,7 +219,7 @@ load_run(const char *name, Oid owner, HandlerState *state)
 }
 
 /*
- * Whether what is in memory of a handler is what is stored.
+ * Whether what is in memory of a handler agrees with what is stored.
  */
 static bool
 is_current(const HandlerRun *run, const Handler *stored)
@@ -226,7 +230,7 @@ is_current(const HandlerRun *run, const Handler *stored)
 
 /*
  * Read which handlers the owner has now, and the definitions of those that have
- * changed.  What cannot run at all, paused or dormant, is left out.
+ * changed.  Paused and dormant handlers cannot run at all and are left out.
  */
 static void
 load_runs(Oid owner)
@@ -267,7 +271,7 @@ load_runs(Oid owner)
 		MemoryContextSwitchTo(old);
 	}
 
-	/* from here on nothing throws */
+	/* from here on nothing can throw an error */
 	runs = current;
 	foreach(lc, previous)
 	{
@@ -293,13 +297,16 @@ any_stale(void)
 }
 
 /*
- * Follow the definitions of the owner's handlers.  The caller is connected to SPI,
- * and the current memory context is one for the round.
+ * Update the handlers in memory if definitions of the owner's handlers have changed.
+ * The caller is in a transaction and connected to SPI. The current memory context is
+ * one that lives for the round.
  */
 void
 runs_follow(DatabaseSlot *database, Oid owner)
 {
 	uint32		definitions = shared_definitions_of(database, owner);
+
+	Assert(IsTransactionState());
 
 	if (runs != NIL && definitions == definitions_seen && !any_stale())
 		return;
@@ -310,13 +317,14 @@ runs_follow(DatabaseSlot *database, Oid owner)
 	definitions_seen = definitions;
 }
 
-/* ----------
+/*
+ * ----------
  * Windows
  * ----------
  */
 
 /*
- * Whether a window has what comes next behind a position.
+ * Whether a window has the events that follow a position.
  */
 static bool
 window_serves(const Window *window, const EventPosition *position)
@@ -358,9 +366,9 @@ window_limit(void)
 }
 
 /*
- * Of the handlers that are to go on inside the same window, the position of the
- * one that is farthest behind, but no so far that those limit events that it needs
- * next might leave nothing to who is at the position given.
+ * Where to begin reading for a handler at the given position.  This is the hindmost
+ * position of the handlers that are to continue inside the same window.  But it is not
+ * so far behind that the limit of events could be used up before the given position.
  */
 static EventPosition
 hindmost_position(EventPosition position, int64 limit)
@@ -382,7 +390,7 @@ hindmost_position(EventPosition position, int64 limit)
 }
 
 /*
- * Have a handler stand in a window at index next.
+ * Put a handler at index next of a window.  Releases the window it had.
  */
 static void
 enter_window(HandlerRun *run, Window *window, int64 next)
@@ -398,8 +406,8 @@ enter_window(HandlerRun *run, Window *window, int64 next)
 }
 
 /*
- * A window that has all that another copy has of it was read: who stands in that
- * moves over.
+ * A window was read that has everything of some other copies of it: move the handlers
+ * that stand in those copies to the new one.
  */
 static void
 unite_windows(Window *window)
@@ -423,19 +431,24 @@ unite_windows(Window *window)
 		else
 			next = copy->whole ? 0 : window_behind(window, copy->after);
 		enter_window(run, window, next);
-		/* its turn may come before it is looked at again */
+		/* its turn may come before find_work() looks at it again */
 		(void) handler_run_seek(run);
 	}
 }
 
 /*
- * Give a handler a window: one that is there for others, or a new one.
+ * Give a handler without a window the next one: one that is there for other handlers,
+ * or a new one, read from the log with the snapshot.  upto is that snapshot as an
+ * EventSnapshot.  If the window has no events, it is finished at once, and the handler
+ * has no window after this.
  */
 void
 runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSnapshot *upto)
 {
 	EventPosition position = run->position;
 	Window	   *window = find_window(&position);
+
+	Assert(run->window == NULL);
 
 	if (window == NULL)
 	{
@@ -455,8 +468,8 @@ runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSn
 	if (run->window->nevents == 0)
 	{
 		/*
-		 * Nothing there.  That the position is ahead now is not worth storing,
-		 * unless it was inside a window.
+		 * There are no events.  The position is ahead now, but that is not worth
+		 * storing unless it was inside a window.
 		 */
 		Instant		ahead_since = run->ahead_since;
 		bool		was_inside = (position.window != NULL);
@@ -468,7 +481,7 @@ runs_take_window(HandlerRun *run, Relation log, Snapshot snapshot, const EventSn
 }
 
 /*
- * Drop the windows that no handler stands in any more.
+ * Release the windows that no handler stands in any more.
  */
 void
 runs_release_windows(void)

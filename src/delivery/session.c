@@ -1,10 +1,10 @@
 /*-------------------------------------------------------------------------
  *
  * session.c
- *		The executor's session between two batches.
+ *		Cleans the executor's session after a batch.
  *
- * It is an ordinary session of the owner, in which a handler may leave what it
- * likes.  Nothing of that is there when the next batch begins.
+ * It is an ordinary session of the owner, in which a handler may leave anything
+ * behind.  Nothing of that is there when the next batch begins.
  *
  *-------------------------------------------------------------------------
  */
@@ -29,15 +29,17 @@
 #include "delivery/session.h"
 #include "delivery/transaction.h"
 
-/* what is dropped with a session may have to wait for a lock, so long, in ms */
+/* dropping the objects of a session may have to wait for a lock, for so long, in ms */
 #define DISCARD_TIMEOUT_MS 5000
 
-/* and is tried again after this, in ms */
+/* after a failure the session is cleaned again after this, in ms */
 #define DISCARD_RETRY_MS 1000
 
 static void
 discard_session(void)
 {
+	Assert(!IsTransactionState());
+
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	PortalHashTableDeleteAll();
@@ -46,7 +48,7 @@ discard_session(void)
 	if (GetUserId() != my_slot->owner)
 		SetPGVariable("role", NIL, false);
 	ResetAllOptions();
-	/* nobody waits for a standby to hear of temporary tables that are gone */
+	/* no commit that only drops temporary tables has to wait for a standby */
 	(void) set_config_option("synchronous_commit", "off",
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	DropAllPreparedStatements();
@@ -61,7 +63,8 @@ discard_session(void)
 }
 
 /*
- * Try to; false with a log line where that fails.
+ * Try to clean the session.  Returns false if that fails, and logs the error on
+ * request.
  */
 static bool
 try_discard_session(bool log_failure)
@@ -87,7 +90,7 @@ try_discard_session(bool log_failure)
 					(errcode(error->sqlerrcode),
 					 errmsg("executor cannot clean its session after event handler \"%s\": %s",
 							my_slot->handler, error->message ? error->message : ""),
-					 errhint("It gives its place to others, and goes on when it can.")));
+					 errhint("The executor offers its slot to other owners, and tries again until it succeeds.")));
 		worker_report_error(&my_slot->worker, error->message ? error->message : "");
 		FreeErrorData(error);
 	}
@@ -97,14 +100,15 @@ try_discard_session(bool log_failure)
 }
 
 /*
- * Leave nothing of a batch behind in the session: what DISCARD ALL does, but
- * for the plans, which the next batch needs.
+ * Remove everything that a batch has left behind in the session.  This is what DISCARD
+ * ALL does, except that plans stay, because the next batch needs them.
  *
- * That may have to wait for somebody's lock, as what is dropped with a temporary
- * object need not be temporary.  Nothing else of the owner's is run before it is
- * done, but the place is for others; and as ending the process would wait for
- * the same lock, and another one could come to the same end, it stays until it
- * is done, and then leaves after this turn.
+ * This may have to wait for another session's lock, because what is dropped with a
+ * temporary object need not be temporary.  No other code of the owner runs before it
+ * is done, but the executor slot is offered to other owners.  Ending the process would
+ * not help: that would wait for the same lock, and another executor could get into the
+ * same state.  So the process stays until the session is clean, and then stops after
+ * this turn.
  */
 void
 session_discard(void)
@@ -127,6 +131,6 @@ session_discard(void)
 			worker_sleep(my_bell, until);
 		}
 	} while (!try_discard_session(false));
-	/* not here: an attempt may have to be recorded still */
+	/* do not stop here: an attempt may still have to be recorded */
 	pg_atomic_write_u32(&my_slot->stop_requested, 1);
 }

@@ -3,8 +3,8 @@
  * transaction.c
  *		The transactions of an executor.
  *
- * Each runs as the handlers' owner, whose session this is.  What it waits for at
- * its commit is the session's default (pg_notify_events.synchronous_commit).
+ * Each transaction runs as the handlers' owner, whose session this is.  What it waits
+ * for at commit is set as the session's default (pg_notify_events.synchronous_commit).
  *
  *-------------------------------------------------------------------------
  */
@@ -25,15 +25,15 @@
 #include "delivery/call_timeout.h"
 #include "delivery/transaction.h"
 
-/* current when the transaction was started, and again when it has ended */
+/* the current context before the transaction, and again after it has ended */
 static MemoryContext outer_context = NULL;
 
 static bool never_wait = false;
 static Instant stop_until = INSTANT_NEVER;
 
 /*
- * From now on commits wait for neither disk nor standby, and what else there is
- * to do has to be done in so many ms (0: nobody watches).
+ * From now on commits wait for neither disk nor standby.  Everything that remains must
+ * be done in timeout ms; 0: no limit.
  */
 void
 transaction_never_wait(int timeout)
@@ -44,9 +44,9 @@ transaction_never_wait(int timeout)
 }
 
 /*
- * What our commits wait for.  It is the session's default, not set for each
- * transaction: where a transaction has set nothing, the end of a call has no
- * settings to look through (handler_undo_settings).
+ * Set what our commits wait for.  It is the session's default and is not set in each
+ * transaction.  If a transaction has changed no setting, there are none to undo at the
+ * end of a call (handler_undo_settings).
  */
 static void
 set_synchronous_commit(void)
@@ -63,19 +63,23 @@ set_synchronous_commit(void)
 static void
 begin(void)
 {
+	Assert(!IsTransactionState());
+
 	outer_context = CurrentMemoryContext;
 	set_synchronous_commit();
 	SetCurrentStatementStartTimestamp();
-	/* each commit ends that of its transaction */
+	/* armed for each transaction, because a commit disarms it */
 	if (stop_until != INSTANT_NEVER)
 		call_timeout_arm((int) Max(instant_ms_left(instant_now(), stop_until), 1));
 	StartTransactionCommand();
 }
 
 /*
- * Start a transaction of an executor, with SPI and a snapshot.  The log is
- * locked first: a snapshot from before a rewrite of it would see no events.
- * Where somebody keeps it locked that is an error soon, as the place may be wanted.
+ * Start a transaction of an executor, connect to SPI and set an active snapshot.  The
+ * log is locked before that: a snapshot from before a rewrite of the log would see no
+ * events.  If another session keeps the log locked, this throws an error soon, because
+ * the executor slot may be wanted.  Ends with transaction_commit() or
+ * transaction_abort().
  */
 void
 transaction_start(void)
@@ -87,7 +91,8 @@ transaction_start(void)
 }
 
 /*
- * The same for what concerns own tables only, whoever has the log locked.
+ * The same for a transaction that uses internal tables only.  It does not lock the
+ * log.
  */
 void
 transaction_start_own(void)
@@ -98,8 +103,9 @@ transaction_start_own(void)
 }
 
 /*
- * The same, to write progress.  False, and no transaction, where that would have
- * to wait for a lock, or the extension is not there any more.
+ * The same for a transaction that writes progress.  Returns false, and starts no
+ * transaction, if that would have to wait for a lock or the extension does not exist
+ * any more.
  */
 bool
 transaction_start_if_free(void)
@@ -120,13 +126,15 @@ transaction_start_if_free(void)
 }
 
 /*
- * Commit it.  Deferred triggers are the handler's doing, so its timeout (in
- * ms, 0 for none) is on until they are through; the commit itself has none
- * (crash_guard.c).
+ * Commit the transaction.  Deferred triggers run code of the handler.  So its timeout,
+ * in ms, applies until they are through; 0: there is no timeout.  The commit itself
+ * has none (crash_guard.c).
  */
 void
 transaction_commit(int timeout)
 {
+	Assert(ActiveSnapshotSet());
+
 	PopActiveSnapshot();
 	SPI_finish();
 	if (timeout > 0)
@@ -139,7 +147,8 @@ transaction_commit(int timeout)
 }
 
 /*
- * In a PG_CATCH block: take the error, abort the transaction.
+ * In a PG_CATCH block: take the error and abort the transaction.  Returns the error,
+ * in the given memory context, which becomes the current one.
  */
 ErrorData *
 transaction_abort(MemoryContext context)
