@@ -433,7 +433,7 @@ shared_dismiss_executors(Oid dboid)
  * end when they end.
  *
  * Nothing is signalled.  The executor that makes the call looks from time to
- * time (crash_guard.c).
+ * time (call_timeout.c).
  */
 int
 shared_end_calls(DatabaseSlot *database, const char *handler)

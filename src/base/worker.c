@@ -51,7 +51,7 @@
  * In a deadlock with a client, the worker should be the victim, because it
  * repeats its work and the client may not.  So it looks for deadlocks earlier
  * than clients do.  log_lock_waits is off, because it would write a line for
- * each look, and a handler looks often (crash_guard.c).
+ * each look, and a handler looks often (call_timeout.c).
  */
 #define DEADLOCK_TIMEOUT_TEXT "50ms"
 
@@ -153,7 +153,7 @@ worker_signals(void)
 
 /*
  * Hold cancels, and forget one that has come.  A cancel is for a handler's code
- * (crash_guard.c); there is nothing to cancel while a worker does its own work.
+ * (call_timeout.c); there is nothing to cancel while a worker does its own work.
  * Must be called again after each error, because an error ends all holding.
  */
 void
