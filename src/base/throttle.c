@@ -16,7 +16,9 @@
  * of a forgotten transaction, of a dump, or of a standby with feedback.  Then,
  * with one event in each batch and a thousand batches a second, the table would
  * grow by hundreds of megabytes an hour, and not shrink again.  Therefore
- * rounds are farther apart as long as old versions stay.
+ * rounds are farther apart as long as old versions stay.  If hundreds of
+ * transactions are running, a version has a list of them, which takes
+ * kilobytes; then its size counts.
  *
  * Whether they stay is known from a transaction of this process that has stored
  * progress.  It is watched since a known instant.  When it is behind the
@@ -40,10 +42,12 @@
 #define ROUNDS_AT_ONCE 20
 
 /*
- * The same while old versions stay, in us: for each handler that had a batch,
- * and the maximum.
+ * The same while old versions stay, in us: for each handler that had a batch, or
+ * for each running transaction that was stored, whichever is more; and the
+ * maximum.
  */
 #define HELD_BATCH_US INT64CONST(10000)
+#define HELD_XID_US INT64CONST(80)
 #define HELD_ROUND_US INT64CONST(100000)
 
 /*
@@ -69,13 +73,18 @@ static Instant watched_since = 0;
 static FullTransactionId last_written = {0};
 static Instant looked = 0;
 
+/* How many running transactions this round has stored in progress rows. */
+static int64 xids_written = 0;
+
 /*
- * Note that a transaction has stored progress.
+ * Note that a transaction has stored progress, with so many running
+ * transactions.
  */
 void
-throttle_progress_written(FullTransactionId xid)
+throttle_progress_written(FullTransactionId xid, int nxids)
 {
 	last_written = xid;
+	xids_written += nxids;
 }
 
 /*
@@ -107,7 +116,7 @@ worth(int nhandlers, Instant now)
 	if (nhandlers == 0 || !FullTransactionIdIsValid(watched) ||
 		!instant_passed(watched_since, now, MAX_KEPT_MS))
 		return ROUND_US;
-	return Min(nhandlers * HELD_BATCH_US, HELD_ROUND_US);
+	return Min(Max(nhandlers * HELD_BATCH_US, xids_written * HELD_XID_US), HELD_ROUND_US);
 }
 
 /*
@@ -123,5 +132,6 @@ throttle_round(int nhandlers)
 
 	credit = Min(credit + now - last_round, ROUNDS_AT_ONCE * ROUND_US) - price;
 	last_round = now;
+	xids_written = 0;
 	return (credit < 0) ? (int) (-credit / 1000) : 0;
 }

@@ -13,7 +13,7 @@
 #include "utils/relcache.h"
 
 extern int	throttle_round(int nhandlers);
-extern void throttle_progress_written(FullTransactionId xid);
+extern void throttle_progress_written(FullTransactionId xid, int nxids);
 extern void throttle_look(Relation log);
 
 #endif							/* PNE_THROTTLE_H */

@@ -256,6 +256,7 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	};
 	const EventPosition *stored = &run->definition->position;
 	bool		same_window = event_snapshot_equal(position->window, stored->window);
+	int			nxids = 0;
 	Datum		values[11] = {0};
 	char		nulls[11] = {' ', 'n', 'n', 'n', ' ', ' ', ' ', ' ', ' ', ' ', ' '};
 	bool		isnull;
@@ -265,11 +266,13 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 	{
 		values[1] = CStringGetTextDatum(event_snapshot_text(position->cursor));
 		nulls[1] = ' ';
+		nxids += position->cursor->nxip;
 	}
 	if (position->window != NULL && !same_window)
 	{
 		values[2] = CStringGetTextDatum(event_snapshot_text(position->window));
 		nulls[2] = ' ';
+		nxids += position->window->nxip;
 	}
 	if (position->window != NULL)
 	{
@@ -298,7 +301,7 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 		run->progress_tid = *(ItemPointer) DatumGetPointer(internal_value(0, 1, &isnull));
 	else
 		run->stale = true;
-	throttle_progress_written(GetTopFullTransactionId());
+	throttle_progress_written(GetTopFullTransactionId(), nxids);
 }
 
 /*

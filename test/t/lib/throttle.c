@@ -41,10 +41,11 @@ ok(bool right, const char *what)
 
 /*
  * So many rounds as fast as they may come, each with a transaction for each of so
- * many handlers.  Returns how many ms they took; held: nothing can be removed.
+ * many handlers, while so many others are running.  Returns how many ms they took;
+ * held: nothing can be removed.
  */
 static int64
-run_rounds(int rounds, int nhandlers, bool held)
+run_rounds_among(int nxids, int rounds, int nhandlers, bool held)
 {
 	Instant		began = now_us;
 
@@ -52,13 +53,19 @@ run_rounds(int rounds, int nhandlers, bool held)
 	{
 		throttle_look(NULL);
 		for (int j = 0; j < nhandlers; j++)
-			throttle_progress_written(FullTransactionIdFromU64(next_xid++));
+			throttle_progress_written(FullTransactionIdFromU64(next_xid++), nxids);
 		if (!held)
 			horizon = next_xid;
 		now_us += 10;
 		now_us += INT64CONST(1000) * throttle_round(nhandlers);
 	}
 	return (now_us - began) / 1000;
+}
+
+static int64
+run_rounds(int rounds, int nhandlers, bool held)
+{
+	return run_rounds_among(0, rounds, nhandlers, held);
 }
 
 static void
@@ -85,6 +92,12 @@ main(void)
 	ok(ms >= 4900 && ms <= 5200, "even more so for many handlers");
 	ms = run_rounds(100, 50, true);
 	ok(ms >= 9900 && ms <= 10500, "but not endlessly");
+	ms = run_rounds_among(100, 100, 1, true);
+	ok(ms >= 950 && ms <= 1100, "no more so where some transactions are running");
+	ms = run_rounds_among(600, 100, 1, true);
+	ok(ms >= 4700 && ms <= 4900, "but where hundreds are, whose list takes kilobytes");
+	ms = run_rounds_among(900, 100, 5, true);
+	ok(ms >= 9900 && ms <= 10500, "not endlessly either");
 	idle(1000);
 	ok(run_rounds(5, 1, true) == 0, "what happens now and then does not wait");
 	(void) run_rounds(100, 1, true);
@@ -92,6 +105,8 @@ main(void)
 	(void) run_rounds(100, 1, false);
 	ms = run_rounds(100, 1, false);
 	ok(ms >= 450 && ms <= 550, "as before, when they can be removed");
+	ms = run_rounds_among(900, 100, 1, false);
+	ok(ms >= 450 && ms <= 550, "whatever their size");
 
 	/* a transaction is watched, and is not one of the future some billions later */
 	for (int i = 1; i <= 4; i++)
