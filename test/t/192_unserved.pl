@@ -12,7 +12,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $backlog = 30_000;
+# fewer than after which an executor is asked to pass them anyway
+my $backlog = 5_000;
 
 my $node = new_server('unserved', 'pg_notify_events.announce = off', 'autovacuum = off');
 
