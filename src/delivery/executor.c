@@ -133,12 +133,13 @@ executor_on_exit(int code, Datum arg)
 
 /*
  * Exit callback that runs before executor_on_exit(), while transactions are still
- * possible: remove what a terminated executor would leave behind.
+ * possible: remove the tokens of an executor that was terminated, or that could not
+ * remove all of them when it left and the server stops.
  */
 static void
 executor_release_on_exit(int code, Datum arg)
 {
-	if (!stopping_cleanly && PostmasterIsAlive())
+	if ((!stopping_cleanly || executor_is_stopped_by_server()) && PostmasterIsAlive())
 		crash_guard_release_at_exit(*runs_states());
 }
 

@@ -39,8 +39,7 @@ void
 transaction_never_wait(int timeout)
 {
 	never_wait = true;
-	if (timeout > 0)
-		stop_until = instant_in(timeout);
+	stop_until = timeout > 0 ? instant_in(timeout) : INSTANT_NEVER;
 }
 
 /*

@@ -1,7 +1,7 @@
 
 # A stop of the server is no loss, whatever went wrong before or goes wrong then:
 # the failure of an attempt could not be recorded, which is made again, uncounted;
-# positions cannot be stored in time.
+# positions cannot be stored in time, or marks not taken.
 
 use strict;
 use warnings;
@@ -60,6 +60,16 @@ $node->start;
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'h', 'true', 'all events');
 unlike(slurp_file($node->logfile, $offset), qr/is guarded/, 'a stop in a call later is no loss');
+
+# nor is it where the executor has nothing to do, leaves, and fails to take its marks
+$node->poll_query_until('postgres', q(SELECT state = 'idle' FROM event_worker_stats WHERE kind = 'executor'))
+  or die 'the executor is busy';
+append_to_file("$faults/before-release", 'error');
+$node->restart;
+ok(-e "$faults/before-release.hit", 'marks cannot be taken');
+$node->safe_psql('postgres', q(SELECT notify_event('after')));
+wait_for_handlers($node, 'postgres');
+unlike(slurp_file($node->logfile, $offset), qr/is guarded/, 'nor is a stop then');
 
 # nor is it where an executor has left before that, and could not store positions
 append_to_file("$faults/before-store", 'error');
