@@ -411,6 +411,12 @@ retry_run_due(HandlerRun *run)
 	int			count;
 	BatchOutcome outcome = BATCH_DONE;
 
+	/* first, as that may make attempts due, or put them off */
+	if (!run->state->claimed)
+		crash_guard_claim(list_make1(run));
+	if (!run->state->claimed)
+		return;
+
 	transaction_start();
 	count = retry_find_waiting(run->definition->name, run->definition->ordered, waiting,
 						 run->state->failed_trials > 0 ? 1 : DUE_RETRIES);
@@ -423,10 +429,6 @@ retry_run_due(HandlerRun *run)
 		CHECK_FOR_INTERRUPTS();
 		if (waiting[i].due > GetCurrentTimestamp() || (i > 0 && instant_now() >= deadline))
 			break;
-		if (!run->state->claimed)
-			crash_guard_claim(list_make1(run));
-		if (!run->state->claimed)
-			return;
 		executor_report_running(run->definition->name, waiting[i].event.id, 1);
 		outcome = retry_charge(run, waiting[i].event, &attempts);
 		if (attempts > 0)

@@ -321,33 +321,30 @@ retry_lock_attempt(const char *handler, EventIdentity event, int attempts, bool 
 
 /*
  * Write that an attempt begins; fresh tells that it is the event's first one.  If the
- * attempt does not come back, the event is due when its failure would have made it
- * due.  After the last attempt it is due at once.
+ * attempt does not come back, the event is due at once: whoever looks at it then counts
+ * a failure, and the delay begins there, or takes the attempt back.
  */
 void
 retry_write_attempt(const Handler *handler, EventIdentity event, int attempts, bool fresh)
 {
 	static InternalStatement upsert_attempt = {
 		.sql = "INSERT INTO @s._event_retries AS t (handler, event_id, state, attempts, next_attempt_at, attempt_began_at, "
-		"event_txid, untried) VALUES ($1, $2, 'waiting', $3, $4, pg_catalog.clock_timestamp(), $5, $6) "
+		"event_txid, untried) VALUES ($1, $2, 'waiting', $3, pg_catalog.clock_timestamp(), "
+		"pg_catalog.clock_timestamp(), $4, $5) "
 		"ON CONFLICT (handler, event_id, event_txid) DO UPDATE SET attempts = excluded.attempts, "
 		"next_attempt_at = excluded.next_attempt_at, attempt_began_at = excluded.attempt_began_at, "
 		"untried = t.untried OR excluded.untried",
 		.target = TABLE_RETRIES,
-		.nargs = 6,
-		.argtypes = {TEXTOID, INT8OID, INT4OID, TIMESTAMPTZOID, XID8OID, BOOLOID},
+		.nargs = 5,
+		.argtypes = {TEXTOID, INT8OID, INT4OID, XID8OID, BOOLOID},
 	};
-	TimestampTz due = retry_due_again(handler, attempts);
-	Datum		values[6];
+	Datum		values[5];
 
-	if (due == DT_NOEND)
-		due = GetCurrentTimestamp();
 	values[0] = CStringGetTextDatum(handler->name);
 	values[1] = Int64GetDatum(event.id);
 	values[2] = Int32GetDatum(attempts);
-	values[3] = TimestampTzGetDatum(due);
-	values[4] = event_txid_datum(event.txid);
-	values[5] = BoolGetDatum(fresh);
+	values[3] = event_txid_datum(event.txid);
+	values[4] = BoolGetDatum(fresh);
 	internal_execute(&upsert_attempt, values, NULL, 0);
 }
 

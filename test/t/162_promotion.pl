@@ -78,8 +78,7 @@ eval { $holder->quit };
 my $offset = -s $standby->logfile;
 $standby->promote;
 wait_for_listener($standby, 'postgres');
-# those that are not due at once are, as soon as their handler has anything to do
-$standby->safe_psql('postgres', q(SELECT notify_event('fresh'), notify_event('retried'), notify_event('batch')));
+# at once, though the delay of one is an hour and nothing else happens
 $standby->poll_query_until('postgres', q(SELECT count(*) = 0 FROM _event_retries WHERE state = 'waiting'))
   or die 'they stay: ' . $standby->safe_psql('postgres', 'TABLE _event_retries');
 wait_for_handlers($standby, 'postgres');
