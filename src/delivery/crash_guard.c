@@ -354,7 +354,7 @@ write_token(HandlerRun *run, bool alone, bool *lost)
 	else if (meaning == TOKEN_IS_NOBODYS)
 	{
 		if (retry_give_back_attempts(handler))
-			run->next_retry_at = 0; /* look now */
+			run->next_retry_at = DT_NOBEGIN;	/* look now */
 	}
 	handler->group_end = group_end;
 
@@ -383,7 +383,7 @@ note_claimed(HandlerRun *run)
 static void
 note_takeover(HandlerRun *run)
 {
-	run->next_retry_at = 0;		/* look again */
+	run->next_retry_at = DT_NOBEGIN;	/* look again */
 	if (loglimit_allows(LOG_TOPIC_HANDLERS))
 		ereport(LOG,
 				(errmsg("event handler \"%s\" is guarded: an executor that ran it was lost",

@@ -61,7 +61,8 @@ typedef struct HandlerRun
 								 * known yet */
 	int64		next;			/* index in window->events of the next event */
 	Instant		ahead_since;	/* since when the position is ahead; 0: it is stored */
-	TimestampTz next_retry_at;	/* earliest waiting retry in the table; DT_NOEND: none */
+	TimestampTz next_retry_at;	/* earliest waiting retry in the table; DT_NOEND: none;
+								 * DT_NOBEGIN: look for it now */
 	bool		stale;			/* the definition has to be read again */
 	Instant		not_before;		/* suspended, or its row is locked: no turn before this */
 } HandlerRun;

@@ -152,7 +152,7 @@ release_attempt(HandlerRun *run, EventIdentity event, int attempts)
 	if (retry_give_back(run->definition->name, event, attempts))
 		ForceSyncCommit();
 	transaction_commit(0);
-	run->next_retry_at = 0;		/* look now */
+	run->next_retry_at = DT_NOBEGIN;	/* look now */
 }
 
 /*
