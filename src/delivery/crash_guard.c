@@ -561,6 +561,8 @@ crash_guard_release_gone(List **states)
 		*states = foreach_delete_current(*states, lc);
 		if (state->problem != NULL)
 			pfree(state->problem);
+		if (state->unreadable != NULL)
+			pfree(state->unreadable);
 		if (state->guarded_upto != NULL)
 			pfree(state->guarded_upto);
 		pfree(state);
