@@ -437,8 +437,8 @@ crash_guard_claim(List *runs)
 	FAULT_POINT("after-token");
 
 	/*
-	 * first all of these, before anything that can be interrupted: tokens are released
-	 * by this flag
+	 * Do this for all of them before anything that can be interrupted: a token is
+	 * released only if this is noted.
 	 */
 	foreach(lc, claimed)
 	{

@@ -220,11 +220,12 @@ group_end_at(const HandlerRun *run, const EventPosition *position)
 }
 
 /*
- * Store a position in the row, which progress_lock() has found as it is known.
+ * Store a position in the row, which progress_lock() has locked and compared with
+ * what is known.
  *
- * Snapshots that stay as they are are not written again: where hundreds of
- * transactions run, each is kilobytes of TOAST, and most batches of a large window
- * only move last_id.
+ * A snapshot that does not change is not written again.  While hundreds of transactions
+ * run, each snapshot is kilobytes of TOAST, and most batches of a large window move
+ * only last_id.
  */
 static void
 store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
