@@ -168,8 +168,7 @@ crash_guard_note_commit(HandlerRun *run, int nevents)
 	handler_run_note_passed(run, nevents);
 }
 
-/*
- * ----------
+/* ----------
  * Groups
  * ----------
  */
@@ -237,8 +236,7 @@ crash_guard_enter_group(HandlerRun *run, int64 group_end)
 	return true;
 }
 
-/*
- * ----------
+/* ----------
  * Tokens
  * ----------
  */

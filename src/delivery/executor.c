@@ -84,8 +84,7 @@ static volatile sig_atomic_t stops_soon = false;
 /* when there was work last */
 static Instant worked_at = 0;
 
-/*
- * ----------
+/* ----------
  * The process
  * ----------
  */
@@ -316,8 +315,7 @@ executor_stop(void)
 	executor_exit();
 }
 
-/*
- * ----------
+/* ----------
  * A round
  * ----------
  */

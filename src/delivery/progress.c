@@ -45,8 +45,7 @@
 #define Anum_progress_window	5
 #define Anum_progress_last_id	6
 
-/*
- * ----------
+/* ----------
  * The row
  * ----------
  */
@@ -186,8 +185,7 @@ progress_lock(HandlerRun *run)
 	return !run->stale;
 }
 
-/*
- * ----------
+/* ----------
  * The position
  * ----------
  */

@@ -103,8 +103,7 @@ retry_record_failure(HandlerRun *run, Event *event, int64 next, ErrorData *error
 	return failure_recorded(run, identity.id, event_name, 1, deferred, due, error);
 }
 
-/*
- * ----------
+/* ----------
  * Attempts
  * ----------
  */

@@ -83,8 +83,7 @@ runs_states(void)
 	return &states;
 }
 
-/*
- * ----------
+/* ----------
  * Definitions
  * ----------
  */
@@ -317,8 +316,7 @@ runs_follow(DatabaseSlot *database, Oid owner)
 	definitions_seen = definitions;
 }
 
-/*
- * ----------
+/* ----------
  * Windows
  * ----------
  */
