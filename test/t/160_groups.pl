@@ -27,7 +27,7 @@ make_owner($node, 'postgres', 'ann');
 $node->safe_psql(
 	'postgres', q(
 	GRANT SELECT ON _event_handler_progress, _event_retries TO ann;
-	CREATE SEQUENCE left_to_die MINVALUE 0 MAXVALUE 1000 INCREMENT -1 START 1000;
+	CREATE SEQUENCE left_to_die MINVALUE -1000 MAXVALUE 1000 INCREMENT -1 START 1000;
 	GRANT ALL ON SEQUENCE left_to_die TO ann;
 	CREATE TABLE seen (handler text, id bigint, at timestamptz DEFAULT clock_timestamp(), tried_upto text, attempts bigint);
 	GRANT ALL ON seen TO ann;
