@@ -147,7 +147,7 @@ $node->safe_psql('postgres', q(COMMIT PREPARED 'ours'));
 is(seen_by('ann'), 'a leased, b ready, c ready', 'committed, nobody has it');
 
 #
-# Many consumers, one of them held
+# Many consumers, some of them held, by two sessions
 #
 $session = $node->background_psql('postgres');
 $pid = $session->query_safe('SELECT pg_backend_pid()');
@@ -156,8 +156,13 @@ $node->safe_psql(
 	SELECT count(create_event_consumer('many ' || n)) FROM generate_series(1, 500) n;
 	SELECT notify_event('go')));
 $session->query_safe(q(BEGIN; SELECT count(*) FROM fetch_events('many 77')));
-is( $node->safe_psql('postgres', q(SELECT consumer, held_pid FROM event_consumer_stats WHERE held_since IS NOT NULL)),
-	"many 77|$pid", 'the one among many that is held');
+my $other = $node->background_psql('postgres');
+my $other_pid = $other->query_safe('SELECT pg_backend_pid()');
+$other->query_safe(q(BEGIN; SELECT count(*) FROM fetch_events('many 78'); SELECT count(*) FROM fetch_events('many 76')));
+is( $node->safe_psql('postgres', q(SELECT consumer, held_pid FROM event_consumer_stats WHERE held_since IS NOT NULL ORDER BY consumer)),
+	"many 76|$other_pid\nmany 77|$pid\nmany 78|$other_pid", 'those among many that are held');
+$other->query_safe('COMMIT');
+$other->quit;
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
 ok( $node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM event_consumer_stats WHERE state = 'held')),
 	'its session terminated, nobody has it');
