@@ -49,16 +49,6 @@ sub poll
 	return;
 }
 
-# The largest memory of its own that a process has had, in MB
-sub peak_memory
-{
-	my ($pid) = @_;
-	my $status = slurp_file("/proc/$pid/status");
-
-	$status =~ /^VmHWM:\s*(\d+) kB/m or die "no VmHWM";
-	return int($1 / 1024) - $shared_mb;
-}
-
 # In memory at once these events would be 500 MB.
 $node->safe_psql(
 	'postgres', qq(
@@ -80,7 +70,7 @@ push @peaks, map { peak_memory($_) } @executors;
 SKIP:
 {
 	skip 'the memory of a server with AddressSanitizer tells nothing', scalar(@peaks) if defined $ENV{ASAN_OPTIONS};
-	cmp_ok($_, '<', 150, "memory of an executor stays small (at most $_ MB)") foreach @peaks;
+	cmp_ok($_, '<', 150_000, 'memory of an executor in kB') foreach @peaks;
 }
 is( $node->safe_psql(
 		'postgres', q(

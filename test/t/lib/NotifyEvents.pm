@@ -28,6 +28,7 @@ our @EXPORT = qw(
   wait_for_no_workers
   worker_pid
   worker_pids
+  peak_memory
   seen_is_log
   crash_server
 );
@@ -218,6 +219,17 @@ sub wait_for_no_workers
 		SELECT count(*) = 0 FROM pg_stat_activity
 		WHERE backend_type LIKE 'pg\\_notify\\_events %' AND datname = '$database'
 	));
+}
+
+# peak_memory(PID): the most memory of its own that a process has had, in kB
+sub peak_memory
+{
+	my ($pid) = @_;
+	my $status = slurp_file("/proc/$pid/status");
+	my ($peak) = $status =~ /^VmHWM:\s+(\d+) kB/m;
+	my ($shared) = $status =~ /^RssShmem:\s+(\d+) kB/m;
+
+	return $peak - $shared;
 }
 
 # seen_is_log(NODE, DATABASE, HANDLER, CONDITION, NAME): a test: what the handler
