@@ -101,11 +101,12 @@ foreach my $function ('sleep', 'sleep_many', 'write_late')
 }
 # in a filter, in a retry: of as many elements as make it last for long, though not
 # so many that it looks for a cancel seldom
+my $some = has_assertions($node) ? 2_000 : 5_000;
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('h', 'record', owner => 'ann', timeout => '24 days', max_attempts => 2, retry_delay => '1 ms',
 		filter => '!exists($[*] ? (@ == -$[*]))');
-	SELECT notify_event('x', (SELECT jsonb_agg(n) FROM generate_series(1, 5000) n))));
+	SELECT notify_event('x', (SELECT jsonb_agg(n) FROM generate_series(1, SOME) n))) =~ s/SOME/$some/r);
 poll(q(SELECT count(*) = 1 FROM event_retries WHERE state = 'dead' AND attempts = 2 AND last_sqlstate = '57014'), 'dead');
 pass('a filter, at the first attempt and at the second');
 clean_up();
@@ -142,6 +143,8 @@ foreach my $function ('sleep', 'sleep_many', 'write_late', 'deaf')
 
 # a filter, before the handler is called for the first time and in a retry: of so
 # many elements that it lasts longer than the test
+my $many = has_assertions($node) ? 5_000 : 100_000;
+my $emit = "SELECT notify_event('x', (SELECT jsonb_agg(n) FROM generate_series(1, $many) n))";
 foreach my $case ('batch', 'retry')
 {
 	my $offset = -s $node->logfile;
@@ -150,13 +153,12 @@ foreach my $case ('batch', 'retry')
 	$node->safe_psql('postgres', q(SELECT create_event_handler('h', 'fail', 'x', owner => 'ann', timeout => '24 days', max_attempts => 1)));
 	if ($case eq 'retry')
 	{
-		$node->safe_psql('postgres', q(SELECT notify_event('x', (SELECT jsonb_agg(n) FROM generate_series(1, 100000) n))));
+		$node->safe_psql('postgres', $emit);
 		wait_for_handlers($node, 'postgres');
 		$offset = -s $node->logfile;
 	}
 	$node->safe_psql('postgres', q(SELECT alter_event_handler('h', 'record', filter => '!exists($[*] ? (@ == -$[*]))')));
-	$node->safe_psql('postgres', $case eq 'retry' ? q(SELECT retry_dead_events('h')) :
-		q(SELECT notify_event('x', (SELECT jsonb_agg(n) FROM generate_series(1, 100000) n))));
+	$node->safe_psql('postgres', $case eq 'retry' ? q(SELECT retry_dead_events('h')) : $emit);
 	poll(q(SELECT count(*) = 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'event handler h: 1 events%'), 'at work');
 	drop_it();
 	$node->safe_psql('postgres', q(SELECT notify_event('other', NULL::jsonb)));
