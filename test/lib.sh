@@ -607,6 +607,7 @@ as_tester()
 	local -a reports=()
 
 	shift
+	[[ $kind != asan ]] || timeout=600
 	[[ $kind != valgrind ]] || timeout=1800
 	pgxs=$(dirname "$("$pg_config" --pgxs)")/../..
 	reports_to "$logs/reports"

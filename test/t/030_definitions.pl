@@ -147,7 +147,7 @@ sub change_during_batch
 	my $n;
 
 	$node->safe_psql('postgres',
-		q(SELECT create_event_handler('h', 'one', owner => 'ann', batch_size => 5)));
+		q(SELECT create_event_handler('h', 'one', owner => 'ann', batch_size => 5, timeout => '10 min')));
 	close_gate(1);
 	emit($many, 'gate 1');
 	wait_at_gate(1, 'ann');
