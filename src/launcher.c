@@ -52,7 +52,7 @@
  * Maximum number of listeners that look at the same time whether a database has
  * the extension.
  */
-#define MAX_PROBES 2
+#define MAX_FIRST_LOOKS 2
 
 /* a start is given up if the process is not alive after this, in ms */
 #define START_EXPIRES_MS 60000
@@ -329,7 +329,7 @@ review_listeners(List *served)
 {
 	List	   *released = NIL;
 	ListCell   *lc;
-	int			probes = 0;
+	int			first_looks = 0;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < MAX_DATABASES; i++)
@@ -371,7 +371,7 @@ review_listeners(List *served)
 			 */
 			without_extension = list_delete_oid(without_extension, dboid);
 			if (worker->phase == WORKER_STARTING || worker->pid != 0)
-				probes++;
+				first_looks++;
 		}
 	}
 	LWLockRelease(shared->lock);
@@ -382,24 +382,24 @@ review_listeners(List *served)
 		channel_forget_database(lfirst_oid(lc), false);
 		handler_counters_forget_database(lfirst_oid(lc));
 	}
-	return probes;
+	return first_looks;
 }
 
 /*
- * Start the listener of a database if it should run and does not.  probes is
+ * Start the listener of a database if it should run and does not.  first_looks is
  * the number of listeners that are about to look whether a database has the
  * extension.  Returns whether this is another one of them.
  */
 static bool
-start_listener(const ServedDatabase *database, int probes)
+start_listener(const ServedDatabase *database, int first_looks)
 {
 	DatabaseSlot *slot;
 	Worker	   *worker;
 	WorkerStart start = {0};
-	bool		probe;
+	bool		first_look;
 
 	/* one of these listeners rings when it has looked */
-	if (probes >= MAX_PROBES && shared_find_database(database->oid) == NULL)
+	if (first_looks >= MAX_FIRST_LOOKS && shared_find_database(database->oid) == NULL)
 		return false;
 
 	slot = shared_claim_database(database->oid);
@@ -418,13 +418,13 @@ start_listener(const ServedDatabase *database, int probes)
 
 	worker = &slot->listener;
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	probe = (slot->extension == EXTENSION_UNKNOWN);
+	first_look = (slot->extension == EXTENSION_UNKNOWN);
 	if (worker->pid != 0 || worker->phase == WORKER_STARTING)
 	{
 		LWLockRelease(shared->lock);
 		return false;
 	}
-	if (worker->not_before > instant_now() || (probe && probes >= MAX_PROBES) ||
+	if (worker->not_before > instant_now() || (first_look && first_looks >= MAX_FIRST_LOOKS) ||
 		!database->available)
 	{
 		if (worker->not_before > instant_now())
@@ -442,7 +442,7 @@ start_listener(const ServedDatabase *database, int probes)
 	LWLockRelease(shared->lock);
 
 	if (start_worker("listener", "pne_listener_main", &start, &listener_handles[start.slot]))
-		return probe;
+		return first_look;
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	worker_set_phase(worker, WORKER_NONE);
@@ -460,7 +460,7 @@ manage_listeners(void)
 	static uint32 lost_installs_seen = 0;
 	uint32		lost_installs = pg_atomic_read_u32(&shared->lost_installs);
 	List	   *served = served_databases_read();
-	int			probes = review_listeners(served);
+	int			first_looks = review_listeners(served);
 	ListCell   *lc;
 
 	if (lost_installs != lost_installs_seen)
@@ -476,8 +476,8 @@ manage_listeners(void)
 
 		if (list_member_oid(without_extension, database->oid))
 			continue;
-		if (start_listener(database, probes))
-			probes++;
+		if (start_listener(database, first_looks))
+			first_looks++;
 	}
 
 	/* forget databases that no longer exist: their oids may be used again */

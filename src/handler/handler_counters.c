@@ -154,7 +154,7 @@ attach(void)
 		on_shmem_exit(release_at_exit, (Datum) 0);
 	exit_registered = true;
 	if (segments_owner == NULL)
-		segments_owner = ResourceOwnerCreate(NULL, "pg_notify_events figures");
+		segments_owner = ResourceOwnerCreate(NULL, "pg_notify_events counters");
 	CurrentResourceOwner = segments_owner;
 	if (area == NULL)
 		area = dsa_attach_in_place(AREA_OF(shared_table), NULL);
@@ -228,7 +228,7 @@ use_table(void (*use) (void *arg), void *arg)
 		if (!complained)
 			ereport(LOG,
 					(errcode(error->sqlerrcode),
-					 errmsg("figures of event handlers are incomplete: %s", error->message ? error->message : ""),
+					 errmsg("statistics of event handlers are incomplete: %s", error->message ? error->message : ""),
 					 errdetail("They are in dynamic shared memory.")));
 		complained = true;
 		FreeErrorData(error);
@@ -572,7 +572,7 @@ handler_counters_forget_dropped(List *keys)
 	}
 	hash_destroy(defined);
 	if (dropped != NIL && use_table(remove_keys, dropped))
-		elog(DEBUG1, "removed figures of %d dropped event handlers", list_length(dropped));
+		elog(DEBUG1, "removed counters of %d dropped event handlers", list_length(dropped));
 }
 
 static void
@@ -593,7 +593,7 @@ remove_database(void *arg)
 		}
 	}
 	dshash_seq_term(&status);
-	elog(DEBUG1, "removed figures of %d event handlers of database %u", removed, dboid);
+	elog(DEBUG1, "removed counters of %d event handlers of database %u", removed, dboid);
 }
 
 /*

@@ -184,7 +184,7 @@ start_anew(Oid log)
  * whether anything has.
  */
 bool
-announcer_take_up(Relation log, Snapshot snapshot)
+announcer_read(Relation log, Snapshot snapshot)
 {
 	bool		news = false;
 	bool		inside;

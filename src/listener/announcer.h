@@ -12,7 +12,7 @@
 #include "utils/snapshot.h"
 
 extern void announcer_init(void);
-extern bool announcer_take_up(Relation log, Snapshot snapshot);
+extern bool announcer_read(Relation log, Snapshot snapshot);
 extern void announcer_announce(Relation log, Snapshot snapshot, const char *channel);
 extern int	announcer_announced(void);
 extern bool announcer_has_more(void);

@@ -476,7 +476,7 @@ follow_log(void)
 	incomplete_since = 0;
 	SPI_connect();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	found = announcer_take_up(log, GetActiveSnapshot());
+	found = announcer_read(log, GetActiveSnapshot());
 	announcer_announce(log, GetActiveSnapshot(), channel);
 	PopActiveSnapshot();
 	SPI_finish();

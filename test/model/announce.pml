@@ -3,7 +3,7 @@
  *		Every event is announced by one of two: who emits it, or the listener.
  *
  * mirrors: announce_emitted() in src/emit/announce.c
- * mirrors: announcer_take_up() announcer_announce() announcer_announced() announcer_store() load_cursor() in src/listener/announcer.c
+ * mirrors: announcer_read() announcer_announce() announcer_announced() announcer_store() load_cursor() in src/listener/announcer.c
  * mirrors: look() follow_log() listener_stop() in src/listener/listener.c
  *
  * A transaction emits an event.  At that moment it is decided who announces it:
@@ -171,7 +171,7 @@ end:
 	/* dies, even in the midst of an announcement */
 	:: d_step { alive && deaths -> deaths--; lose_memory() }
 
-	/* follow_log(): announcer_take_up() */
+	/* follow_log(): announcer_read() */
 	:: d_step
 		{
 			alive && upto == NONE && cursor != done ->

@@ -57,7 +57,7 @@ sub removed
 {
 	my ($offset, $what) = @_;
 
-	return $node->wait_for_log(qr/removed figures of $what/, $offset);
+	return $node->wait_for_log(qr/removed counters of $what/, $offset);
 }
 
 # used_memory(PID): bytes of what a process never frees
@@ -111,7 +111,7 @@ is( $node->safe_psql('postgres', 'SELECT count(last_error) FROM event_worker_sta
 is($node->safe_psql('postgres', 'SELECT count(*) FROM event_retries'), '0', 'no memory: nothing is charged');
 like(
 	slurp_file($node->logfile),
-	qr/figures of event handlers are incomplete: could not/,
+	qr/statistics of event handlers are incomplete: could not/,
 	'no memory: the log says so');
 # A thousand failures leave nothing, nor do the next.
 my $before = used_memory($executor);
