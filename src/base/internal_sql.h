@@ -35,7 +35,8 @@ typedef struct InternalStatement
 extern bool internal_foreign_trigger(InternalTable table, char *name);
 extern Relation internal_open(InternalTable table);
 extern int	internal_execute(InternalStatement *statement, Datum *values, const char *nulls, long limit);
-extern bool internal_insert_numbered(InternalStatement *insert, Datum *values, const char *nulls, InternalStatement *find);
+extern bool internal_insert_numbered(InternalStatement *insert, Datum *values, const char *nulls,
+										InternalStatement *find);
 extern Datum internal_value(int row, int column, bool *isnull);
 extern char *internal_text(int row, int column);
 extern Datum internal_ids(const int64 *ids, int nids);

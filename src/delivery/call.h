@@ -18,7 +18,8 @@
 
 extern bool call_check_handler(HandlerRun *run);
 extern void call_apply_row_security(HandlerRun *run, Relation log, Event *events, int nevents);
-extern int	call_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes, int *suspect);
+extern int	call_filter_events(HandlerRun *run, Event **events, int nevents, TupleDesc desc, bool *passes,
+							   int *suspect);
 extern void call_handler(HandlerRun *run, Event **events, int nevents, TupleDesc desc, BatchCounters *counters);
 extern bool call_error_is_rollback(const ErrorData *error);
 extern bool call_try_again(const ErrorData *error, int tries);

@@ -153,7 +153,8 @@ executor_attach(const WorkerStart *start)
 	DatabaseSlot *database = shared_find_database(start->dboid);
 
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	if (database == NULL || pg_atomic_read_u32(&database->dboid) != start->dboid || !slot->in_use || slot->generation != start->generation ||
+	if (database == NULL || pg_atomic_read_u32(&database->dboid) != start->dboid ||
+		!slot->in_use || slot->generation != start->generation ||
 		slot->worker.phase != WORKER_STARTING)
 	{
 		LWLockRelease(shared->lock);
