@@ -70,6 +70,10 @@ typedef struct Attempt
 	int			tried;			/* how many took part in what failed */
 	int			suspect;		/* index of the event in whose call it failed, or -1 */
 	ErrorData  *error;
+	bool		ready;			/* the events were read */
+	bool		wrote;			/* the handler was called, and its progress stored */
+	BatchCounters counters;
+	ProgressCounters progress;
 } Attempt;
 
 /*
@@ -141,6 +145,73 @@ read_events(HandlerRun *run, Batch *batch, int nevents, Relation log, bool ask_p
 }
 
 /*
+ * In the transaction of a batch: read its events, call the handler for those that
+ * pass, and store its progress.
+ */
+static BatchOutcome
+work_on_events(HandlerRun *run, Batch *batch, Attempt *attempt)
+{
+	int			nevents = batch->nevents;
+	Event	  **events = palloc(sizeof(Event *) * nevents);
+	bool	   *passes = palloc(sizeof(bool) * nevents);
+	Relation	log = table_open(catalog_lookup(false)->log, AccessShareLock);
+	TupleDesc	desc = RelationGetDescr(log);
+	BatchOutcome outcome = BATCH_DONE;
+
+	if (executor_stop_requested() || !call_check_handler(run))
+		outcome = BATCH_SUSPENDED;
+	else
+	{
+		nevents = read_events(run, batch, nevents, log, true, events);
+		attempt->tried = nevents;
+		attempt->ready = true;
+		call_reading_works(run);
+
+		if (call_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
+			attempt->done = nevents;
+		else if (!progress_lock(run))
+			outcome = BATCH_STALE;
+		else
+		{
+			handler_prepare_call(&run->call, run->definition, run->approved);
+			attempt->done = call_for_events(run, events, nevents, desc, passes, &attempt->counters,
+											&attempt->progress, &attempt->suspect);
+			attempt->tried = attempt->done;
+			progress_store(run, batch->indexes[attempt->done], &attempt->progress);
+			backoff_charge_deferred(run);
+			attempt->wrote = true;
+			FAULT_POINT("after-call");
+		}
+	}
+	table_close(log, NoLock);
+	return outcome;
+}
+
+/*
+ * The transaction of a batch is committed: note how far the handler has come.
+ */
+static void
+note_commit(HandlerRun *run, const Batch *batch, const Attempt *attempt)
+{
+	int64		next = batch->indexes[attempt->done];
+
+	if (attempt->wrote)
+	{
+		FAULT_POINT("after-commit");
+		handler_counters_batch_committed(run->definition, &attempt->counters);
+		progress_stored(run, next);
+		crash_guard_note_commit(run, attempt->done);
+		backoff_over(run);
+		executor_progress_committed((int) attempt->progress.delivered);
+	}
+	else
+	{
+		handler_run_pass_over(run, next, attempt->done);
+		handler_run_note_passed(run, attempt->done);
+	}
+}
+
+/*
  * Run the events of a batch as one transaction.  Returns BATCH_DONE if attempt->done
  * events are committed or passed, BATCH_FAILED with attempt->error set, or another
  * reason why the handler cannot go on.
@@ -149,66 +220,27 @@ static BatchOutcome
 try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 {
 	MemoryContext context = CurrentMemoryContext;
-	int			nevents = batch->nevents;
-	Event	  **events = palloc(sizeof(Event *) * nevents);
-	bool	   *passes = palloc(sizeof(bool) * nevents);
-	BatchCounters counters;
-	ProgressCounters progress = {0};
 	volatile BatchOutcome outcome = BATCH_DONE;
-	volatile bool ready = false;
-	volatile bool wrote = false;
 
-	attempt->done = 0;
-	attempt->tried = nevents;
+	memset(attempt, 0, sizeof(Attempt));
+	attempt->tried = batch->nevents;
 	attempt->suspect = -1;
-	attempt->error = NULL;
-	handler_counters_batch_begins(&counters, nevents);
-	executor_report_running(run->definition->name, batch->refs[0].id, nevents);
+	handler_counters_batch_begins(&attempt->counters, batch->nevents);
+	executor_report_running(run->definition->name, batch->refs[0].id, batch->nevents);
 
 	PG_TRY();
 	{
-		Relation	log;
-		TupleDesc	desc;
-
 		transaction_start();
-		log = table_open(catalog_lookup(false)->log, AccessShareLock);
-		desc = RelationGetDescr(log);
-
-		if (executor_stop_requested() || !call_check_handler(run))
-			outcome = BATCH_SUSPENDED;
-		else
-		{
-			nevents = read_events(run, batch, nevents, log, true, events);
-			attempt->tried = nevents;
-			ready = true;
-			call_reading_works(run);
-
-			if (call_filter_events(run, events, nevents, desc, passes, &attempt->suspect) == 0)
-				attempt->done = nevents;
-			else if (!progress_lock(run))
-				outcome = BATCH_STALE;
-			else
-			{
-				handler_prepare_call(&run->call, run->definition, run->approved);
-				attempt->done = call_for_events(run, events, nevents, desc, passes, &counters, &progress,
-												&attempt->suspect);
-				attempt->tried = attempt->done;
-				progress_store(run, batch->indexes[attempt->done], &progress);
-				backoff_charge_deferred(run);
-				wrote = true;
-				FAULT_POINT("after-call");
-			}
-		}
-		table_close(log, NoLock);
-		transaction_commit(wrote ? handler_timeout(run->definition) : 0);
+		outcome = work_on_events(run, batch, attempt);
+		transaction_commit(attempt->wrote ? handler_timeout(run->definition) : 0);
 	}
 	PG_CATCH();
 	{
 		attempt->done = 0;
 		if (attempt->suspect >= 0)
 			attempt->tried = attempt->suspect + 1;
-		outcome = ready ? BATCH_FAILED : BATCH_SUSPENDED;
-		if (!ready)
+		outcome = attempt->ready ? BATCH_FAILED : BATCH_SUSPENDED;
+		if (!attempt->ready)
 			call_reading_failed(run, context);
 		else
 		{
@@ -221,24 +253,7 @@ try_events(HandlerRun *run, Batch *batch, Attempt *attempt)
 	MemoryContextSwitchTo(context);
 
 	if (outcome == BATCH_DONE)
-	{
-		int64		next = batch->indexes[attempt->done];
-
-		if (wrote)
-		{
-			FAULT_POINT("after-commit");
-			handler_counters_batch_committed(run->definition, &counters);
-			progress_stored(run, next);
-			crash_guard_note_commit(run, attempt->done);
-			backoff_over(run);
-			executor_progress_committed((int) progress.delivered);
-		}
-		else
-		{
-			handler_run_pass_over(run, next, attempt->done);
-			handler_run_note_passed(run, attempt->done);
-		}
-	}
+		note_commit(run, batch, attempt);
 	session_discard();
 	return outcome;
 }
