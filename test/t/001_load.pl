@@ -1,7 +1,7 @@
 
-# Without shared_preload_libraries: the extension installs, records and
-# announces events, and says what does not work; preloaded, it goes on with what
-# was recorded meanwhile.
+# Without shared_preload_libraries, the extension installs, records and announces
+# events, and reports what does not work.  Once preloaded, it handles the events
+# that were recorded in the meantime.
 
 use strict;
 use warnings;
@@ -44,7 +44,7 @@ is( $node->safe_psql(
 	"by_function|{\"a\": 1}\nby_insert|",
 	'events are in the log');
 
-# What needs a worker.
+# These functions need a worker.
 foreach my $command (
 	'CALL wait_for_event_handlers()',
 	'SELECT reset_event_stats()')
@@ -71,7 +71,7 @@ is( $node->safe_psql(
 	'record|0|2|0',
 	'event_handler_stats shows what a handler would have to do');
 
-# Preloaded, the handler gets what was recorded before.
+# Once preloaded, the handler gets the events recorded before.
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries',
 	"'pg_notify_events'");
 $node->restart;
@@ -81,7 +81,7 @@ seen_is_log($node, 'postgres', 'record', 'true', 'delivered once preloaded');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM seen'),
 	'3', 'delivered all events');
 
-# Back to no preload: nothing breaks, and the extension can be dropped.
+# Without preload again: nothing breaks, and the extension can be dropped.
 $node->adjust_conf('postgresql.conf', 'shared_preload_libraries', "''");
 $node->restart;
 $node->safe_psql('postgres', q(SELECT notify_event('after')));

@@ -1,6 +1,6 @@
 
-# When the workers of a database start and stop: with the extension, with the
-# server, never by a restart that somebody has to think of.
+# When the workers of a database start and stop: with the extension and with the
+# server.  Nobody has to restart the server for that.
 
 use strict;
 use warnings;
@@ -14,7 +14,7 @@ use Test::More;
 
 my $node = new_server('lifecycle', 'log_min_messages = debug1');
 
-# how many listeners were started for a database since then
+# returns how many listeners were started for a database since that log offset
 sub listener_starts
 {
 	my ($database, $offset) = @_;
@@ -28,7 +28,7 @@ sub listener_starts
 	  );
 }
 
-# Without the extension nobody is connected.
+# Without the extension no worker is connected.
 my $launcher = worker_pid($node, 'launcher');
 $node->safe_psql('postgres', "CREATE DATABASE $_") foreach qw(one two three);
 foreach my $database (qw(postgres one two three))
@@ -36,8 +36,8 @@ foreach my $database (qw(postgres one two three))
 	wait_for_no_workers($node, $database);
 }
 
-# CREATE EXTENSION: the workers start when it commits, not before, and only
-# there.
+# CREATE EXTENSION: the workers start when it commits, not before, and only in
+# that database.
 my $offset = -s $node->logfile;
 my $session = $node->background_psql('one');
 $session->query_safe('BEGIN');
@@ -65,7 +65,7 @@ is(worker_pid($node, 'launcher'), $launcher, 'the launcher is the same');
 $session->quit;
 $rolled_back->quit;
 
-# Handlers run, in both schemas.
+# Handlers run in both schemas.
 make_recorder($node, 'one');
 make_owner($node, 'one', 'ann');
 $node->safe_psql(
@@ -88,7 +88,7 @@ $node->safe_psql(
 is($node->safe_psql('three', 'SELECT count(*) FROM seen'),
 	'1', 'a handler runs in an oddly named schema');
 
-# DROP EXTENSION rolled back: the same workers go on.
+# DROP EXTENSION is rolled back: the same workers go on.
 $node->safe_psql('one',
 	'BEGIN; DROP EXTENSION pg_notify_events CASCADE; ROLLBACK; SELECT notify_event(\'second\')'
 );
@@ -98,14 +98,15 @@ seen_is_log($node, 'one', 'record', 'true',
 is(worker_pid($node, 'listener', 'one'),
 	$listener, 'the listener is the same');
 
-# DROP EXTENSION: the workers leave and stay away, those of others do not.
+# DROP EXTENSION: the workers stop and do not come back; those of other databases
+# go on.
 my $other = worker_pid($node, 'listener', 'three');
 $node->safe_psql('one', 'DROP EXTENSION pg_notify_events CASCADE');
 ok(wait_for_no_workers($node, 'one'), 'workers leave on DROP EXTENSION');
 is(worker_pid($node, 'listener', 'three'),
 	$other, 'those of another database stay');
 
-# Created again: they start again, and the database can be served as before.
+# Created again: the workers start again, and the database is served as before.
 $node->safe_psql('one', 'DROP TABLE seen; CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'one');
 make_owner($node, 'one', 'ann');
@@ -119,7 +120,7 @@ wait_for_handlers($node, 'one');
 is($node->safe_psql('one', 'SELECT count(*) FROM seen'),
 	'1', 'handlers run after it was created again');
 
-# Dropped and created in one transaction, while the workers run.
+# The extension is dropped and created in one transaction while the workers run.
 $node->safe_psql(
 	'one', q(
 	DROP TABLE seen;
@@ -139,8 +140,8 @@ wait_for_handlers($node, 'one');
 is($node->safe_psql('one', 'SELECT count(*) FROM seen'),
 	'1', 'handlers run after it was replaced in one transaction');
 
-# They start with the server, and go on with what was committed before it went
-# down: by a restart, and by a crash right behind the commit.
+# The workers start with the server, and handle what was committed before it went
+# down: after a restart, and after a crash right behind the commit.
 $node->safe_psql('one', q(SELECT notify_event('before restart')));
 $node->restart;
 $listener = wait_for_listener($node, 'one');
@@ -158,7 +159,7 @@ is($node->safe_psql('one', 'SELECT count(*) FROM seen'),
 	'4', 'all events were handled');
 wait_for_no_workers($node, 'two');
 
-# Nothing of all this is worth a complaint.
+# The workers complain about none of this.
 my @complaints =
   grep { /(ERROR|FATAL|PANIC|TRAP):/ && !/due to (administrator command|unexpected postmaster exit)/ }
   split(/\n/, slurp_file($node->logfile));

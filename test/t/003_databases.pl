@@ -1,6 +1,6 @@
 
-# Databases that are dropped, renamed, copied, switched off: the workers get out
-# of the way, and serve what is to be served.
+# Databases are dropped, renamed, copied and switched off.  The workers do not block
+# these commands, and go on to serve the databases that are to be served.
 
 use strict;
 use warnings;
@@ -15,8 +15,8 @@ use Test::More;
 my $node = new_server('databases');
 my ($status, $out, $err);
 
-# A served database with a handler that has run, so that an executor idles
-# there, and a second one that is paused and has something pending.
+# Create a served database with two handlers.  The first has run, so its executor
+# idles there.  The second is paused and has an event pending.
 sub make_database
 {
 	my ($database) = @_;
@@ -49,7 +49,7 @@ sub make_database
 	return;
 }
 
-# Two databases at once, with the same owner: each has its own.
+# Two databases with the same owner at once: each has its own workers.
 make_database('shop');
 make_database('lab');
 is( $node->safe_psql(
@@ -108,7 +108,7 @@ is( $node->safe_psql(
 	"late|paused\nrecord|ready",
 	'those of the original are not');
 
-# An event in each of them; the copy's handlers let it be.
+# Emit an event in each database; the handlers of the copy do not run.
 $node->safe_psql('copy', q(SELECT notify_event('in the copy')));
 $node->safe_psql('shop', q(SELECT notify_event('in the original')));
 wait_for_handlers($node, 'copy');
@@ -148,7 +148,7 @@ seen_is_log($node, 'shop', $_, 'true', "original, handler $_")
 is($node->safe_psql('shop', 'SELECT count(*) FROM notification_events'),
 	'4', 'the events of the copy are its own');
 
-# DROP DATABASE, with executors that idle and with one that is at work
+# DROP DATABASE, with idle executors and with a busy one
 $node->safe_psql('postgres', 'DROP DATABASE study');
 pass('DROP of a served database');
 $node->safe_psql(
@@ -213,7 +213,7 @@ set_and_reload('pg_notify_events.databases', q('*'));
 wait_for_handlers($node, 'shop');
 seen_is_log($node, 'shop', 'record', 'true', 'databases: all again');
 
-# A database that takes no connections is left alone, and served again later.
+# A database that accepts no connections is left alone, and served again later.
 $node->safe_psql('postgres', 'ALTER DATABASE shop ALLOW_CONNECTIONS off');
 $node->safe_psql('postgres', 'SELECT pg_reload_conf()');
 ok(wait_for_no_workers($node, 'shop'),
@@ -224,7 +224,8 @@ $node->reload;
 wait_for_handlers($node, 'shop');
 seen_is_log($node, 'shop', 'record', 'true', 'connections again');
 
-# Figures of a dropped database make room: two of so many names do not fit.
+# The counters of a dropped database make room for others: two databases with this
+# many names do not fit.
 my $names = 600;
 my $record_names = "SELECT notify_event('name ' || n) FROM generate_series(1, $names) AS n";
 my $room = 0;
@@ -233,7 +234,8 @@ foreach my $database ('early', 'late')
 {
 	$node->safe_psql('postgres', "CREATE DATABASE $database");
 	$node->safe_psql($database, 'CREATE EXTENSION pg_notify_events');
-	# in the second one until the launcher has seen that the first one is gone
+	# In the second database this fails until the launcher has noticed that the first
+	# one is gone.
 	for my $attempt (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 	{
 		$node->safe_psql($database, 'SELECT reset_event_stats()');
@@ -247,7 +249,7 @@ foreach my $database ('early', 'late')
 	$node->safe_psql('postgres', "DROP DATABASE $database");
 }
 
-# Many databases: all of them are served right after the server has started.
+# Many databases: the workers serve all of them right after the server has started.
 foreach my $n (1 .. 5)
 {
 	$node->safe_psql('postgres', "CREATE DATABASE many_$n");

@@ -1,6 +1,6 @@
 
-# Too few background worker slots: the log says so once, the start is tried
-# again, and no event is lost.
+# There are too few background worker slots: the log says so once, the start is
+# tried again, and no event is lost.
 
 use strict;
 use warnings;
@@ -12,12 +12,12 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# the launcher takes the only one
+# the launcher takes the only slot
 my $node = new_server('slots', 'max_worker_processes = 1');
 my $complaint =
   qr/LOG:  out of background worker slots for an? (?:listener|executor) of pg_notify_events\n.*HINT:  .*"max_worker_processes"/;
 
-# how often the log has it since then
+# returns how often the log has the complaint since that offset
 sub complaints
 {
 	my ($offset) = @_;
@@ -25,7 +25,7 @@ sub complaints
 	return scalar(() = slurp_file($node->logfile, $offset) =~ /$complaint/g);
 }
 
-# until the launcher has tried again, which it does every 5 s
+# waits until the launcher has tried again, which it does every 5 s
 sub wait_for_launcher
 {
 	my ($database, $times) = @_;
@@ -38,7 +38,7 @@ sub wait_for_launcher
 	return;
 }
 
-# No slot for a listener.
+# There is no slot for a listener.
 $node->wait_for_log($complaint);
 pass('no slot for a listener: LOG with a hint');
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
@@ -54,7 +54,7 @@ is(complaints(0), 1, 'tried again, logged once');
 is( $node->safe_psql('postgres', 'SELECT delivered, pending FROM event_handler_stats'),
 	'0|10', 'events wait');
 
-# A slot for the listener, but none for an executor.
+# There is a slot for the listener, but none for an executor.
 $node->adjust_conf('postgresql.conf', 'max_worker_processes', '2');
 my $offset = -s $node->logfile;
 $node->restart;
@@ -67,7 +67,7 @@ is(complaints($offset), 1, 'no slot for an executor: logged once');
 is( $node->safe_psql('postgres', 'SELECT delivered, pending FROM event_handler_stats'),
 	'0|20', 'events wait');
 
-# A slot for one listener more, which another database takes.
+# There is a slot for one more listener, and another database takes it.
 $node->safe_psql('postgres', q(SELECT pause_event_handler('record')));
 $node->adjust_conf('postgresql.conf', 'max_worker_processes', '3');
 $node->restart;
@@ -81,7 +81,7 @@ $node->wait_for_log($complaint, $offset);
 is( $node->safe_psql('postgres', 'SELECT delivered, pending FROM event_handler_stats'),
 	'0|20', 'another database has the slot: events wait');
 
-# It becomes free.
+# That slot becomes free.
 $node->safe_psql('other', 'DROP EXTENSION pg_notify_events');
 wait_for_handlers($node, 'postgres');
 is(complaints($offset), 1, 'a slot becomes free: logged once');

@@ -1,6 +1,6 @@
 
-# Executors: whose sessions they are, what the server shows of them, and how
-# more owners than max_executors take turns.
+# Executors: which role owns their sessions, what the server shows of them, and how
+# owners take turns if there are more of them than max_executors.
 
 use strict;
 use warnings;
@@ -33,7 +33,7 @@ $node->safe_psql(
 		END $$;
 ));
 
-# five owners, two places
+# five owners, two executor slots
 $node->safe_psql('postgres',
 	"SELECT create_event_handler('of_$_', 'record_as_me', owner => '$_')")
   foreach @owners;
@@ -121,14 +121,14 @@ is( $node->safe_psql(
 	'autovacuum can see what happens to the tables');
 
 # A busy executor gives way once another owner has waited for 5 s, and goes on
-# later: one place; ann is busy for 8 s, bob has one event.
+# later.  There is one executor slot; ann is busy for 8 s, bob has one event.
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler(name) FROM event_handlers;
 	TRUNCATE seen;
 	ALTER SYSTEM SET pg_notify_events.max_executors = 1;
 ));
-# or bob's executor of before might still be there
+# the restart makes sure that bob's earlier executor is gone
 $node->restart;
 $node->safe_psql(
 	'postgres', q(
@@ -160,7 +160,7 @@ is( $node->safe_psql(
 	't',
 	'and gives way before it is through');
 
-# The other way round: who idles leaves at once.
+# An idle executor gives way at once.
 $node->safe_psql('postgres', q(SELECT notify_event('quick')));
 $node->poll_query_until('postgres',
 	q(SELECT count(*) = 2 FROM seen WHERE handler = 'record'));

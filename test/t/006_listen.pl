@@ -1,6 +1,6 @@
 
-# LISTEN inside the server: what a client sends with NOTIFY is received, counted
-# and not altered, and the listener drains the queue even if it is never idle.
+# LISTEN inside the server: the listener receives and counts what a client sends
+# with NOTIFY, and does not alter it.  It drains the queue even if it is never idle.
 
 use strict;
 use warnings;
@@ -26,7 +26,7 @@ sub make_database
 	return wait_for_listener($node, $database);
 }
 
-# what the log has of notifications that this listener received since then: a
+# returns the notifications that this listener has logged since that offset, as a
 # list of [channel, sender, payload]
 sub logged
 {
@@ -40,8 +40,8 @@ sub logged
 	return @found;
 }
 
-# Send payloads from one session, each in a transaction of its own, and see what
-# arrives.  They are given in the database's encoding.
+# Send payloads from one session, each in its own transaction, and check what
+# arrives.  The payloads are in the database's encoding.
 sub check_payloads
 {
 	my ($database, $listener, $name, @payloads) = @_;
@@ -62,14 +62,14 @@ sub check_payloads
 	return;
 }
 
-# Plain NOTIFY.  Payloads are bytes here: this file is not "use utf8".
+# Plain NOTIFY.  Payloads are bytes here, as this file does not "use utf8".
 my $listener = make_database('utf', '');
 check_payloads(
 	'utf', $listener, 'UTF8', 'x', '', 'grün, ελληνικά, 日本語, 🐘',
 	"quote ' and \" and \\ and \$1 and %s", "tab\there", 'ü' x 3999);
 
-# Once more in a database with a client_encoding that cannot represent it all,
-# for which the payload is none the worse.
+# The same in a database whose client_encoding cannot represent all characters: the
+# payload arrives unchanged.
 $listener = make_database('utf_latin', '');
 $node->safe_psql('postgres',
 	'ALTER DATABASE utf_latin SET client_encoding = latin1');
@@ -82,7 +82,7 @@ isnt($listener, $previous, 'a listener with the new setting');
 		'grün, ελληνικά, 日本語, 🐘');
 }
 
-# And where the database is not UTF8.
+# The same in a database that is not UTF8.
 $listener =
   make_database('latin', q(TEMPLATE template0 ENCODING 'latin1' LOCALE 'C'));
 check_payloads('latin', $listener, 'LATIN1', "gr\xfcn");
@@ -95,7 +95,7 @@ check_payloads('latin', $listener, 'LATIN1', "gr\xfcn");
 	pass('LATIN1: bytes are those of the database');
 }
 
-# Other channels and other databases are not for it.
+# The listener ignores other channels and other databases.
 $listener = worker_pid($node, 'listener', 'utf');
 my $before = $node->safe_psql('utf', $received);
 my $offset = -s $node->logfile;
@@ -109,8 +109,8 @@ ok($node->poll_query_until('utf', $received, $before + 1),
 is_deeply([ map { $_->[2] } logged($listener, $offset) ],
 	['right'], 'and not received');
 
-# A listener that is never idle: events with a handler and a flood of big
-# notifications.  Left alone the queue would come to 0.006 of its 8 GB.
+# A listener that is never idle: it gets events with a handler and a flood of large
+# notifications.  If nothing drained the queue, it would fill to 0.006 of its 8 GB.
 $node->safe_psql(
 	'utf', q(
 	ALTER DATABASE utf SET pg_notify_events.announce = off;
@@ -160,7 +160,7 @@ is( $node->safe_psql('utf', 'SELECT pg_notification_queue_usage() < 0.0001'),
 wait_for_handlers($node, 'utf');
 seen_is_log($node, 'utf', 'record', 'true', 'events under load');
 
-# The channel is followed when the configuration changes.
+# The listener follows the channel when the configuration changes.
 $node->safe_psql(
 	'utf', q(
 	ALTER DATABASE utf RESET pg_notify_events.announce;
@@ -185,7 +185,7 @@ $offset = -s $node->logfile;
 $node->safe_psql('utf', q(NOTIFY event_notification, 'old channel'));
 $node->safe_psql('utf', q(NOTIFY "Other ""channel""", 'new channel'));
 $node->wait_for_log(qr/\[$listener\] .*"new channel"/, $offset);
-# the last probe was sent when it was seen that an earlier one had arrived
+# skip the probes: the query that saw an earlier probe arrive has sent another one
 is_deeply([ grep { $_ ne 'probe' } map { $_->[2] } logged($listener, $offset) ],
 	['new channel'], 'and the old one is left');
 like(

@@ -1,8 +1,8 @@
 
-# Nothing waits for a poll: with naptime at a minute, an event reaches its
-# handler at once, on an idle server, after a restart, from handler to handler.
+# Nothing waits for a poll.  With naptime at a minute, an event reaches its handler
+# at once: on an idle server, after a restart, and from handler to handler.
 #
-# What else would wake the workers is left out: announcements, and
+# The test avoids what else would wake the workers: announcements, and
 # wait_for_event_handlers().
 
 use strict;
@@ -15,7 +15,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# far above what it takes, far below the poll
+# far above the usual latency, far below the poll interval
 my $limit = 5;
 my $events = 0;
 my $node = new_server(
@@ -23,7 +23,7 @@ my $node = new_server(
 	"pg_notify_events.naptime = '1min'",
 	'pg_notify_events.announce = off');
 
-# Wait until all events are recorded, tell how long the slowest took.
+# Wait until all events are recorded, and check how long the slowest one took.
 sub check_latency
 {
 	my ($new, $name) = @_;
@@ -52,7 +52,7 @@ $node->safe_psql(
 		FOR EACH ROW EXECUTE FUNCTION notify_event('e_trigger');
 ));
 
-# No executor yet, then an idle one.
+# First there is no executor yet, then an idle one.
 $node->safe_psql('postgres', q(SELECT notify_event('e_first')));
 check_latency(1, 'first event');
 foreach my $n (1 .. 20)
@@ -107,7 +107,7 @@ $node->safe_psql(
 	END $$));
 check_latency(5, 'procedure that commits');
 
-# Definitions: a handler that finds events waiting, a resumed one.
+# Definitions: a new handler that finds events waiting, and a resumed one
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('late', 'record', 'late', owner => 'bob', start_from => 'beginning');
@@ -128,7 +128,7 @@ $node->safe_psql(
 $events++;
 check_latency(1, 'new handler that starts from the beginning');
 
-# From handler to handler, of the same owner and of another one
+# From a handler to another one, of the same owner and of another owner
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION pass_on(event_name text, event_data jsonb) RETURNS void LANGUAGE plpgsql AS $$
@@ -141,7 +141,7 @@ $node->safe_psql(
 ));
 check_latency(2, 'event of a handler');
 
-# An executor that has left
+# An executor has stopped.
 $node->safe_psql(
 	'postgres', q(
 	ALTER SYSTEM SET pg_notify_events.executor_idle_timeout = '50 ms';

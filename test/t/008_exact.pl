@@ -1,11 +1,11 @@
 
-# Exactly once: 100,000 events from 8 connections at the same time.
+# Exactly once: 8 connections emit 100,000 events at the same time.
 #
-# Seven of them run pgbench: single inserts, multi-row ones, triggers, rolled
-# back transactions and savepoints.  The eighth keeps one transaction open all
-# the time and commits last.  Each writes the ids of its events into a ledger,
-# in the same transaction.  What the handlers have recorded in the end has to be
-# what is in the ledger, each event once.
+# Seven of them run pgbench: single inserts, multi-row inserts, triggers, rolled
+# back transactions and savepoints.  The eighth keeps one transaction open all the
+# time and commits last.  Each writes the ids of its events into a ledger, in the
+# same transaction.  In the end the handlers must have recorded exactly what is in
+# the ledger, each event once.
 
 use strict;
 use warnings;
@@ -55,8 +55,8 @@ $node->safe_psql(
 	CREATE FUNCTION record_glob(e notification_events) RETURNS void LANGUAGE plpgsql AS
 		$$ BEGIN INSERT INTO public.seen (handler, id) VALUES ('glob', e.id); END $$;
 ));
-# fails the first time for one event in 50, after it has done its work; which
-# ones is the seed's doing
+# The handler does its work, and then fails on the first attempt for one event in
+# 50.  The seed selects these events.
 $node->safe_psql(
 	'postgres', qq(
 	CREATE FUNCTION record_flaky(e notification_events) RETURNS void LANGUAGE plpgsql AS \$\$
@@ -110,7 +110,7 @@ append_to_file(
 	INSERT INTO orders VALUES (:n), (:n + 1);
 ));
 
-# The transaction that commits last.
+# This transaction commits last.
 my $open = $node->background_psql('postgres');
 my $open_events = 0;
 my $some_more = q(
@@ -130,7 +130,7 @@ my $pgbench = IPC::Run::start(
 	'>', \my $out, '2>', \my $err);
 while ($pgbench->pumpable && $open_events < 500)
 {
-	# under savepoints, every other one of which is given up
+	# emit under savepoints, and roll back every other one
 	$open->query_safe('SAVEPOINT s');
 	$open->query_safe($some_more);
 	$open->query_safe('ROLLBACK TO s');
@@ -141,7 +141,7 @@ while ($pgbench->pumpable && $open_events < 500)
 }
 ok($pgbench->finish, 'seven connections') or diag $err;
 
-# All but the open transaction's events are handled, then those.
+# First all events but those of the open transaction are handled, then these.
 my $committed = $clients * $rounds * $per_round;
 wait_for_handlers($node, 'postgres');
 is($node->safe_psql('postgres', q(SELECT count(*) FROM seen WHERE handler = 'record')),

@@ -1,6 +1,6 @@
 
-# Crashes: whatever dies, and when, each committed event has been handled
-# exactly once in the end, as far as its effects in the database go.
+# Crashes: processes die at any time.  In the end the effects of each committed
+# event are in the database exactly once.
 
 use strict;
 use warnings;
@@ -51,7 +51,7 @@ append_to_file(
 	ROLLBACK;
 ));
 
-# Start four writers; they write until they are told to stop or the server dies.
+# Start four writers.  They write until they are told to stop or the server dies.
 sub start_load
 {
 	return IPC::Run::start(
@@ -62,7 +62,7 @@ sub start_load
 		'>', '/dev/null', '2>', '/dev/null');
 }
 
-# Until so many more events were handled by each handler.
+# Wait until each handler has handled this many more events.
 sub wait_for_progress
 {
 	my ($more) = @_;
@@ -97,7 +97,7 @@ sub check_all
 	return;
 }
 
-# A worker that is killed takes the server down, which recovers by itself.
+# A worker is killed.  The server goes down and recovers by itself.
 foreach my $kind ('executor', 'listener', 'launcher')
 {
 	my $load = start_load();
@@ -122,7 +122,7 @@ foreach my $round (1, 2)
 	check_all("immediate stop, round $round");
 }
 
-# A fast shutdown in the middle of it.
+# A fast shutdown while everything is at work
 {
 	my $load = start_load();
 	wait_for_progress(500);
@@ -131,7 +131,7 @@ foreach my $round (1, 2)
 	check_all('restart');
 }
 
-# pg_terminate_backend() does not touch the writers.
+# pg_terminate_backend() on workers does not affect the writers.
 {
 	my $load = start_load();
 
@@ -157,7 +157,7 @@ foreach my $round (1, 2)
 	check_all('workers terminated');
 }
 
-# Terminated while it is in a handler: the effects are gone, the event is not.
+# A worker is terminated inside a handler: the effects are gone, the event is not.
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler(name) FROM event_handlers;

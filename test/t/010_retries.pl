@@ -1,6 +1,6 @@
 
-# Events that fail: tried again on schedule, by a deadline and not by a poll
-# (naptime is an hour); timeouts; cancelled executors.
+# Events that fail are retried on schedule, by a deadline and not by a poll
+# (naptime is an hour).  Also timeouts, and cancelled executors.
 
 use strict;
 use warnings;
@@ -12,7 +12,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# far above any delay here, also on a slow machine; far below naptime
+# far above any delay here, even on a slow machine, and far below naptime
 my $limit = $PostgreSQL::Test::Utils::timeout_default / 2;
 my $node = new_server(
 	'retries',
@@ -23,9 +23,9 @@ my $node = new_server(
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
 make_owner($node, 'postgres', 'ann', 'bob');
-# fails {"fail": n} times, and leaves a note of each attempt that outlives the
-# rollback in the form of log lines and counters only; what it inserts does not.
-# A retry finds itself counted in event_retries.
+# The handler fails {"fail": n} times.  What it inserts is rolled back; only log
+# lines and counters of a failed attempt remain.  A retry finds the number of past
+# attempts in event_retries.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION record_stubborn(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
@@ -57,7 +57,7 @@ sub wait_for_stats
 	return;
 }
 
-# seconds between an event and its success
+# returns the seconds between an event and its success
 sub taken
 {
 	my ($event_name) = @_;
@@ -68,7 +68,8 @@ sub taken
 		FROM seen s JOIN notification_events e USING (id) WHERE e.event_name = '$event_name'));
 }
 
-# Three failures: 200, 400 and 800 ms, each less up to a quarter.
+# Three failures: the delays are 200, 400 and 800 ms, each shortened by up to a
+# quarter.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('stubborn', 'record_stubborn', owner => 'ann', retry_delay => '200 ms');
@@ -83,7 +84,7 @@ cmp_ok($taken, '<', $limit, "delays are not a matter of naptime ($taken s)");
 seen_is_log($node, 'postgres', 'stubborn', 'true',
 	'failed attempts leave nothing behind');
 
-# Others do not wait for it; max_retry_delay.
+# Other events do not wait for the failed one; max_retry_delay.
 $node->safe_psql(
 	'postgres', q(
 	SELECT alter_event_handler('stubborn', retry_delay => '1 s', max_retry_delay => '1 s');
@@ -100,8 +101,8 @@ $taken = taken('second');
 cmp_ok($taken, '>', 1.5, "delays are kept ($taken s)");
 cmp_ok($taken, '<', $limit, "delays are limited ($taken s)");
 
-# The executor has left meanwhile, and the listener sends another one in time;
-# so it does after a restart.
+# The executor has stopped meanwhile.  The listener has another one started in time,
+# and it does so after a restart, too.
 $node->safe_psql(
 	'postgres', q(
 	ALTER SYSTEM SET pg_notify_events.executor_idle_timeout = '50 ms';
@@ -153,7 +154,7 @@ is(stats('stubborn', 'delivered, failed, retried, waiting, dead, pending'),
 	'1|3|0|0|1|0', 'and nothing else is');
 $node->safe_psql('postgres', q(SELECT drop_event_handler('stubborn')));
 
-# An ordered handler waits for it.
+# An ordered handler waits for a failed event.
 $node->safe_psql(
 	'postgres', q(
 	TRUNCATE seen;
@@ -214,7 +215,7 @@ seen_is_log($node, 'postgres', 'snore',
 $node->safe_psql('postgres',
 	q(SELECT drop_event_handler(name) FROM event_handlers; TRUNCATE seen));
 
-# A timeout is one for each call, not for the batch.
+# A timeout applies to each call, not to the batch.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('snore', 'snore', 'nap', owner => 'ann', timeout => '1 s');
@@ -224,7 +225,7 @@ $node->safe_psql(
 		SELECT 'nap', '{"sleep": 0.3}' FROM generate_series(1, 6);
 ));
 wait_for_stats('snore', 'delivered = 6');
-# the first batch may still have ended by the setting of before
+# the first batch may still have ended by the previous setting
 is(stats('snore', 'failed, batches <= 2'),
 	'0|t', 'timeout is for a call, not for a batch');
 $node->safe_psql(
@@ -234,8 +235,8 @@ $node->safe_psql(
 	SELECT pg_reload_conf();
 ));
 
-# pg_cancel_backend() on an executor that idles is nobody's failure, and on one
-# that runs a handler costs one attempt at most.
+# pg_cancel_backend() on an idle executor fails no event.  On an executor that runs
+# a handler it costs one attempt at most.
 $node->safe_psql(
 	'postgres', q(
 	CREATE SEQUENCE calls;

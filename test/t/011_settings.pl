@@ -1,7 +1,7 @@
 
 # Settings of the handler's owner, of the database and of the server reach a
-# worker's session; none of them may keep it from its work.  And nothing that a
-# handler does to its session reaches the next one.
+# worker's session.  None of them may keep the worker from its work.  What a
+# handler does to its session does not reach the next handler.
 
 use strict;
 use warnings;
@@ -40,7 +40,7 @@ my %settings = (
 	transform_null_equals => 'on',
 	client_min_messages => 'debug5',);
 
-# which of them a handler has to find as they are here
+# the settings that a handler must find with exactly these values
 my %forced = (
 	transaction_isolation => 'read committed',
 	transaction_read_only => 'off',
@@ -53,14 +53,14 @@ my %forced = (
 	client_encoding => 'UTF8',);
 if ($node->pg_version >= 17)
 {
-	# longer than it takes to come alive, as it is fatal
+	# longer than a worker takes to start, because this timeout is fatal
 	$settings{transaction_timeout} = '1s';
 	$forced{transaction_timeout} = '0';
 }
 my $forced = join(', ', map { "'$_'" } sort keys %forced);
 my $expected = join(', ', map { "$_=$forced{$_}" } sort keys %forced);
 
-# for our own sessions
+# for the test's own sessions
 my $usual = join(' ',
 	map { "-c $_" } (
 		'client_encoding=utf8',
@@ -76,8 +76,8 @@ my $usual = join(' ',
 		'statement_timeout=0',
 		($node->pg_version >= 17 ? 'transaction_timeout=0' : ())));
 
-# A database whose owners and handlers are as usual, but for what has been set
-# before.
+# Check a database whose owners and handlers are ordinary, except for what has been
+# set before.
 sub check_handlers
 {
 	my ($name, $database, $owner) = @_;
@@ -107,9 +107,9 @@ sub check_handlers
 	return;
 }
 
-# A handler that writes down its settings, and fails once for some.  A schema
-# that comes before pg_catalog, with operators and functions that must not be
-# taken for the usual ones.
+# Create a handler that records its settings, and fails once for some events.  Also
+# create a schema that comes before pg_catalog.  Its operators and functions must
+# not be taken for those of pg_catalog.
 sub make_database
 {
 	my ($database, @owners) = @_;
@@ -152,7 +152,7 @@ sub make_database
 	return;
 }
 
-# Settings of the owner: each for itself, and all together.
+# Settings of the owner: each of them alone, and all together
 make_database('of_owner', 'usual', 'all_of_them', 'in_database', map { "o_$_" } sort map { lc } keys %settings);
 check_handlers('none', 'of_owner', 'usual');
 foreach my $setting (sort keys %settings)
@@ -179,7 +179,7 @@ $node->safe_psql(
 		} sort keys %settings));
 check_handlers('ALTER ROLE IN DATABASE', 'of_owner', 'in_database');
 
-# A call may take longer than any of them.
+# A call may take longer than any of these timeouts.
 make_owner($node, 'of_owner', 'slow');
 $node->safe_psql('postgres', "ALTER ROLE slow SET $_ = '100ms'")
   foreach (grep { /_timeout$/ } sort keys %settings);
@@ -212,8 +212,7 @@ $node->safe_psql(
 	WHERE datname = 'of_database'));
 check_handlers('ALTER DATABASE', 'of_database', 'usual');
 
-# Settings of the server, when it starts and when it reads its configuration
-# again.
+# Settings of the server, when it starts and when it reloads its configuration
 foreach my $how ('reload', 'restart')
 {
 	local $ENV{PGOPTIONS} = $usual;
@@ -233,7 +232,7 @@ foreach my $how ('reload', 'restart')
 	$node->reload;
 }
 
-# What a handler leaves behind is not there for the next one.
+# What a handler leaves in its session is gone for the next handler.
 make_database('session', 'usual', 'other');
 $node->safe_psql(
 	'session', q(

@@ -1,6 +1,6 @@
 
 # Two-phase commit: an event of a prepared transaction is handled when COMMIT
-# PREPARED makes it visible, also where other events were handled before.
+# PREPARED makes it visible, also if other events were handled before.
 
 use strict;
 use warnings;
@@ -27,7 +27,7 @@ $node->safe_psql(
 	SELECT create_event_handler('record', 'record', owner => 'ann');
 ));
 
-# A transaction that records two events and is prepared
+# prepares a transaction that records two events
 sub prepare
 {
 	my ($name) = @_;
@@ -64,8 +64,8 @@ cmp_ok($taken, '<', 5,
 wait_for_handlers($node, 'postgres');
 is(seen(), '3', 'ROLLBACK PREPARED: gone');
 
-# The same where the listener looks for another reason: it is rung by an executor
-# that leaves, which does not ring the other one.
+# The same if the listener looks for another reason: an executor that stops wakes
+# the listener, but does not wake the other executor.
 make_owner($node, 'postgres', 'bob');
 $node->safe_psql(
 	'postgres', q(
@@ -90,7 +90,7 @@ $taken = $node->safe_psql('postgres',
 cmp_ok($taken, '<', 5,
 	"COMMIT PREPARED while an executor leaves: within naptime ($taken s)");
 
-# One stays prepared while the server restarts.
+# One transaction stays prepared while the server restarts.
 prepare('third');
 $node->safe_psql('postgres', q(SELECT notify_event('meanwhile')));
 $node->restart;
@@ -101,7 +101,7 @@ $node->safe_psql('postgres', q(COMMIT PREPARED 'first'));
 wait_for_handlers($node, 'postgres');
 is(seen(), '10', 'prepared before and committed after a restart');
 
-# And while it crashes.
+# One transaction stays prepared while the server crashes.
 $node->stop('immediate');
 $node->start;
 $node->safe_psql('postgres', q(COMMIT PREPARED 'third'));
@@ -109,7 +109,7 @@ wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'record', 'true', 'all of them in the end');
 is(seen(), '12', 'none is left');
 
-# NOTIFY by the transaction itself does not go together with it.
+# PostgreSQL refuses to prepare a transaction that has executed NOTIFY itself.
 my ($status, $out, $err) = $node->psql(
 	'postgres', q(
 	SET pg_notify_events.announce = direct;

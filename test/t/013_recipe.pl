@@ -1,6 +1,6 @@
 
 # The recipe that this extension comes from: its client works unchanged, and a
-# database that was made after it moves over with its rows.
+# database that was built by the recipe migrates with its rows.
 
 use strict;
 use warnings;
@@ -19,7 +19,7 @@ plan skip_all => 'python3 with psycopg2 is needed'
 my $client_program = "$FindBin::RealBin/../clients/recipe_listener.py";
 my $node = new_server('recipe');
 
-# The client, listening.
+# Start the client, which listens.
 sub start_client
 {
 	my ($database) = @_;
@@ -41,7 +41,7 @@ sub start_client
 	return \%client;
 }
 
-# Until the client has printed a last line; returns all that it has printed.
+# Wait until the client has printed this last line; returns all that it has printed.
 sub read_client
 {
 	my ($client, $last) = @_;
@@ -87,7 +87,8 @@ is( read_client($client, 'event_notification - order_created'),
 	"event_notification - order_created\n",
 	'a row inserted into a table with the trigger');
 
-# A rolled back one is not heard of, the recipe's own INSERT and NOTIFY are.
+# The client does not hear a rolled back event.  It hears the recipe's own INSERT and
+# NOTIFY.
 $node->safe_psql(
 	'fresh', q(
 	BEGIN;
@@ -102,7 +103,7 @@ is( join("\n", sort split(/\n/, read_client($client, 'event_notification - by_ha
 stop_client($client);
 
 #
-# A database of the recipe, in the only way in which PostgreSQL takes it: the
+# A database built by the recipe, in the only form that PostgreSQL accepts: the
 # trigger's arguments come in TG_ARGV.
 #
 $node->safe_psql('postgres', 'CREATE DATABASE old');
@@ -135,7 +136,7 @@ is( read_client($client, 'event_notification - order_created'),
 my $rows = q(SELECT event_name, event_data, created_at FROM %s ORDER BY id);
 my $before = $node->safe_psql('old', sprintf($rows, 'notification_events'));
 
-# What happens to who does not move the old table away
+# CREATE EXTENSION fails if the old table was not moved away.
 my ($status, $out, $err) =
   $node->psql('old', 'CREATE EXTENSION pg_notify_events');
 is($status, 3, 'CREATE EXTENSION refuses where the table exists');
@@ -144,7 +145,7 @@ like(
 	qr/ERROR:  \w+ public\.notification_events exists already.*HINT:  .*RENAME/s,
 	'and says what to do');
 
-# The move, as in doc/migrating.md
+# The migration, as in doc/migrating.md
 $node->safe_psql(
 	'old', q(
 	BEGIN;
@@ -165,8 +166,8 @@ is($node->safe_psql('old', sprintf($rows, 'notification_events')),
 is($node->safe_psql('old', 'SELECT count(*) FROM notification_events'),
 	'5', 'five of them');
 
-# The same client, still connected, hears what comes next, and a handler gets
-# the rows from before the move, too.
+# The same client is still connected and hears the next events.  A handler also gets
+# the rows from before the migration.
 $node->safe_psql('old', 'DROP TABLE old_notification_events');
 make_recorder($node, 'old');
 make_owner($node, 'old', 'ann');

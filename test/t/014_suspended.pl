@@ -1,6 +1,6 @@
 
-# A handler that cannot run at all is suspended, burns no attempts, and goes on
-# by itself when the cause is mended, be its executor there or not.
+# A handler that cannot run at all is suspended, and uses up no attempts.  It goes on
+# by itself when the cause is fixed, whether its executor is running or not.
 
 use strict;
 use warnings;
@@ -125,7 +125,7 @@ seen_is_log($node, 'shop', 'record', 'true', 'nothing is lost');
 is($node->safe_psql('shop', sprintf($stats, 'failed')),
 	'0', 'nothing has failed');
 
-# Its owner gets another name, or is gone.
+# Its owner is renamed, or dropped.
 $node->safe_psql('shop', q(ALTER ROLE ann RENAME TO annie; SELECT notify_event('renamed')));
 wait_for_handlers($node, 'shop');
 seen_is_log($node, 'shop', 'record', 'true', 'owner renamed');
