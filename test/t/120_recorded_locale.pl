@@ -1,6 +1,6 @@
 
-# What is recorded in databases of other languages: names are lower-cased by the
-# rules of ASCII, money is written as in the C locale, whoever writes.
+# Databases of other languages: names are lower-cased by the rules of ASCII, and money is
+# written as in the C locale, whoever records the event.
 
 use strict;
 use warnings;
@@ -12,7 +12,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# The server gets locales of its own: the system may have none but C.
+# The server gets its own locales: the system may have none but C.
 my $locales = PostgreSQL::Test::Utils::tempdir;
 foreach my $locale (qw(tr_TR en_GB))
 {

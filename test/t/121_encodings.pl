@@ -1,7 +1,6 @@
 
-# Databases of different encodings: event_worker_stats can be read in each of
-# them, whatever errors the workers of the others had, and wherever those were
-# cut.
+# Databases of different encodings: event_worker_stats can be read in each of them,
+# whatever errors the workers of the others had, and wherever those texts were cut.
 
 use strict;
 use warnings;
@@ -19,16 +18,16 @@ my $node = new_server(
 	'pg_notify_events.max_executors = 8',
 	'log_statement = none');
 
-# What is raised in each database, with bytes of its encoding: a character of
-# two bytes or more stands where the text is cut, whatever comes before.
+# The errors that are raised in each database, in bytes of its encoding. A character of
+# two or more bytes stands where the text is cut, with or without a byte before.
 my %raised = (
 	UTF8 => [ "\xc3\xa9", "\xe3\x81\x82", "\xf0\x9f\x98\x80" ],
 	LATIN1 => ["\xe9"],
 	EUC_JP => ["\xa4\xa2"],
 	SQL_ASCII => [ "\xe9", "\xc3\xa9" ]);
 
-# prepare(DATABASE, OWNER): reading the log fails there for the owner of a
-# handler, with a text of ours
+# prepare(DATABASE, OWNER): create a handler owner for whom reading the log fails in
+# DATABASE, with a text that the test chooses
 sub prepare
 {
 	my ($database, $owner) = @_;
@@ -64,8 +63,8 @@ foreach my $encoding (sort keys %raised)
 }
 $node->safe_psql('postgres', 'CREATE ROLE watcher LOGIN IN ROLE pg_monitor');
 
-# message(ENCODING, TEXT, [DATABASE, [OWNER]]): has an executor of that database
-# fail with it, for a handler that is new to it
+# message(ENCODING, TEXT, [DATABASE, [OWNER]]): have an executor of that database fail
+# with TEXT, for a new handler
 my $handlers = 0;
 sub message
 {
@@ -92,8 +91,8 @@ sub message
 	return;
 }
 
-# seen(FROM, OF): the error of the one database's executor, as somebody else
-# reads it in the other one
+# seen(FROM, OF): the last error of the executor of database OF, as another role reads it
+# in database FROM
 sub seen
 {
 	my ($from, $of) = @_;
@@ -130,7 +129,7 @@ foreach my $of (sort keys %raised)
 	}
 }
 
-# what has a counterpart is converted, what has none is not
+# Characters with a counterpart are converted; the others are shown as bytes.
 message('UTF8', "caf\xc3\xa9 \xe3\x81\x82!");
 $ENV{PGCLIENTENCODING} = 'UTF8';
 is(seen('UTF8', 'UTF8'), "caf\xc3\xa9 \xe3\x81\x82!", 'the text');
@@ -142,7 +141,7 @@ is(seen('UTF8', 'LATIN1'), "caf\xc3\xa9", 'of LATIN1');
 message('SQL_ASCII', "caf\xe9 \xc3\xa9");
 is(seen('UTF8', 'SQL_ASCII'), "caf\\xe9 \xc3\xa9", 'of SQL_ASCII');
 
-# Names of databases and roles are bytes of whoever gave them.
+# Names of databases and roles are bytes in the encoding of the session that gave them.
 {
 	local $ENV{PGCLIENTENCODING};
 	delete $ENV{PGCLIENTENCODING};
@@ -164,8 +163,8 @@ foreach my $from (sort keys %raised)
 	is($out, "$name|$name|a", '... can be read');
 }
 
-# One that is longer in another encoding, and has no room there, is cut between
-# two characters.
+# A name that is longer in another encoding, and does not fit there, is cut
+# between two characters.
 {
 	local $ENV{PGCLIENTENCODING};
 	delete $ENV{PGCLIENTENCODING};

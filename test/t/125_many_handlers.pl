@@ -1,6 +1,6 @@
 
-# Figures of many handlers: there is no number beyond which a handler has none.
-# Where memory is short they are null, and nothing else suffers for it.
+# Statistics of many handlers: their number has no limit. If memory is short, statistics
+# are null, and nothing else suffers.
 
 use strict;
 use warnings;
@@ -15,8 +15,7 @@ use Test::More;
 # more than the main segment of shared memory has room for
 my $many = 1300;
 
-# With segments in files, none can be made while nobody may write into their
-# directory.
+# With segments in files, no segment can be created while the directory is not writable.
 my $node = new_server(
 	'many',
 	'dynamic_shared_memory_type = mmap',
@@ -40,8 +39,8 @@ sub emit
 	return;
 }
 
-# event_handler_stats tells of COLUMNS what is EXPECTED; workers count after the
-# commit
+# becomes(COLUMNS, EXPECTED, NAME): event_handler_stats eventually shows EXPECTED for
+# COLUMNS. It may take a moment, because workers count after the commit.
 sub becomes
 {
 	my ($columns, $expected, $name) = @_;
@@ -52,7 +51,7 @@ sub becomes
 	return;
 }
 
-# removed(OFFSET, WHAT): how many the log says were removed, for what
+# removed(OFFSET, WHAT): wait until the log says that the counters of WHAT were removed
 sub removed
 {
 	my ($offset, $what) = @_;
@@ -60,7 +59,7 @@ sub removed
 	return $node->wait_for_log(qr/removed counters of $what/, $offset);
 }
 
-# used_memory(PID): bytes of what a process never frees
+# used_memory(PID): bytes in the contexts that a process never frees
 sub used_memory
 {
 	my ($pid) = @_;
@@ -88,8 +87,8 @@ $node->safe_psql(
 	END $$;
 ));
 
-# An executor that has made its first batch before memory is short, so that it
-# can be seen to stay.
+# This executor makes its first batch before memory is short, so that the test can see
+# that it stays.
 $node->safe_psql('postgres', q(SELECT create_event_handler('first', 'ignore', owner => 'ann')));
 emit('first');
 my $executor = worker_pid($node, 'executor', 'postgres', 'ann');
@@ -113,7 +112,7 @@ like(
 	slurp_file($node->logfile),
 	qr/statistics of event handlers are incomplete: could not/,
 	'no memory: the log says so');
-# A thousand failures leave nothing, nor do the next.
+# A thousand failures leak no memory, nor do the next thousand.
 my $before = used_memory($executor);
 emit('again without memory');
 cmp_ok(used_memory($executor) - $before, '<', 20_000, 'no memory: none is lost');
@@ -126,8 +125,8 @@ emit('with memory');
 becomes('count(*), count(calls), min(calls), max(calls)', "$many|$many|1|1", 'memory: all have figures');
 is(ask('count(latency_p50)'), $many, 'memory: and latencies');
 
-# Memory that is there, and not to be had for a while: by those who read figures,
-# and by an executor that has none of it yet.
+# The memory exists, but cannot be reached for a while: neither by sessions that read
+# statistics, nor by an executor that has not attached it yet.
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($executor, 60000)");
 $node->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = $executor")
   or die 'the executor stays';
@@ -151,7 +150,7 @@ emit('once more');
 becomes('count(*), count(calls), min(calls), max(calls)', "$many|$many|1|1", 'counted once more');
 unlike(slurp_file($node->logfile), qr/leak: /, 'no segment is left to a transaction');
 
-# What is known of an outage is kept for the last as for the first.
+# The back-off state is kept for the last handler as for the first.
 $node->safe_psql('postgres',
 	q(SELECT create_event_handler('many rain', 'rain', event_name => 'rain', retry_delay => '1 h', owner => 'ann');
 	INSERT INTO weather VALUES ('57P03'); SELECT notify_event('rain')));
@@ -166,7 +165,7 @@ $node->safe_psql('postgres', 'SELECT reset_event_stats()');
 is(ask('count(calls), sum(calls), count(mean_time)'), ($many + 1) . '|0|0', 'a reset');
 is(ask(q(count(*) FILTER (WHERE state = 'backing off'))), 1, 'a reset is no news of the weather');
 
-# Handlers that are dropped leave nothing behind, others nothing goes of.
+# Dropped handlers leave no counters behind; other handlers lose none.
 emit('another');
 becomes('sum(calls)', $many, 'figures before some are dropped');
 my $offset = -s $node->logfile;
@@ -181,7 +180,7 @@ $node->safe_psql('postgres', q(
 ok(removed($offset, ($many / 10) . ' dropped event handlers'), 'of dropped handlers');
 is(ask('count(*), sum(calls)'), ($many * 9 / 10 + 1) . '|' . $many * 9 / 10, 'and not of others');
 
-# Nor does a database that loses the extension, or is dropped.
+# Nor does a database that loses the extension or is dropped.
 foreach my $drop ('DROP EXTENSION pg_notify_events CASCADE', 'DROP DATABASE shop')
 {
 	$node->safe_psql('postgres', 'CREATE DATABASE shop')
@@ -203,7 +202,7 @@ foreach my $drop ('DROP EXTENSION pg_notify_events CASCADE', 'DROP DATABASE shop
 }
 is(ask('sum(calls)'), $many * 9 / 10, 'and not of other databases');
 
-# After a crash the figures begin with zero.
+# After a crash the counters begin at zero.
 crash_server($node, sub { return worker_pid($node, 'listener', 'postgres') });
 is(ask('count(calls), sum(calls)'), ($many * 9 / 10 + 1) . '|0', 'after a crash');
 emit('after a crash');

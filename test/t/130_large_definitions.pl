@@ -1,7 +1,7 @@
 
-# Definitions have a size: what is too large is refused, wherever it is given.
-# What a restore brings nevertheless suspends its handler, is an error for its
-# consumer, and is not read into any process's memory.
+# Definitions have a maximum size. A function refuses a larger one. If a restore brings
+# one nevertheless, the handler is suspended, the consumer gets an error, and no process
+# reads it into memory.
 
 use strict;
 use warnings;
@@ -19,7 +19,7 @@ $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
 make_owner($node, 'postgres', 'ann');
 
-# A filter of so many bytes, which none of our events passes.
+# A filter of the given number of bytes. None of the events here passes it.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION filter_of(bytes integer) RETURNS jsonpath LANGUAGE sql AS
@@ -28,7 +28,7 @@ $node->safe_psql(
 	SELECT create_event_consumer('small');
 ));
 
-# what a statement of the superuser's ends with: SQLSTATE and message, or nothing
+# the outcome of a statement of the superuser: SQLSTATE and message, or nothing
 sub outcome
 {
 	my ($sql) = @_;
@@ -63,7 +63,7 @@ foreach my $definition (@definitions)
 	like(outcome($name), qr/^22023: event_name "x{200}\.\.\." is too long/, "$what: long event_name");
 }
 
-# What no function lets in.  Handlers of an owner who has no executor, so that the
+# Definitions that no function accepts. The handlers' owner has no executor, so that the
 # listener looks at all of them whenever there is an event.
 my $bytes = 20_000_000;
 my $handlers = 8;
@@ -123,7 +123,7 @@ like(outcome("SELECT * FROM fetch_events('long')"), qr/^54000: .*its event_name 
 	'a consumer with such a name');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM seen'), '0', 'nothing was delivered');
 
-# mended, they get all of it
+# When the definitions are mended, they get all events.
 $node->safe_psql(
 	'postgres', q(
 	SELECT alter_event_handler('large 1', filter => '$ == 1');

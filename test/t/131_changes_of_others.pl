@@ -1,8 +1,7 @@
 
-# A change of a definition has nothing be read again but that definition: not the
-# windows of the owner's other handlers, and nothing of other owners'.  And
-# handlers that stand inside the same window share it, in whatever order they
-# come to it.
+# A change of a definition has only that definition read again: not the windows of the
+# owner's other handlers, and nothing of other owners. Handlers that are inside the same
+# window share it, in whatever order they enter it.
 
 use strict;
 use warnings;
@@ -37,9 +36,9 @@ sub poll
 	return;
 }
 
-# Each event of ann's, a batch and a round of its own, changes the definition of
-# another handler, so that there are as many changes as rounds.  That one reads its
-# own window anew; if it is ann's, it has none.
+# Each event of ann is a batch and a round of its own. It changes the definition of
+# another handler, so that there are as many changes as rounds. The changed handler reads
+# its own window anew; if it belongs to ann, it has none.
 my $events = 300;
 my %changes = (
 	'pause and resume, of another owner' =>
@@ -82,7 +81,7 @@ foreach my $what (sort keys %changes)
 		q(SELECT count(*) = 0 FROM event_worker_stats WHERE kind = 'executor' AND state = 'running'),
 		'idle');
 
-	# the window is read once, and what comes at the same time by the listener
+	# The window is read once. The listener reads what arrives at the same time.
 	my $read = $node->safe_psql('postgres',
 		q(SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'notification_events_txid_idx'));
 	cmp_ok($read, '<', 20 * $events, "$what: index entries of events that were read");
@@ -93,8 +92,8 @@ foreach my $what (sort keys %changes)
 		DELETE FROM notification_events; TRUNCATE seen));
 }
 
-# Handlers that come into a window and then, as long as there is an outage, fail.
-# Each has passed another number of its events.
+# Handlers that enter a window and then fail for as long as there is an outage. Each has
+# passed a different number of events of the window.
 my $handlers = 12;
 my $many = 150_000;
 
@@ -127,7 +126,7 @@ foreach my $n (1 .. $handlers)
 }
 my $first_id = $node->safe_psql('postgres', q(SELECT nextval('notification_events_id_seq') + 1));
 
-# until each handler was called since now
+# Wait until each handler was called again.
 sub all_called
 {
 	my $sql = join(' UNION ALL ', map { "SELECT $_ AS n, last_value AS tries FROM tries_$_" } 1 .. $handlers);
@@ -138,8 +137,8 @@ sub all_called
 	return;
 }
 
-# memory of its own that the executor has, in kB; what it has given back may still
-# be the process's, so that the server's figures tell
+# The memory that the executor has allocated, in kB. The process may keep memory that was
+# freed, so the test reads the server's memory contexts.
 sub memory
 {
 	my $pid = worker_pid($node, 'executor', 'postgres', 'ann');
@@ -162,7 +161,7 @@ all_called();
 {
 	my $shared = memory();
 
-	# the next executor finds them all inside the window, each elsewhere
+	# The next executor finds all handlers inside the window, each at another position.
 	my $previous = worker_pid($node, 'executor', 'postgres', 'ann');
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend($previous, 60000)");
 	poll("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor' AND pid <> $previous",
@@ -174,7 +173,7 @@ all_called();
 		"$handlers|1|t", 'they stand in one window, at several places');
 	cmp_ok(memory(), '<', $shared + 10_000, 'memory of the next executor, in kB');
 
-	# those come later that are further behind
+	# Here the handlers that are further behind come later.
 	$node->safe_psql('postgres', "SELECT pause_event_handler('h$_')") foreach 1 .. $handlers;
 	$previous = worker_pid($node, 'executor', 'postgres', 'ann');
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend($previous, 60000)");
@@ -187,13 +186,14 @@ all_called();
 		$node->safe_psql('postgres', "SELECT resume_event_handler('$name')");
 		poll("SELECT last_value > $tries FROM tries_$n", "$name is called");
 	}
-	# the last one's round, in which two copies may be there, is over then
+	# The last handler's round, in which there may be two copies of the window, is
+	# over then.
 	all_called();
 	all_called();
 	cmp_ok(memory(), '<', $shared + 10_000, 'memory where they come one by one, in kB');
 }
 
-# some of them go on to the end
+# Some handlers go on to the end.
 $node->safe_psql('postgres', join('', map { "SELECT drop_event_handler('h$_');" } 4 .. $handlers)
 	  . join('', map { "SELECT alter_event_handler('h$_', batch_size => 20000);" } 1 .. 3)
 	  . 'DELETE FROM outage');

@@ -1,7 +1,7 @@
 
-# What stands is logged once, whatever becomes of other definitions; and of what
-# there can be any number of, so many lines in a minute, with how many were left
-# out.
+# A lasting condition is logged once, whatever happens to other definitions. Messages of
+# which there can be any number are limited to so many lines per minute, and the log says
+# how many were left out.
 
 use strict;
 use warnings;
@@ -27,7 +27,7 @@ $node->safe_psql(
 	SELECT create_event_handler('works', 'record', owner => 'bob');
 ));
 
-# how many lines with that are in the log since $offset
+# the number of matches in the log since $offset
 sub lines
 {
 	my ($regexp) = @_;
@@ -36,8 +36,8 @@ sub lines
 	return scalar(() = $log =~ /$regexp/g);
 }
 
-# until the listener has looked at the definitions as they are now: it has an
-# event of its own to find an executor for
+# Wait until the listener has looked at the current definitions: it has to find an
+# executor for an event that is new.
 sub listener_looks
 {
 	my ($n) = @_;
@@ -46,14 +46,14 @@ sub listener_looks
 	$node->poll_query_until('postgres', "SELECT delivered = 1 FROM event_handler_stats WHERE handler = 'look $n'")
 	  or die 'the listener does not look';
 	$node->safe_psql('postgres', "SELECT drop_event_handler('look $n')");
-	# and once more
+	# Wait for further looks.
 	my $wakeups = "SELECT wakeups FROM event_worker_stats WHERE kind = 'listener'";
 	my $before = $node->safe_psql('postgres', $wakeups);
 	$node->poll_query_until('postgres', "SELECT ($wakeups) > $before + 3") or die 'the listener sleeps';
 	return;
 }
 
-# few handlers, nobody serves them
+# few handlers, which nobody serves
 $node->safe_psql('postgres', q(
 	SELECT create_event_handler('lost ' || n, 'lost', owner => 'ann') FROM generate_series(1, 3) n;
 	DROP FUNCTION lost;
@@ -67,7 +67,7 @@ foreach my $n (1 .. 5)
 }
 is(lines(qr/LOG:  event handler "lost $_" is suspended/), 1, "lost $_: logged once") foreach 1 .. 3;
 
-# it is said again when it comes back
+# The message is logged again when the condition comes back.
 my $function = q(CREATE FUNCTION lost(e notification_events) RETURNS void LANGUAGE sql AS '');
 $node->safe_psql('postgres', $function);
 wait_for_handlers($node, 'postgres');
@@ -80,7 +80,7 @@ $node->safe_psql('postgres', q(SELECT notify_event('e', '1')));
 $node->wait_for_log(qr/LOG:  event handler "lost 1" is suspended/, $offset);
 pass('and again when the cause comes back');
 
-# the same for what is dormant
+# the same for a dormant handler
 $offset = -s $node->logfile;
 $node->safe_psql(
 	'postgres', q(
@@ -108,11 +108,11 @@ $node->safe_psql('postgres', "$function;" . q(
 ));
 listener_looks($_) foreach 9 .. 10;
 my $logged = lines(qr/LOG:  event handler "many \d+" is suspended/);
-# the listener has its share, and so has the executor that it asks for
+# The listener logs its share, and so does the executor that it asks for.
 cmp_ok($logged, '<=', 500, 'so many of 1,000 are logged');
 cmp_ok($logged, '>', 0, 'but not none');
 
-# many events, of which each second one fails
+# many events, of which every second one fails
 configure($node, executor_idle_timeout => "'1 h'");
 $node->safe_psql('postgres', q(
 	SELECT drop_event_handler('many ' || n) FROM generate_series(1, 1000) n;
@@ -125,7 +125,7 @@ is($node->safe_psql('postgres', q(SELECT failed FROM event_handler_stats WHERE h
 my $failures = lines(qr/LOG:  event handler "fail" failed for event/);
 is($failures, 100, 'so many of them are logged');
 
-# who leaves says what it has left out
+# A worker that stops logs how many messages it has left out.
 configure($node, databases => "'nowhere'");
 wait_for_no_workers($node, 'postgres');
 my $log = slurp_file($node->logfile, $offset);

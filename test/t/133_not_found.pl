@@ -1,8 +1,7 @@
 
-# A table or an index of the extension that is not there for a moment: executors
-# wait and say so, and go on.  And whoever leaves in good order, be it at such a
-# moment or while somebody has locked the rows, leaves nothing that would have
-# the next one work carefully.
+# A table or an index of the extension is missing for a moment: executors wait, say so,
+# and go on. A worker that stops in good order at such a moment, or while the rows are
+# locked, leaves nothing behind that would make the next one work guarded.
 
 use strict;
 use warnings;
@@ -30,7 +29,7 @@ sub poll
 	return;
 }
 
-# an executor that has handled something and is idle
+# an executor that has handled an event and is idle
 sub idle_executor
 {
 	$node->safe_psql('postgres', q(SELECT notify_event('e', null)));
@@ -47,7 +46,7 @@ sub wait_for_end
 	return;
 }
 
-# the database is not to be served any more, and is again
+# The database is no longer to be served, and then is again.
 sub be_dismissed
 {
 	my ($pid) = @_;
@@ -78,7 +77,7 @@ my %absent = (
 	'renamed log' => [
 		'ALTER TABLE notification_events RENAME TO renamed',
 		'ALTER TABLE renamed RENAME TO notification_events' ],
-	# and the log's definition changes, so that all look again
+	# The log's definition changes as well, so that all workers look again.
 	'table that is no member of the extension' => [
 		'ALTER EXTENSION pg_notify_events DROP TABLE _event_announcer; ALTER TABLE notification_events SET (autovacuum_enabled = off)',
 		'ALTER EXTENSION pg_notify_events ADD TABLE _event_announcer' ],
@@ -102,14 +101,14 @@ foreach my $what (sort keys %absent)
 	}
 }
 
-# One that is to work meanwhile waits.
+# An executor that has something to do meanwhile waits.
 foreach my $what ('no index on txid', 'table that is no member of the extension')
 {
 	my ($take, $give) = @{ $absent{$what} };
 	my $offset = -s $node->logfile;
 	my $pid = idle_executor();
 
-	# the rows are there already, only not to be seen yet
+	# The rows exist already, but cannot be seen yet.
 	$node->safe_psql('postgres', "BEGIN; SELECT notify_event('e', null); $take; COMMIT");
 	poll(qq(SELECT count(*) = 1 FROM event_worker_stats WHERE kind = '$_' AND state = 'backing off' AND last_error <> ''),
 		"$what: the $_ says what it waits for")
@@ -122,7 +121,7 @@ foreach my $what ('no index on txid', 'table that is no member of the extension'
 	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$what: not careful");
 }
 
-# Somebody has the rows.
+# Another session has locked the rows.
 my $session = $node->background_psql('postgres');
 foreach my $how (sort keys %leave)
 {
@@ -135,7 +134,8 @@ foreach my $how (sort keys %leave)
 	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "locked row, $how: not careful");
 }
 
-# But one that is ended in a call is lost, whatever others have said before.
+# An executor that is terminated in a call counts as lost, whatever others have
+# recorded before.
 my $offset = -s $node->logfile;
 $node->safe_psql('postgres', q(
 	CREATE OR REPLACE FUNCTION record(e notification_events) RETURNS void LANGUAGE plpgsql AS

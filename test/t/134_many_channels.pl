@@ -1,6 +1,7 @@
 
-# A database has so many event channels; what a restore brings beyond that is not
-# listened on and says so, and so does one whose event_name no event can have.
+# The number of event channels of a database is limited. Channels that a restore brings
+# beyond the limit are not listened on, and their state says so. The same holds for a
+# channel with an event_name that no event can have.
 
 use strict;
 use warnings;
@@ -25,7 +26,7 @@ sub poll
 	return;
 }
 
-# what a restore does: rows as they are given
+# what a restore does: insert rows as they are given
 sub restore
 {
 	my ($sql) = @_;
@@ -38,7 +39,7 @@ sub restore
 		ALTER TABLE _event_channels ENABLE ALWAYS TRIGGER guard_rows;
 		COMMIT;
 	));
-	# any change has the listener read them
+	# Any change makes the listener read the channels.
 	$node->safe_psql('postgres', q(SELECT activate_events()));
 	return;
 }
@@ -87,7 +88,7 @@ $node->safe_psql('postgres', q(SELECT unlisten_event_channel('c' || n) FROM gene
 poll(q(SELECT count(*) = 105 FROM event_channel_stats WHERE state = 'listening'), 'all of the rest are listened on');
 $node->safe_psql('postgres', q(SELECT listen_event_channel('d')));
 
-# names that no event can have do not hold up the others, and large ones are not read
+# Names that no event can have do not hold up the others, and large ones are not read.
 my $listener = worker_pid($node, 'listener', 'postgres');
 my $before = peak_memory($listener);
 foreach my $name ("repeat('x', 101)", "repeat('x', 100000000)", "''")

@@ -1,8 +1,8 @@
 
-# How long a handler's code keeps its executor, and with that a place: no longer
-# than max_handler_timeout, whatever its timeout says, and no longer than somebody
-# has dropped it; also where a policy on the log is what takes the time.  What is
-# ended so is charged to nobody.
+# How long a handler's code can keep its executor, and with that an executor slot: no
+# longer than max_handler_timeout, whatever the handler's timeout says, and no longer than
+# until the handler is dropped. Both hold as well if a policy on the log takes the time. A
+# call that is ended in this way is charged to nobody.
 
 use strict;
 use warnings;
@@ -56,7 +56,7 @@ sub poll
 	return;
 }
 
-# until ann's executor sleeps in a handler's code
+# Wait until ann's executor sleeps in a handler's code.
 sub wait_for_sleep
 {
 	poll(
@@ -66,7 +66,7 @@ sub wait_for_sleep
 	return;
 }
 
-# not waiting for its call, or that would be as long as its timeout
+# The drop does not wait for the handler's call, which would last as long as its timeout.
 sub drop_it
 {
 	$node->safe_psql('postgres', q(SET statement_timeout = '1min'; SELECT drop_event_handler('h')));
@@ -99,8 +99,8 @@ foreach my $function ('sleep', 'sleep_many', 'write_late')
 		'576:00:00', "$function: and stays as it was given");
 	clean_up();
 }
-# in a filter, in a retry: of as many elements as make it last for long, though not
-# so many that it looks for a cancel seldom
+# In a filter, in a retry. The data have enough elements to make the filter last long, but
+# few enough that it checks often for a cancel.
 my $some = has_assertions($node) ? 2_000 : 5_000;
 $node->safe_psql(
 	'postgres', q(
@@ -120,7 +120,7 @@ foreach my $function ('sleep', 'sleep_many', 'write_late', 'deaf')
 {
 	my $offset = -s $node->logfile;
 
-	# another one of the owner, which has its mark, too
+	# Another handler of the same owner, which has the executor's owner token, too.
 	$node->safe_psql(
 		'postgres', qq(
 		SELECT create_event_handler('other', 'record', 'other', owner => 'ann');
@@ -141,8 +141,8 @@ foreach my $function ('sleep', 'sleep_many', 'write_late', 'deaf')
 	clean_up();
 }
 
-# a filter, before the handler is called for the first time and in a retry: of so
-# many elements that it lasts longer than the test
+# A filter, before the handler is called for the first time and in a retry. The data have
+# so many elements that the filter lasts longer than the test.
 my $many = has_assertions($node) ? 5_000 : 100_000;
 my $emit = "SELECT notify_event('x', (SELECT jsonb_agg(n) FROM generate_series(1, $many) n))";
 foreach my $case ('batch', 'retry')
@@ -169,7 +169,7 @@ foreach my $case ('batch', 'retry')
 	clean_up();
 }
 
-# of a retry
+# in a retry
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('h', 'fail', owner => 'ann', timeout => '24 days', max_attempts => 1);
@@ -184,7 +184,7 @@ drop_it();
 is($node->safe_psql('postgres', 'SELECT count(*) FROM event_retries'), '0', 'in a retry');
 
 #
-# A drop that is taken back
+# A drop that is rolled back
 #
 
 foreach my $retried (0, 1)
@@ -208,7 +208,7 @@ foreach my $retried (0, 1)
 	wait_for_sleep();
 	$session->query_safe(q(SET statement_timeout = '1min'; BEGIN));
 	$session->query_safe(q(SELECT drop_event_handler('h')));
-	# what executors do meanwhile waits for nobody
+	# What executors do meanwhile waits for nobody.
 	$node->safe_psql(
 		'postgres', q(
 		SELECT create_event_handler('other', 'record', 'other', owner => 'ann');
@@ -227,7 +227,7 @@ foreach my $retried (0, 1)
 clean_up();
 
 #
-# A policy that sleeps has the handler's timeout
+# The handler's timeout applies to a policy that sleeps
 #
 
 $node->safe_psql(
@@ -242,7 +242,7 @@ $node->safe_psql(
 	ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
 	CREATE POLICY see ON notification_events USING (see(id))));
 
-# in a batch, before the event is looked at carefully, in a retry
+# in a batch, before the event is guarded, and in a retry
 foreach my $case ('batch', 'retry')
 {
 	my $offset = -s $node->logfile;
@@ -268,7 +268,7 @@ foreach my $case ('batch', 'retry')
 	clean_up();
 }
 
-# and ends with a drop
+# A drop ends it, too.
 my $offset = -s $node->logfile;
 $node->safe_psql(
 	'postgres', q(
@@ -287,7 +287,7 @@ pass('a policy: the other handler goes on');
 unlike(slurp_file($node->logfile, $offset), qr/cannot be read/, 'a policy: nobody complains');
 clean_up();
 
-# and can be cancelled
+# It can be cancelled.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('h', 'record', owner => 'ann', timeout => '1 h', max_attempts => 1);

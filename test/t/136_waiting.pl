@@ -1,8 +1,8 @@
 
-# What wait_for_event_handlers() and wait_for_events() promise: done means done,
-# also while the crash guard is at work; what can never be done is an error at
-# once; a time-out says why; a standby and a pipeline are refused; and who waits
-# for long does not grow.
+# What wait_for_event_handlers() and wait_for_events() promise. Done means done, also
+# while the crash guard is at work. What can never be done is an error at once. A timeout
+# says why. A standby and a pipeline are refused. The memory of a session that waits for
+# long does not grow.
 
 use strict;
 use warnings;
@@ -78,12 +78,12 @@ sub clean_up
 }
 
 #
-# An attempt that the crash guard has moved past is under way
+# An attempt is under way that the crash guard has moved past
 #
 
 foreach my $ordered ('false', 'true')
 {
-	# an executor is lost, and its successor, so the next one tries the event alone
+	# An executor is lost, and so is its successor. The next one tries the event alone.
 	block();
 	$node->safe_psql(
 		'postgres', qq(
@@ -97,7 +97,8 @@ foreach my $ordered ('false', 'true')
 	wait_for_handlers($node, 'postgres');
 	is($node->safe_psql('postgres', q(SELECT count(*) FROM seen)), '1', "ordered $ordered: done");
 
-	# one that is lost itself, which makes it a failure
+	# Here the executor that tries the event alone is lost as well, which makes the
+	# attempt a failure.
 	block();
 	$node->safe_psql('postgres', q(SELECT notify_event('x', NULL::jsonb)));
 	for (my $alone = 0; !$alone;)
@@ -113,7 +114,7 @@ foreach my $ordered ('false', 'true')
 	clean_up();
 }
 
-# an attempt on an event that was committed after the call is nobody's concern
+# An attempt on an event that was committed after the call is not waited for.
 {
 	my $offset = -s $node->logfile;
 
@@ -125,7 +126,7 @@ foreach my $ordered ('false', 'true')
 	$node->wait_for_log(qr/is guarded/, $offset);
 	wait_for_handlers($node, 'postgres');
 	block();
-	# bob's is waited for, ann's is at a later event by then
+	# The wait is for bob's handler. Ann's handler is at a later event by then.
 	$node->safe_psql('postgres', q(SELECT notify_event('later', NULL::jsonb)));
 	poll(q(SELECT count(*) = 2 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted), 'both blocked');
 	my $waiter = $node->background_psql('postgres');
@@ -169,7 +170,7 @@ is(wait_error('10 s'), '', 'without them');
 clean_up();
 
 #
-# A time-out says why
+# A timeout says why
 #
 
 block();
@@ -270,7 +271,7 @@ foreach my $call (q(CALL wait_for_event_handlers('1 h')), q(CALL wait_for_events
 	my @grown;
 	foreach my $round (0 .. 2)
 	{
-		# each commit of progress, or of an event, wakes it
+		# Each commit of progress, or of an event, wakes the waiting session.
 		$node->safe_psql('postgres',
 			q(DO $$ BEGIN FOR i IN 1..500 LOOP PERFORM notify_event('many', NULL::jsonb); COMMIT; END LOOP; END $$));
 		poll(q(SELECT count(*) = (SELECT count(*) FROM notification_events WHERE event_name = 'many') FROM seen WHERE handler = 'record'), 'handled');

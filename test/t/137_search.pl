@@ -1,7 +1,7 @@
 
-# A consumer whose events are few among very many gets to them, however short its
-# client's timeouts are: each search ends in time, and the place that it has come
-# to is stored.  No event is lost, doubled or out of order by that.
+# A consumer reaches its events even if they are few among very many, and however short
+# its client's timeouts are: each search ends in time, and stores the position that it has
+# reached. No event is lost, repeated or out of order because of that.
 
 use strict;
 use warnings;
@@ -20,9 +20,9 @@ my $node = new_server('search', 'log_statement = none', 'fsync = off', 'max_wal_
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_owner($node, 'postgres', 'ann');
 
-# so many fetches at most until all that is wanted is there; returns their ids,
-# in the order in which they came.  Where the machine is too slow for a statement
-# there is nothing.
+# Fetch at most $limit times, until all $wanted events are there. Returns their
+# ids in the order in which they came. If the machine is too slow for a statement,
+# its fetch adds nothing.
 sub fetch_all
 {
 	my ($consumer, $settings, $wanted, $limit) = @_;
@@ -50,7 +50,7 @@ sub wanted_ids
 		q(SELECT string_agg(id::text, ' ' ORDER BY id) FROM notification_events WHERE event_name = 'wanted'));
 }
 
-# Among what was there before the consumer, what it has to pass, and what is wanted
+# Events from before the consumer, events that it has to pass, and wanted events
 $node->safe_psql('postgres', q(INSERT INTO notification_events (event_name) SELECT 'old' FROM generate_series(1, 200000)));
 $node->safe_psql('postgres', qq(SELECT create_event_consumer('c$_', 'wanted'))) for 1 .. 4;
 $node->safe_psql('postgres', q(SELECT create_event_consumer('beginning', 'wanted', start_from => 'beginning')));
@@ -60,8 +60,8 @@ $node->safe_psql(
 	SELECT CASE WHEN n IN (300000, 900000) THEN 'wanted' ELSE 'other' END FROM generate_series(1, 900000) n));
 my $wanted = wanted_ids();
 
-# Timeouts are as short as this machine, as busy as it is, lets a search get on: a
-# search of all that takes many times as long as to count it.
+# The timeouts are as short as they can be for a search to get on with on this machine and
+# its current load. A search of the whole log takes many times as long as a count of it.
 my $began = time;
 $node->safe_psql('postgres', q(SELECT count(*) FROM notification_events WHERE event_name = 'wanted'));
 my $short = int(1000 * (time - $began));
@@ -80,7 +80,7 @@ foreach my $case (
 
 my ($first) = split(' ', $wanted);
 
-# A policy that takes as long for an event as the event says, and shows few of them
+# The policy sleeps for as long as the event says, and shows few events.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION think(event notification_events) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -99,8 +99,9 @@ my @behind = fetch_all('slow', "SET statement_timeout = '1s'", 1, 400);
 is("@behind",
 	$node->safe_psql('postgres', q(SELECT max(id) FROM notification_events)), 'behind a slow policy');
 
-# What is found is returned, and not kept until more is found: the second one lies
-# behind one that takes longer than a search goes on after it found something.
+# An event that is found is returned; the search does not wait until it finds
+# more. The second wanted event lies behind one that takes longer than a search
+# goes on after a find.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_consumer('content', owner => 'ann');
@@ -116,11 +117,11 @@ my @rest = fetch_all('content', '', 1, 100);
 is("@rest", $shown =~ s/.* //r, 'the second one comes next');
 $node->safe_psql('postgres', 'ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY');
 
-# A caller who rolls back keeps his old place, and loses nothing
+# A caller that rolls back keeps its old position, and loses nothing.
 $node->psql('postgres', q(SET statement_timeout = '100ms'; BEGIN; SELECT * FROM fetch_events('c4'); ROLLBACK));
 is((fetch_all('c4', "SET statement_timeout = $short", 3, 400))[0], $first, 'after a rollback');
 
-# wait_for_events() ends its looks in time, and finds what is there
+# wait_for_events() ends its searches in time, and finds what is there.
 $node->safe_psql('postgres', q(SELECT create_event_consumer('w', 'wanted', start_from => 'beginning')));
 $began = time;
 my ($status, $out, $err) = $node->psql('postgres', q(SET statement_timeout = '3min'; CALL wait_for_events('w', '2 min')));

@@ -1,7 +1,8 @@
 
-# Places go from one owner to the other though somebody holds a lock on the log of
-# one database, or waits for one, and though an executor does not leave that was
-# asked to.  What waits for the lock goes on when it is gone, with nothing in doubt.
+# Executor slots pass from one owner to another even if a session holds or awaits
+# a lock on the log of one database, and even if an executor does not stop when it
+# is requested to. The work that waits for the lock goes on when the lock is
+# released, and no handler is guarded.
 
 use strict;
 use warnings;
@@ -46,7 +47,7 @@ sub executor_of
 	return "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor' AND usename = '$role'";
 }
 
-# it waits for the lock, or has done so in vain
+# An executor waits for the lock, or has timed out waiting for it.
 sub wait_for_waiter
 {
 	my ($offset) = @_;
@@ -55,7 +56,7 @@ sub wait_for_waiter
 	return;
 }
 
-# while the log of "locked" is: handled in the other database
+# While the log of database "locked" is locked, an event is handled in the other database.
 sub other_goes_on
 {
 	my ($what) = @_;
@@ -75,7 +76,7 @@ my $reader = $node->background_psql('locked');
 $_->set_query_timer_restart for $holder, $reader;
 
 #
-# An executor with nothing to do, which reads its definitions
+# An idle executor, which reads its definitions
 #
 
 foreach my $queued (0, 1)
@@ -127,7 +128,8 @@ foreach my $function ('slow', 'fail_first')
 	{
 		$node->poll_query_until('postgres', q(SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted))
 		  or die 'not called';
-		# behind the batch at hand, which the next one is behind
+		# The lock request waits for the current batch, and the next batch waits for
+		# the request.
 		$holder->query_until(qr/waits/, "\\echo waits\n$lock;\n");
 		$node->poll_query_until('postgres',
 			q(SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock')) or die 'not queued';
@@ -149,7 +151,7 @@ foreach my $function ('slow', 'fail_first')
 	$blocker->quit;
 }
 
-# No place is wanted: they wait, and go on at once
+# No executor slot is wanted: executors wait, and go on at once.
 $node->safe_psql('locked', q(SELECT create_event_handler('h', 'record', 'x', owner => 'ann'); DELETE FROM notification_events; TRUNCATE seen));
 $node->safe_psql('locked', q(SELECT notify_event('x', NULL::jsonb)));
 wait_for_handlers($node, 'locked');
@@ -162,7 +164,7 @@ $node->poll_query_until('locked', q(SELECT count(*) = 2 FROM seen)) or die 'not 
 seen_is_log($node, 'locked', 'record', 'true', 'a lock that nobody minds');
 
 #
-# An executor that does not leave
+# An executor that does not stop
 #
 
 configure($node, max_executors => 2);
@@ -171,7 +173,8 @@ $node->safe_psql('other', q(SELECT notify_event('none', NULL::jsonb)));
 wait_for_handlers($node, 'other');
 $node->poll_query_until('postgres',
 	q(SELECT count(*) = 2 FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor')) or die 'not two executors';
-# whoever has the places: the one that idles longest stands still
+# It does not matter which owners have the slots: the executor that has idled longest is
+# suspended by SIGSTOP.
 my ($stopped) = split(/\n/, $node->safe_psql('postgres',
 	q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor' ORDER BY state_change)));
 kill('STOP', $stopped);

@@ -1,7 +1,7 @@
 
-# The owner of the extension's schema, who need not be a superuser, puts other
-# objects in the place of the extension's while a statement of the extension
-# waits for a lock.  None of them is run with the rights of anybody else.
+# The owner of the extension's schema, who need not be a superuser, replaces objects of
+# the extension by its own while a statement of the extension waits for a lock. None of
+# these runs with the rights of anybody else.
 
 use strict;
 use warnings;
@@ -59,8 +59,8 @@ $node->safe_psql(
 ));
 wait_for_handlers($node, 'shop');
 
-# a schema public that has a view for each table of the extension, with
-# a trap in whatever reads or writes it
+# a schema "public" with a view for each table of the extension; each view has a trap for
+# any read or write
 my $decoys = q(
 	ALTER SCHEMA public RENAME TO pub2;
 	CREATE SCHEMA public;
@@ -81,7 +81,7 @@ my $decoys = q(
 	END $$;
 );
 
-# no_decoy(NAME, OFFSET): whether none was run since then
+# no_decoy(NAME, OFFSET): check that no decoy was run since OFFSET of the log
 sub no_decoy
 {
 	my ($name, $offset) = @_;
@@ -91,7 +91,7 @@ sub no_decoy
 	return;
 }
 
-# restore(): without the decoys
+# restore(): remove the decoys
 sub restore
 {
 	$node->safe_psql(
@@ -109,15 +109,15 @@ sub poll
 	return;
 }
 
-# session(ROLE): a session of that role
+# session(ROLE): open a session as that role
 sub session
 {
 	return $node->background_psql('shop', on_error_stop => 0, extra_params => [ '-U', $_[0] ]);
 }
 
-# attack(NAME, TABLE, OTHER, ROLE, STATEMENT): the role's statement
-# waits for the table, which eve is about to drop; she gets it
-# when another session lets go of another table, after she has put her decoys.
+# attack(NAME, TABLE, OTHER, ROLE, STATEMENT): ROLE runs STATEMENT, which waits for TABLE.
+# Role eve is about to drop TABLE and OTHER, and waits for a session that has locked
+# OTHER. She creates her decoys, then that session releases its lock and her drop goes on.
 sub attack
 {
 	my ($name, $table, $other, $role, $statement) = @_;
@@ -143,25 +143,25 @@ sub attack
 	return;
 }
 
-# statements that change a table as the extension's owner: a first one of the
-# session, which is prepared while it waits
+# Statements that change a table as the extension's owner. Each is the first one of its
+# session, so it is prepared while it waits.
 attack('delete', '_event_channels', '_event_handlers', 'app', q(SELECT unlisten_event_channel('x')));
 attack('update', '_event_handlers', '_event_channels', 'app', q(SELECT pause_event_handler('h')));
 attack('update of another table', '_event_handler_progress', '_event_channels', 'app', q(SELECT resume_event_handler('h')));
 attack('insert', '_event_consumers', '_event_channels', 'app', q(SELECT create_event_consumer('c2')));
 attack('delete from several tables', '_event_handler_failures', '_event_channels', 'app',
 	q(SELECT drop_event_handler('other')));
-# those that only read
+# statements that only read
 attack('select', '_event_install', '_event_channels', 'app', q(SELECT create_event_handler('h3', 'work.record', 'none')));
 attack('select of a consumer', '_event_consumers', '_event_channels', 'app', q(SELECT fetch_events('c')));
-# with the rights of a reader: as another role that is subject to row security
+# statements with the rights of a reader: as another role that is subject to row security
 $node->safe_psql('shop', q(SELECT notify_event('first')));
 attack('row security, fetch', 'notification_events', '_event_channels', 'bob', q(SELECT count(*) FROM public.fetch_events('bobs')));
 attack('row security, call', 'notification_events', '_event_channels', 'bob',
 	q(SELECT public.call_event_handler('bobs', 1)));
 
-# executors, which wait for the log when they begin a batch, and for progress when
-# they move on; the lock comes before the event
+# Executors wait for the log when they begin a batch, and for progress when they store it.
+# In the second case, the lock is taken before the event is committed.
 foreach my $table (qw(notification_events _event_handler_progress))
 {
 	my $offset = -s $node->logfile;
@@ -193,7 +193,7 @@ is( $node->safe_psql(
 		WHERE event_name = 'bye' AND (SELECT count(*) FROM work.seen s WHERE s.id = l.id) <> 1)),
 	'0', 'each event of bob is handled once');
 
-# A namesake in the schema, while the extension's table is elsewhere
+# A table of the same name in the schema, while the extension's table has another name
 $node->safe_psql(
 	'shop', q(
 	ALTER TABLE public._event_channels RENAME TO hidden;
@@ -207,7 +207,7 @@ my ($status, $out, $err) = $node->psql('shop', q(SELECT unlisten_event_channel('
 like($err, qr/ERROR:  extension "pg_notify_events" is not installed/, 'a namesake is not taken for the table');
 no_decoy('and its trigger does not run', $offset);
 
-# nor of the log, where somebody records an event
+# the same for the log, when a session records an event
 $node->safe_psql(
 	'shop', q(
 	ALTER TABLE public.notification_events RENAME TO hidden_log;

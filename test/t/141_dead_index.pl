@@ -1,7 +1,7 @@
 
-# An index of the log that is being dropped concurrently is not maintained any
-# more while it still has its name: nothing is read by it, and no event is
-# lost.  The workers wait, say so, and go on with whatever index serves.
+# An index of the log that is being dropped concurrently is no longer maintained, though
+# it still has its name: nothing is read through it, and no event is lost. The workers
+# wait, say so, and go on with any index that serves.
 
 use strict;
 use warnings;
@@ -44,9 +44,9 @@ sub seen_once
 	return;
 }
 
-# make_dead(INDEX, STATEMENT): DROP or REINDEX CONCURRENTLY, up to where the index
-# is dead and waits for a session that has a lock on the log.  Returns the two
-# sessions.
+# make_dead(INDEX, STATEMENT): run DROP or REINDEX CONCURRENTLY up to the moment when the
+# index is dead and the statement waits for a session that has a lock on the log. Returns
+# the two sessions.
 sub make_dead
 {
 	my ($index, $statement) = @_;
@@ -54,12 +54,12 @@ sub make_dead
 	my $second = $node->background_psql('postgres');
 	my $ddl = $node->background_psql('postgres', on_error_stop => 0);
 
-	# who has a lock before the index is declared invalid keeps it from being dead
+	# A lock that is taken before the index is declared invalid keeps it from being dead.
 	$first->query_safe('BEGIN; LOCK TABLE notification_events IN ACCESS SHARE MODE');
 	$ddl->query_until(qr/begins/, "\\echo begins\n$statement;\n");
 	poll("SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'notification_events'::regclass AND NOT indisvalid",
 		'there is an index that is not valid');
-	# and who has it then, from being gone
+	# A lock that is taken now keeps it from being removed.
 	$second->query_safe('BEGIN; LOCK TABLE notification_events IN ACCESS SHARE MODE');
 	$first->query_safe('COMMIT');
 	poll("SELECT count(*) > 0 FROM pg_index WHERE indrelid = 'notification_events'::regclass AND NOT indislive",
@@ -68,8 +68,8 @@ sub make_dead
 	return ($second, $ddl);
 }
 
-# An event that was emitted before, and is committed while the index is dead; the
-# cursor must not pass those that were emitted meanwhile.
+# An event that is emitted first, and committed while the index is dead. The cursor must
+# not pass the events that are emitted meanwhile.
 {
 	my $emitter = $node->background_psql('postgres');
 
@@ -91,14 +91,14 @@ sub make_dead
 	$ddl->query_safe('SELECT 1');
 	$_->quit foreach $emitter, $holder, $ddl;
 	$node->safe_psql('postgres', q(SELECT notify_event('afterwards')));
-	# another name, and one column more: it is what it is
+	# The index has another name and one more column, and serves all the same.
 	$node->safe_psql('postgres', 'CREATE INDEX mine ON notification_events (txid, event_name)');
 	seen_once('DROP INDEX CONCURRENTLY');
 }
 
-# An index on id that could not be built has no rows, though it stands before the
-# primary key in the server's list: what is looked for by its id is found by the
-# primary key, and nothing need wait.
+# An index on id that could not be built has no rows, though it stands before the primary
+# key in the server's list. Rows are looked up by id through the primary key, and nothing
+# has to wait.
 {
 	my ($status, $out, $err) = $node->psql(
 		'postgres', q(
@@ -135,7 +135,7 @@ sub make_dead
 is( $node->safe_psql('postgres', q(SELECT string_agg(status, ' ') FROM notification_events l, event_delivery_status(l.id) s WHERE s.name = 'record' AND s.status <> 'delivered')),
 	'', 'and each is listed as delivered');
 
-# REINDEX CONCURRENTLY leaves the name to the new one
+# REINDEX CONCURRENTLY gives the name to the new index.
 my ($holder, $ddl) = make_dead('mine', 'REINDEX INDEX CONCURRENTLY mine');
 $node->safe_psql('postgres', q(SELECT notify_event('while dead')));
 seen_once('REINDEX CONCURRENTLY');
@@ -145,8 +145,8 @@ $_->quit foreach $holder, $ddl;
 $node->safe_psql('postgres', q(SELECT notify_event('afterwards')));
 seen_once('after REINDEX CONCURRENTLY');
 
-# An index that failed to be built, a partial one, one by hash or in descending
-# order: none of them serves
+# An index that failed to be built, a partial one, a hash index and one in descending
+# order: none of them serves.
 my $log = -s $node->logfile;
 my (undef, undef, $err) = $node->psql(
 	'postgres', q(
@@ -170,9 +170,9 @@ $node->wait_for_log($no_index, $log);
 $node->safe_psql('postgres', 'CREATE INDEX CONCURRENTLY ON notification_events (txid)');
 seen_once('an index that somebody has made');
 
-# An index that does not serve snapshots which are older than itself: of a row that
-# was updated it has the new version only.  Those who have such a snapshot are told,
-# and the workers wait, though the index is valid.
+# An index that does not serve snapshots which are older than itself: of an updated row it
+# has the new version only. A session with such a snapshot gets an error, and the workers
+# wait, though the index is valid.
 $node->safe_psql('postgres', 'DROP INDEX partial, hashed, descending, invalid');
 my $id = $node->safe_psql('postgres', q(SELECT notify_event('moved')));
 seen_once('before an index that has the new versions only');
@@ -202,7 +202,7 @@ $old->quit;
 $node->safe_psql('postgres', "UPDATE notification_events SET id = $id WHERE event_name = 'moved'");
 seen_once('when the older snapshots are gone');
 
-# the indexes of an internal table: retries go on while one is made again
+# The indexes of an internal table: retries go on while one is rebuilt.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION failing(e notification_events) RETURNS void LANGUAGE plpgsql AS $$

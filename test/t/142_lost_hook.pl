@@ -1,7 +1,6 @@
 
-# A module that takes the hook behind parse analysis away takes the check of
-# internal statements with it.  They are refused then, again and again, and the
-# session goes on.
+# A module that sets post_parse_analyze_hook to NULL disables the check of internal
+# statements. They are refused then, each time, and the session goes on.
 
 use strict;
 use warnings;
@@ -21,8 +20,8 @@ system_or_bail('gcc', '-shared', '-fPIC', '-O1', '-I' . $node->config_data('--in
 	'-o', $library, "$FindBin::RealBin/lib/lost_hook.c");
 $node->safe_psql('postgres', q(CREATE EXTENSION pg_notify_events; SELECT listen_event_channel('x')));
 
-# refused(NAME, STATEMENT...): in a session of its own, in which errors of the
-# statements do not end the others; the last two are refused
+# refused(NAME, STATEMENT...): run the statements in a new session, which goes on after
+# errors; the last two are refused
 sub refused
 {
 	my ($name, @statements) = @_;
@@ -37,7 +36,8 @@ sub refused
 
 refused('a first time', "LOAD '$library'", (q(SELECT unlisten_event_channel('x'))) x 2);
 
-# one that was prepared before, and is again, for a schema of another name
+# A statement that was prepared before, and is prepared again for a schema of
+# another name.
 refused(
 	'another time',
 	q(SELECT unlisten_event_channel('x')),
