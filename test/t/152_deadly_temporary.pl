@@ -1,7 +1,6 @@
 
-# An event that ends the process which handles it is found out though its handler
-# uses temporary tables: the server removes those when the process ends, with a
-# commit.
+# An event that ends the process that handles it is found although its handler uses
+# temporary tables: the server removes those with a commit when the process ends.
 
 use strict;
 use warnings;
@@ -33,7 +32,7 @@ $node->safe_psql(
 		retry_delay => '10 ms', max_retry_delay => '10 ms');
 ));
 
-# only a session that has committed some has temporary tables to remove
+# A session has temporary tables to remove only after it has committed some.
 $node->safe_psql('postgres', q(SELECT notify_event('good')));
 wait_for_handlers($node, 'postgres');
 $node->safe_psql('postgres', q(

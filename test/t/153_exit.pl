@@ -1,6 +1,6 @@
 
-# A process that ends in a call goes on to have timers for a while after it has
-# left shared memory.  None of them may touch that.
+# A process that ends in a call keeps its timers for a while after it has detached from
+# shared memory. None of them may touch shared memory.
 
 use strict;
 use warnings;
@@ -12,7 +12,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# a process that takes its time to end, longer than the timers
+# a process that takes longer to end than the timers take to fire
 my $module = "$PostgreSQL::Test::Utils::tmp_check/deadly.so";
 my ($include) = run_command([ 'pg_config', '--includedir-server' ]);
 system_or_bail('gcc', '-shared', '-fPIC', '-O1', "-I$include", '-o', $module,

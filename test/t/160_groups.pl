@@ -1,8 +1,8 @@
 
-# After a loss a handler works in groups, and event by event only where it was
-# lost in a group: what a loss costs that no event is to blame for, how often an
-# event ends its process wherever it stands, and what becomes of a group whose
-# executor ends in order, or whose rows vanish.
+# After a loss a handler works in groups, and event by event only in a group in which it
+# was lost. This tests what a loss costs that no event is to blame for; how often an event
+# ends its process, wherever it stands; and what happens to a group whose executor ends in
+# good order, or whose rows vanish.
 
 use strict;
 use warnings;
@@ -15,15 +15,15 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $group_size = 64;
-# no batch is cut short
+# No batch is cut short.
 my $node = new_server('groups', "pg_notify_events.batch_time = '1 min'");
 
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_owner($node, 'postgres', 'ann');
 
-# What a call finds recorded of itself: the last event of its group, attempts that
-# are under way.  "terminate" ends its process the first times, as often as the
-# sequence has been told; then it waits for a lock.
+# Each call records what it finds: the last event of its group, and the attempts that are
+# under way. An event "terminate" ends its process the first times, as often as the
+# sequence was set to; after that it waits for a lock.
 $node->safe_psql(
 	'postgres', q(
 	GRANT SELECT ON _event_handler_progress, _event_retries TO ann;
@@ -49,7 +49,7 @@ $node->safe_psql(
 	CREATE FUNCTION many(e notification_events[]) RETURNS void LANGUAGE sql AS $$ SELECT public.see('h', i) FROM unnest(e) AS i $$;
 ));
 
-# who keeps "terminate" waiting
+# the session that keeps "terminate" waiting
 my $holder;
 
 sub poll
@@ -68,7 +68,7 @@ sub in_log
 	return scalar(@matches);
 }
 
-# emit(COUNT, PLACE): so many events, that at the place is "terminate"
+# emit(COUNT, PLACE): emit COUNT events; the one at PLACE is "terminate"
 sub emit
 {
 	my ($count, $place) = @_;
@@ -78,7 +78,7 @@ sub emit
 	return;
 }
 
-# start_over(DEATHS, OPTIONS): a new handler
+# start_over(DEATHS, OPTIONS): create a new handler
 sub start_over
 {
 	my ($deaths, $options) = @_;
@@ -100,7 +100,8 @@ sub wait_for_call
 	return;
 }
 
-# stop(): in good order, and up again with nobody at work; serve() changes that
+# stop(): stop the server in good order and start it again with no workers;
+# serve() starts them
 sub stop
 {
 	$node->stop('fast');
@@ -117,7 +118,7 @@ sub serve
 	return;
 }
 
-# The server is lost in a call that has nothing to do with it.
+# The server is lost in a call that did not cause the loss.
 foreach my $handler ("'one'", "'many', batch_size => 500", "'one', batch_size => 1")
 {
 	my $events = 1000;
@@ -141,7 +142,7 @@ foreach my $handler ("'one'", "'many', batch_size => 500", "'one', batch_size =>
 	cmp_ok($node->safe_psql('postgres', 'SELECT count(DISTINCT tried_upto) FROM seen'),
 		'<=', $events / $group_size + 1, "$handler: of which there are few");
 
-	# what comes later is no group's
+	# Events that come later belong to no group.
 	emit(10, 0);
 	wait_for_handlers($node, 'postgres');
 	emit(10, 0);
@@ -151,7 +152,7 @@ foreach my $handler ("'one'", "'many', batch_size => 500", "'one', batch_size =>
 		'0', "$handler: and that is all");
 }
 
-# A deadly event, wherever it stands.
+# A deadly event, at several places.
 foreach my $case (
 	[ 1, "'one'" ], [ 64, "'one', ordered => true" ], [ 65, "'one'" ], [ 130, "'one', batch_size => 1" ],
 	[ 100, "'many', batch_size => 50" ])
@@ -172,7 +173,7 @@ foreach my $case (
 my $recorded = q(SELECT owner_token IS NOT NULL, guarded_events > 0, tried_upto - (SELECT min(id) FROM notification_events) + 1
 	FROM _event_handler_progress);
 
-# The server is stopped in a call of a group, and that is no loss.
+# The server is stopped in a call of a group. This is not a loss.
 foreach my $handler ("'one', batch_size => 150", "'many', batch_size => 150")
 {
 	start_over(1, "function => $handler");
@@ -193,7 +194,8 @@ foreach my $handler ("'one', batch_size => 150", "'many', batch_size => 150")
 	is(in_log(qr/is guarded/, $offset), 0, "$handler: that is no loss");
 }
 
-# It is stopped in an attempt on one event of a group; rows of the group vanish.
+# The server is stopped in an attempt on one event of a group, and rows of the
+# group vanish.
 start_over(2, "function => 'one', max_attempts => 2");
 $holder = $node->background_psql('postgres');
 $holder->query_safe('SELECT pg_advisory_lock(1)');

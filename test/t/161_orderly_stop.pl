@@ -1,6 +1,6 @@
 
-# A stop of the server under load is no loss, however many calls it ends, and
-# whoever has the rows locked; a process that is ended by anything else is.
+# A stop of the server under load is not a loss, however many calls it ends, and whoever
+# has locked the rows. A process that is ended by anything else is a loss.
 
 use strict;
 use warnings;
@@ -47,7 +47,7 @@ foreach my $i (1 .. 4)
 	my $before = $node->safe_psql('postgres', 'SELECT count(*) FROM seen');
 	$node->poll_query_until('postgres', "SELECT count(*) > $before + 50 AND count(DISTINCT handler) = 4 FROM seen") or die 'nothing is handled';
 
-	# a client has a row, in its way out like all others
+	# A client has locked a row, and ends at the stop like all others.
 	my $locker = $node->background_psql('postgres');
 	$locker->query_safe("SET lock_timeout = '60 s'; BEGIN; SELECT FROM _event_handler_progress WHERE handler = 'd' FOR UPDATE") if $i > 2;
 	$node->stop('fast');
@@ -61,7 +61,7 @@ wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', $_, 'true', "stopped under load: $_") foreach ('a', 'b', 'c', 'd');
 is(scalar(my @lost = slurp_file($node->logfile, $offset) =~ /is guarded/g), 0, 'and no loss');
 
-# The same call, ended by somebody else
+# the same call, terminated by another session
 $node->safe_psql('postgres', q(INSERT INTO notification_events (event_name) SELECT 'e' FROM generate_series(1, 500)));
 my $state = q(SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'pg_notify_events executor' AND usename = 'ann' AND wait_event = 'PgSleep');
 $node->poll_query_until('postgres', $state) or die 'no call';

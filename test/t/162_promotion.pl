@@ -1,6 +1,6 @@
 
-# A promotion is no loss: what executors of the old primary had in hand is done
-# by those of the new one, and an attempt that was under way is not charged.
+# A promotion is not a loss. What executors of the old primary had begun is done by those
+# of the new one, and an attempt that was under way is not charged.
 
 use strict;
 use warnings;
@@ -59,7 +59,7 @@ my $standby = PostgreSQL::Test::Cluster->new('new_primary');
 $standby->init_from_backup($primary, 'base', has_streaming => 1);
 $standby->start;
 
-# three calls that wait: of an event that goes alone, of a retry, of a batch
+# three calls that wait: on a single event, on a retry, on a batch
 my $holder = $primary->background_psql('postgres');
 $holder->query_safe('BEGIN; SELECT FROM holds FOR UPDATE');
 $primary->safe_psql('postgres', q(SELECT notify_event('fresh'), notify_event('retried'), notify_event('batch')));
@@ -78,7 +78,7 @@ eval { $holder->quit };
 my $offset = -s $standby->logfile;
 $standby->promote;
 wait_for_listener($standby, 'postgres');
-# at once, though the delay of one is an hour and nothing else happens
+# This happens at once, though the delay of one is an hour and nothing else happens.
 $standby->poll_query_until('postgres', q(SELECT count(*) = 0 FROM _event_retries WHERE state = 'waiting'))
   or die 'they stay: ' . $standby->safe_psql('postgres', 'TABLE _event_retries');
 wait_for_handlers($standby, 'postgres');

@@ -1,6 +1,6 @@
 
-# A policy on the log that ends the process which asks it about one event: that
-# event dies as one does whose call ends the process, and all others are handled.
+# A policy on the log ends the process that evaluates it for one event. That event becomes
+# dead, like an event whose call ends the process, and all others are handled.
 
 use strict;
 use warnings;

@@ -1,7 +1,7 @@
 
-# A stop of the server is no loss, whatever went wrong before or goes wrong then:
-# the failure of an attempt could not be recorded, which is made again, uncounted;
-# positions cannot be stored in time, or marks not taken.
+# A stop of the server is not a loss, whatever failed before or fails then: the failure of
+# an attempt could not be recorded, so that the attempt is repeated and not counted; or
+# positions cannot be stored in time, or owner tokens cannot be removed.
 
 use strict;
 use warnings;
@@ -39,7 +39,7 @@ $node->safe_psql(
 		retry_delay => '100 ms', max_retry_delay => '100 ms');
 ));
 
-# its first attempt is recorded, the second one is not
+# The failure of its first attempt is recorded, that of the second one is not.
 append_to_file("$faults/before-record", 'error');
 $node->safe_psql('postgres', q(SELECT notify_event('fail')));
 wait_for_handlers($node, 'postgres');
@@ -61,7 +61,7 @@ wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'h', 'true', 'all events');
 unlike(slurp_file($node->logfile, $offset), qr/is guarded/, 'a stop in a call later is no loss');
 
-# nor is it where the executor has nothing to do, leaves, and fails to take its marks
+# The stop is no loss either if the executor is idle and fails to remove its owner tokens.
 $node->poll_query_until('postgres', q(SELECT state = 'idle' FROM event_worker_stats WHERE kind = 'executor'))
   or die 'the executor is busy';
 append_to_file("$faults/before-release", 'error');
@@ -71,7 +71,7 @@ $node->safe_psql('postgres', q(SELECT notify_event('after')));
 wait_for_handlers($node, 'postgres');
 unlike(slurp_file($node->logfile, $offset), qr/is guarded/, 'nor is a stop then');
 
-# nor is it where an executor has left before that, and could not store positions
+# Nor is it if an executor has stopped before, and could not store positions.
 append_to_file("$faults/before-store", 'error');
 configure($node, executor_idle_timeout => "'100 ms'");
 $node->poll_query_until('postgres', q(SELECT count(*) = 0 FROM event_worker_stats WHERE kind = 'executor'))

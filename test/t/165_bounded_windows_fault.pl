@@ -1,9 +1,9 @@
 
-# Windows that are larger than what is held in memory of them, by executors and the
-# listener: memory stays within its bound, whatever waits; all is delivered once and
-# in the order of ids, inside a window, whatever commits late in between; and what
-# is read grows with what there is, not with its square.  The bound is lowered for
-# this test (src/base/fault.c).
+# Windows that are larger than the part that executors and the listener hold in memory.
+# Memory stays within its bound, however many events wait. Each event is delivered once
+# and in the order of ids inside a window, whatever commits late in between. The number of
+# rows that are read grows with the number of events, not with its square. The bound is
+# lowered for this test (src/base/fault.c).
 
 use strict;
 use warnings;
@@ -17,7 +17,7 @@ use Test::More;
 use Time::HiRes;
 
 my $bound = 2000;
-# of an event in a window; with the index of those of its name
+# bytes of an event in a window, including the index of the events by name
 my $event_bytes = 48;
 my $many = 100_000;
 my $node = new_server(
@@ -46,7 +46,7 @@ sub ask
 	return $node->safe_psql('postgres', $sql);
 }
 
-# Memory of windows in a process, in bytes, while it waits at a fault point
+# The memory of windows in a process that waits at a fault point, in bytes
 sub window_memory
 {
 	my ($pid) = @_;
@@ -60,7 +60,7 @@ sub window_memory
 	return $memory;
 }
 
-# The next process that comes by waits
+# The next process that reaches the place waits there.
 sub set_fault
 {
 	my ($place) = @_;
@@ -90,8 +90,8 @@ sub go_on
 	return;
 }
 
-# What was read of the log by executors and the listener, as rows by txid and by
-# id; they report it when they are idle
+# The number of rows of the log that executors and the listener have read, by txid and by
+# id. They report it when they are idle.
 sub rows_read
 {
 	my @last = (-1);
@@ -114,7 +114,7 @@ sub rows_read
 	die 'reading does not end';
 }
 
-# A handler of an owner for names that fit, which takes events in arrays
+# Create a handler with an owner and a pattern of names, which takes events in arrays.
 sub make_handler
 {
 	my ($name, $owner, $pattern, $start) = @_;
@@ -127,8 +127,8 @@ sub make_handler
 	return;
 }
 
-# A handler has taken each event of some names once; and in the order of ids but for
-# so many times
+# Check that a handler has taken each event of some names once, and in the order of ids,
+# with $breaks exceptions.
 sub check_taken
 {
 	my ($handler, $pattern, $breaks, $name) = @_;
@@ -146,15 +146,14 @@ sub check_taken
 }
 
 # ----------
-# A backlog of many transactions, whose ids and transactions have another order in
-# parts; a transaction that is open with the lowest ids of all, and one in the
-# middle.
+# A backlog of many transactions. In parts of it, ids and transactions differ in their
+# order. An open transaction has the lowest ids of all, another one has ids in the middle.
 # ----------
 my $early = $node->background_psql('postgres');
 my $middle = $node->background_psql('postgres');
 $early->query_safe(q(BEGIN; SELECT count(notify_event('a early')) FROM generate_series(1, 100)));
-# two transactions, whose ids take turns: the lowest are those of the second, so what
-# is kept of a part has to make room for them
+# Two transactions write in turns. The lowest ids are those of the second one, so the part
+# of the window that is kept has to make room for them.
 my @turns = map { $node->background_psql('postgres') } (1, 2);
 $_->query_safe('BEGIN; SELECT pg_current_xact_id()') foreach @turns;
 foreach my $turn (1 .. 5)
@@ -177,7 +176,7 @@ my $executor = worker_pid($node, 'executor', 'postgres', 'ann');
 my $memory = window_memory($executor);
 cmp_ok($memory, '>', 0, 'a window is in memory');
 cmp_ok($memory, '<=', $bound * $event_bytes, "and takes no more than it may ($memory bytes)");
-# the window was read: what is committed now is behind it
+# The window was read: what is committed now comes behind it.
 $early->query_safe('COMMIT');
 go_on('after-window-read');
 # in the middle of the window
@@ -196,8 +195,8 @@ my $by_id = ($after[1] - $before[1]) / $many;
 cmp_ok($by_txid + $by_id, '<', 4, "an event is read $by_txid times by txid, $by_id times by id");
 
 # ----------
-# Handlers that begin at the same place and want other events; one stops on its way
-# and goes on later, alone; and a restart in the middle of the window.
+# Handlers that begin at the same position and want different events. One stops on its way
+# and goes on later, alone. The server is restarted in the middle of the window.
 # ----------
 ask(q(SELECT drop_event_handler('everything'); TRUNCATE taken));
 $node->restart;
@@ -228,7 +227,7 @@ check_taken('rare', 'b 3', 0, 'one name of many');
 is(ask(q(SELECT count(*) FROM taken WHERE handler = 'none')), '0', 'nothing');
 
 # ----------
-# A large transaction that others have overtaken: a window of few among many.
+# A large transaction that others have overtaken: a window of few events among many.
 # ----------
 my $open = $node->background_psql('postgres');
 ask('SELECT drop_event_handler(name) FROM event_handlers; TRUNCATE taken');
@@ -250,7 +249,7 @@ cmp_ok($after[0] - $before[0], '<', 10 * 8000, 'few among many: so many are read
 cmp_ok($after[1] - $before[1], '<', 10 * $many, 'and by id');
 
 # ----------
-# The listener: what it announces, and holds of that.
+# The listener: what it announces, and how much of it is in memory.
 # ----------
 $node->stop;
 $node->start;
@@ -265,7 +264,7 @@ do
 {
 	wait_for_hit('before-announce');
 	$memory = window_memory($listener);
-	# it has come by for nothing
+	# The listener came here without events to announce.
 	set_fault('before-announce') if $memory == 0;
 	go_on('before-announce');
 } until $memory > 0;
@@ -273,7 +272,7 @@ cmp_ok($memory, '<=', $bound * $event_bytes, "the listener's window takes no mor
 my @heard;
 foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 {
-	# earlier ones may be announced again after the restart
+	# Earlier events may be announced again after the restart.
 	push @heard, grep { $_ >= $first } $client->query_safe('SELECT 1') =~ /with payload "(\d+)"/g;
 	last if @heard >= $announced;
 	Time::HiRes::usleep(100_000);

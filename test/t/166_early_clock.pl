@@ -1,6 +1,6 @@
 
-# A server whose clock says, as one without a battery does, that it is long before
-# 2000, which is where the server's own count of time begins.
+# The server's clock shows a time long before 2000, as that of a machine without a battery
+# does. The server's own timestamps begin at 2000.
 
 use strict;
 use warnings;
@@ -48,7 +48,7 @@ $node->safe_psql(
 	SELECT notify_event('fail'), notify_event('terminate');
 ));
 
-# one waits for its retry when the other one's call ends the process
+# One event waits for its retry when the call of the other one ends the process.
 ok($node->poll_query_until('postgres', q(SELECT delivered = 2 FROM event_handler_stats)), 'all are handled');
 seen_is_log($node, 'postgres', 'h', 'true', 'in 1970');
 

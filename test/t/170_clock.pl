@@ -1,6 +1,6 @@
 
-# The clock is set, back and forth, by an hour: all that is in memory goes on as if
-# it had not been.  Only what stands in tables may come an hour late.
+# The clock is set back and forth by an hour. Everything that is kept in memory goes on as
+# if it had not been. Only what is kept in tables may come an hour late.
 
 use strict;
 use warnings;
@@ -14,7 +14,7 @@ use Test::More;
 
 use constant HOUR => 3600;
 
-# The server, but no other program, has a clock that can be set.
+# The test can set the clock of the server, but of no other program.
 my $dir = PostgreSQL::Test::Utils::tempdir();
 my $clock = "$dir/clock";
 my $ahead = 0;
@@ -141,7 +141,7 @@ sub check_all
 	$node->safe_psql('postgres', 'GRANT EXECUTE ON FUNCTION record_for_bob TO PUBLIC');
 	is_handled($id, "$how: a mended handler goes on");
 
-	# an outage: a further event is the probe
+	# an outage: a further event is the trial
 	$node->safe_psql('postgres', 'INSERT INTO trouble VALUES (1)');
 	emit('for cay');
 	is_in_state('cay', 'backing off');
@@ -163,7 +163,7 @@ sub check_all
 	poll(q(SELECT count(*) = 1 FROM notification_events WHERE event_name = 'channel'), "$how: a mended channel goes on");
 	$node->safe_psql('postgres', q(DELETE FROM notification_events WHERE event_name = 'channel'));
 
-	# workers that have failed, and back off
+	# workers that have failed and back off
 	$node->safe_psql('postgres', 'ALTER TABLE _event_handler_progress RENAME TO away');
 	$node->safe_psql('postgres', q(INSERT INTO notification_events (event_name) VALUES ('any')));
 	poll(q(SELECT bool_and(state = 'backing off') AND count(*) > 1 FROM event_worker_stats
@@ -173,7 +173,7 @@ sub check_all
 	is_handled(emit('any'), "$how: they go on");
 	wait_for_listener($node, 'postgres');
 
-	# one that is lost is started again
+	# An executor that is lost is started again.
 	my $pid = worker_pid($node, 'executor', 'postgres', 'ann');
 	$node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
 	set_clock($shift);
@@ -188,7 +188,7 @@ sub check_all
 	poll(q(SELECT count(*) = 0 FROM event_worker_stats WHERE kind = 'executor'), "$how: it leaves when it has idled");
 	configure($node, executor_idle_timeout => 0);
 
-	# who waits
+	# a client that waits
 	$session->query_until(qr/begin/, "\\echo begin\nCALL wait_for_events('consumer', '2 s');\n\\echo end\n");
 	set_clock($shift);
 	$session->query_until(qr/end/, "\n");
@@ -196,8 +196,8 @@ sub check_all
 	return;
 }
 
-# set_in_call(SECONDS, TENTHS): set the clock during a call, which goes on for so many
-# tenths of a second then; returns its event
+# set_in_call(SECONDS, TENTHS): set the clock during a call, which then goes on for TENTHS
+# tenths of a second; returns its event
 sub set_in_call
 {
 	my ($seconds, $tenths) = @_;
@@ -214,7 +214,7 @@ sub set_in_call
 check_all(-HOUR(), 'back');
 check_all(HOUR(), 'forward');
 
-# a call's timeout is as long as it was
+# A call's timeout does not change.
 my $id = set_in_call(-HOUR(), 36000);
 poll("SELECT state = 'dead' AND last_error LIKE '%statement timeout' FROM event_retries WHERE event_id = $id",
 	'back: a call ends at its timeout');

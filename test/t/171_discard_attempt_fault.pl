@@ -1,7 +1,7 @@
 
-# A session that cannot be cleaned, after an attempt that was counted: the attempt
-# is recorded all the same before the executor leaves; and should the executor be
-# terminated meanwhile, an attempt that has succeeded is no loss.
+# The session cannot be cleaned after an attempt that was counted. The attempt is recorded
+# before the executor stops. If the executor is terminated meanwhile, an attempt that has
+# succeeded is not a loss.
 
 use strict;
 use warnings;
@@ -21,8 +21,8 @@ $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
 make_owner($node, 'postgres', 'ann');
 
-# "fail" fails each time, and breaks the cleaning after its second attempt; "hang"
-# fails once, and then leaves a trigger that goes with the session
+# "fail" fails each time, and breaks the cleaning after its second attempt. "hang" fails
+# once; after that it leaves a trigger that is dropped when the session is cleaned.
 $node->safe_psql(
 	'postgres', qq(
 	CREATE SEQUENCE fails;
@@ -60,8 +60,8 @@ is($node->safe_psql('postgres', q(SELECT attempts, last_error FROM event_retries
 is($node->safe_psql('postgres', q(SELECT failed FROM event_handler_stats WHERE handler = 'fail')),
 	'3', 'each of which is recorded');
 
-# one that succeeded; the lock is one that CREATE TRIGGER, but no DROP TRIGGER, goes
-# together with
+# an attempt that succeeded; the lock does not conflict with CREATE TRIGGER, but does with
+# DROP TRIGGER
 my $client = $node->background_psql('postgres');
 my $offset = -s $node->logfile;
 

@@ -1,6 +1,6 @@
 
-# The setting "databases" may be long: whether one is named costs an event next to
-# nothing, and the names mean what they did.
+# The setting "databases" may be long: the check whether a database is named adds next to
+# nothing to the cost of an event, and the names keep their meaning.
 
 use strict;
 use warnings;
@@ -21,7 +21,7 @@ foreach my $database (@databases)
 	$node->safe_psql($database, 'CREATE EXTENSION pg_notify_events');
 }
 
-# served(NAME...): these, and no others, get to have a listener
+# served(NAME...): whether these databases, and no others, have a listener
 sub served
 {
 	my (@names) = @_;
@@ -34,7 +34,7 @@ sub served
 
 ok(served('Upper', 'not_named', 'postgres', 'zulu'), 'all are served');
 
-# the same whatever the order, and case but in quotes
+# The order of names does not matter. Case matters only inside quotes.
 configure($node, databases => q('zulu, "Upper", POSTGRES'));
 ok(served('Upper', 'postgres', 'zulu'), 'those that are named are');
 configure($node, databases => q('upper, "POSTGRES"'));
@@ -43,7 +43,7 @@ configure($node, databases => q(''));
 ok(served(), 'no name is none');
 isnt($node->psql('postgres', q(ALTER SYSTEM SET pg_notify_events.databases = 'a,,b')), 0, 'a list that is none is refused');
 
-# cpu_of(DATABASE): what many events cost there, in ticks
+# cpu_of(DATABASE): the CPU time that many events cost there, in ticks
 sub cpu_of
 {
 	my ($database) = @_;

@@ -1,6 +1,6 @@
 
-# The launcher looks at all databases, of which there may be more than the server
-# has room for locks: it keeps none of them locked.
+# The launcher looks at all databases, of which there may be more than the server has room
+# for locks. It keeps none of them locked.
 
 use strict;
 use warnings;
@@ -21,7 +21,7 @@ $node->safe_psql('postgres', "CREATE DATABASE d$_") foreach (1 .. 3);
 $node->safe_psql('d1', 'CREATE EXTENSION pg_notify_events');
 wait_for_listener($node, 'd1');
 
-# where it has looked at all of them
+# It waits where it has looked at all of them.
 append_to_file("$faults/databases-read", 'wait');
 $node->safe_psql('d2', 'CREATE EXTENSION pg_notify_events');
 foreach my $try (1 .. 100 * $PostgreSQL::Test::Utils::timeout_default)

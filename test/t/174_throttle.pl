@@ -1,5 +1,6 @@
 
-# How rounds are paced, with a clock and transactions that are made up: no server.
+# The pace of rounds, tested without a server, with a clock and transactions that
+# are made up.
 
 use strict;
 use warnings;
