@@ -1,8 +1,8 @@
 
-# A consumer that an open transaction has is "held" in event_consumer_stats, with
-# the session and since when: nobody else gets its events, and a transaction that
-# was forgotten would never be found.  The same for one that is prepared, also
-# after a restart.
+# A consumer that an open transaction uses is "held" in event_consumer_stats, which shows
+# the session and since when. Nobody else gets its events meanwhile, and without this
+# state a forgotten transaction would never be found. The same holds for a prepared
+# transaction, also after a restart.
 
 use strict;
 use warnings;
@@ -33,8 +33,8 @@ my $session = $node->background_psql('postgres');
 my $pid = $session->query_safe('SELECT pg_backend_pid()');
 $session->query_safe('SET SESSION AUTHORIZATION ann');
 
-# what ROLE sees of the consumers: each with its state, whether the session has it,
-# since when its transaction began
+# What ROLE sees of the consumers: the state of each, whether the session holds it, and
+# since when (the start of its transaction).
 sub seen_by
 {
 	my ($role) = @_;
@@ -49,7 +49,7 @@ sub seen_by
 		LEFT JOIN (SELECT xact_start FROM began) a ON true));
 }
 
-# began: when the session's transaction did, which not everybody may know
+# began: the start of the session's transaction, which not every role may read
 $node->safe_psql(
 	'postgres', q(
 	CREATE VIEW began AS SELECT now() AS xact_start;
@@ -116,14 +116,14 @@ $session->query_safe('COMMIT');
 is(seen_by('ann'), 'a leased, b fetched, c ready', 'then the rest is leased');
 
 #
-# What does not
+# What does not make it held
 #
 $session->query_safe(q(SELECT count(*) FROM fetch_events('c'); SELECT ack_events('c')));
 held(q(SELECT count(*) FROM fetch_events('c'); SELECT ack_events('c')));
 is(seen_by('ann'), 'a leased, b fetched, c ready', 'a poll that found nothing');
 $session->query_safe('COMMIT');
 
-# What is not known is not made up.
+# A start that is not known is not made up.
 $session->query_safe('RESET SESSION AUTHORIZATION; SET track_activities = off');
 held(q(SELECT count(*) FROM fetch_events('b')));
 is(seen_by('ann'), 'a leased, b held by session, c ready', 'a session that does not tell since when');

@@ -1,8 +1,8 @@
 
-# What fetch_events() gives is the same however it is read: in small batches and in
-# large ones, with and without row security and a filter, inside a window and across
-# its end, whatever happens between two fetches.  And it waits for no flush of WAL
-# that its events do not need.
+# fetch_events() returns the same events however it is called: in small batches and in
+# large ones, with and without row security and a filter, inside a window and across its
+# end, whatever happens between two fetches. It does not wait for a flush of WAL that its
+# events do not need.
 
 use strict;
 use warnings;
@@ -53,7 +53,7 @@ $node->safe_psql(
 		RETURN result;
 	END $$));
 
-# take_all of a new consumer, and whether it took what it should
+# Run take_all with a new consumer, and check what it took.
 sub takes
 {
 	my ($max_events, $arguments, $wanted, $name) = @_;
@@ -67,7 +67,7 @@ sub takes
 }
 
 #
-# All that there is, in batches of all sizes
+# All events, in batches of all sizes
 #
 $node->safe_psql(
 	'postgres', q(
@@ -172,14 +172,14 @@ is($node->safe_psql('postgres', q(SELECT ack_events('c', 4); SELECT array_agg(id
 $session->query(q(SELECT retry_event('c', 128); SELECT ack_events('c')));
 is($node->safe_psql('postgres', q(SELECT id FROM fetch_events('c'))), '128', 'one handed back');
 $node->safe_psql('postgres', q(SELECT ack_events('c'); SELECT drop_event_consumer('c')));
-# none that could be kept in the row has to be stored apart from it
+# A batch that can be kept in the row is not stored out of line.
 $node->safe_psql('postgres', q(
 	INSERT INTO notification_events (event_name) SELECT 'go' FROM generate_series(1, 10000);
 	SELECT create_event_consumer('c', start_from => 'beginning');
 	SELECT count(*) FROM fetch_events('c', 10000)));
 is($node->safe_psql('postgres', q(
 	SELECT batch_length, pg_column_size(p.*) < 1000 FROM _event_consumer_progress p WHERE consumer = 'c')), '10000|t', 'a large batch takes little room');
-# what a restore brings may be anything
+# A restore may bring any value.
 $node->safe_psql('postgres', q(
 	CREATE TEMPORARY TABLE c AS TABLE _event_consumers;
 	CREATE TEMPORARY TABLE p AS TABLE _event_consumer_progress;
@@ -189,8 +189,8 @@ my ($status, $out, $err) = $node->psql('postgres', q(SELECT ack_events('damaged'
 like($err, qr/ERROR:  event consumer "damaged" is dormant/, 'a damaged batch that was restored');
 $node->safe_psql('postgres', q(SELECT drop_event_consumer('damaged'), drop_event_consumer('c')));
 
-# A batch in which something was put before what had come first: a window's end, and
-# behind it a commit of lower ids
+# A batch in which events that are found later come before earlier ones: a window ends,
+# and a transaction with lower ids has committed behind it.
 $session->query_safe(q(BEGIN; SELECT count(notify_event('late')) FROM generate_series(1, 3)));
 $node->safe_psql('postgres', q(
 	SELECT create_event_consumer('c');
@@ -216,8 +216,8 @@ $node->safe_psql('postgres', q(
 	CREATE FUNCTION flushed() RETURNS pg_lsn LANGUAGE sql AS 'SELECT pg_current_wal_flush_lsn()'));
 my $other = $node->background_psql('postgres');
 $other->query_safe('BEGIN');
-# fetch_flushes(SYNCHRONOUS_COMMIT of the writer): whether one fetch, whose own commit
-# does not wait, had WAL flushed that others have just written
+# fetch_flushes(SYNCHRONOUS_COMMIT of the writer): whether a fetch flushed WAL that others
+# have just written; its own commit does not wait for a flush
 sub fetch_flushes
 {
 	my ($synchronous_commit) = @_;
@@ -242,7 +242,8 @@ sub fetch_flushes
 	die "nothing was fetched" if $end ne '1';
 	return $before ne $after;
 }
-# The WAL writer, too, may flush at any moment, but not just then each time.
+# The WAL writer may flush at any moment as well, but not at this moment in each
+# of the tries.
 ok((grep { fetch_flushes('off') } 1 .. 5) > 0, 'an event whose commit waited for no flush is flushed before it is fetched');
 ok((grep { !fetch_flushes('on') } 1 .. 5) > 0, 'one whose commit did wait needs no flush');
 $other->quit;

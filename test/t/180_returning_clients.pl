@@ -1,11 +1,11 @@
 
-# The clients of test/clients come back by themselves: from a peer that vanished
-# without a word, a failover to a standby which cannot be written to for a while,
-# a server that is read-only, a restart, a crash.  No event is lost to those that
-# have a consumer.  A mistake ends each of them.
+# The clients of test/clients reconnect by themselves: after a peer that vanished without
+# closing the connection, a failover to a standby that is read-only for a while, a server
+# that is read-only, a restart, and a crash. Clients that have a consumer lose no event. A
+# mistake (no consumer, no right, wrong SQL) ends each of them.
 #
-# They connect to one address, that of a relay.  LOOK_EVERY is what scales their
-# minute.
+# They connect to one address, that of a relay. LOOK_EVERY shortens their interval
+# of one minute.
 
 use strict;
 use warnings;
@@ -112,7 +112,7 @@ sub create_consumers
 	return;
 }
 
-# the ids of events that a client has had
+# the ids of the events that a client has received
 sub had
 {
 	my ($name) = @_;
@@ -123,7 +123,8 @@ sub had
 for row in sqlite3.connect(sys.argv[1]).execute('SELECT id FROM done'): print(*row)" $ledger`;
 }
 
-# Events reach all, those that were lost to nobody before, too.
+# Events reach each client that has a consumer, including those that were emitted while it
+# was cut off.
 my $first_id = 1;
 
 sub emit
@@ -161,7 +162,7 @@ sub all_go_on
 		  or die "$what: not all is acknowledged by $name";
 	}
 
-	# who only listens hears what is announced from then on
+	# The client that only listens hears what is announced from then on.
 	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
 	{
 		$client{recipe}{run}->pump_nb;
@@ -174,7 +175,7 @@ sub all_go_on
 	return;
 }
 
-# until each has met a server that says so
+# Wait until each client has met a server that refuses its statement.
 sub all_are_refused
 {
 	my ($offset, $why, @who) = @_;
@@ -190,8 +191,8 @@ create_consumers();
 start_all();
 all_go_on('in the beginning');
 
-# A peer that vanishes: connections stay open, and so do those that are made
-# then.  Each has noticed as soon as it has made one.
+# A peer that vanishes: existing connections stay open, and so do new ones. A client has
+# noticed the silence as soon as it makes a new connection.
 tell_relay('silent');
 emit('unheard');
 foreach my $name (@names)
@@ -202,7 +203,7 @@ foreach my $name (@names)
 forward_to_server();
 all_go_on('after the silence');
 
-# A failover behind the same address: read-only first
+# A failover behind the same address: the new server is read-only first.
 $primary->stop('immediate');
 $server = $standby;
 my $offset = -s $standby->logfile;
@@ -212,7 +213,7 @@ $standby->promote;
 wait_for_listener($standby, 'postgres');
 all_go_on('after the failover');
 
-# Somebody makes the server read-only for a while.
+# The server is made read-only for a while.
 $offset = -s $standby->logfile;
 $standby->safe_psql('postgres', 'ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf()');
 all_are_refused($offset, 'in a read-only transaction', @consumers);
@@ -232,7 +233,7 @@ all_go_on('after a crash');
 # Mistakes
 #
 
-# it has ended, and said why
+# The client has ended and said why.
 sub ends
 {
 	my ($name, $what, $why) = @_;

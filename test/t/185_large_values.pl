@@ -1,7 +1,7 @@
 
-# Values that a jsonb cannot hold, as they are above 256 MB: the writer is told
-# which column it was, by which trigger, and how to leave it out; and nothing else
-# of the session suffers.
+# Values that a jsonb cannot hold, because they are above 256 MB. The error tells the
+# writer which column and which trigger it was, and how to leave the column out. Nothing
+# else in the session suffers.
 
 use strict;
 use warnings;
@@ -13,8 +13,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# for some copies of such a value, while its row is written and read; to compress
-# one takes longer than to write it
+# Memory for some copies of such a value while its row is written and read. To compress a
+# value takes longer than to write it.
 my $needed_kb = 3 * 1024 * 1024;
 
 (-r '/proc/meminfo' ? slurp_file('/proc/meminfo') : '') =~ /^MemAvailable:\s+(\d+) kB/m && $1 >= $needed_kb
@@ -56,7 +56,7 @@ foreach my $case (
 	is($out, '2', "$name: the next one is recorded");
 }
 
-# as the hint says
+# what the hint recommends
 $node->safe_psql(
 	'postgres', qq(
 	CREATE OR REPLACE TRIGGER each AFTER INSERT ON papers FOR EACH ROW EXECUTE FUNCTION notify_event('paper', new, id, other);

@@ -1,7 +1,7 @@
 
-# The clients of test/clients find their way to a server: past a host that takes
-# connections and says nothing, which is the first of two; and although their role
-# may have one connection only.  They say why they find none.
+# The clients of test/clients reach a server even if the first of two hosts accepts
+# connections and never answers, and even if their role may have only one connection. If
+# they find no server, they say why.
 
 use strict;
 use warnings;
@@ -39,7 +39,7 @@ sub start
 	return $client{$name} = \%new;
 }
 
-# until a client has what waits for it
+# Wait until a client has received the events that wait for it.
 sub gets
 {
 	my ($name, $what) = @_;
@@ -61,8 +61,8 @@ sub end
 }
 
 #
-# Two hosts.  What node connects with knows of one only; psycopg tries the second one
-# from 3.1.13 on.
+# Two hosts. The node client's library supports only one; psycopg tries the second one
+# since version 3.1.13.
 #
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my ($commands, $answers) = ('', '');
@@ -86,7 +86,8 @@ $node->safe_psql('postgres', q(SELECT notify_event('second')));
 gets($_, '... and then') foreach @several;
 end($_) foreach @several;
 
-# who only listens has to be heard of otherwise
+# A client that only listens has no consumer; pg_stat_activity shows that it has
+# come through.
 start('recipe', '127.0.0.1,' . $node->host, "$port," . $node->port);
 ok( $node->poll_query_until(
 		'postgres', q(SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'recipe' AND query LIKE 'LISTEN%')),
@@ -96,7 +97,7 @@ end('recipe');
 $silent->kill_kill(grace => 0);
 
 #
-# One connection.  A client that comes back has to let go of the one that it had.
+# One connection. A client that reconnects has to close its old connection first.
 #
 my @consumers = grep { $_ ne 'recipe' } sort keys %client_program;
 $node->safe_psql('postgres', 'SELECT drop_event_consumer(name) FROM event_consumers');
@@ -119,8 +120,8 @@ foreach my $name (@consumers)
 }
 
 #
-# A connection that is refused.  libpq tells no SQLSTATE of that, so a role that may
-# come is one to wait for.  What node connects with does.
+# A connection that is refused. libpq reports no SQLSTATE for that, so its clients wait
+# for a role that may be created later. The node client's library reports one.
 #
 foreach my $name (sort keys %client_program)
 {

@@ -1,7 +1,7 @@
 
-# What a look at the figures costs: the rows of the log that one query looks at are
-# bounded, however many definitions there are and however many events wait for
-# them.  And what it shows is right, or is said not to be all.
+# What a look at the statistics costs: the number of rows of the log that one query looks
+# at is bounded, however many definitions there are and however many events wait for them.
+# What it shows is exact, or is said not to be.
 
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# events that a look counts, and rows that it may look at in all
+# the events that a look counts, and the rows that it may look at in total
 my $counted = 100_000;
 my $bound = 3 * $counted;
 
@@ -26,8 +26,8 @@ sub sql
 	return $node->safe_psql('postgres', $statements);
 }
 
-# rows(QUERY, [TABLE]): entries of the table's indexes, by default the log's, that it
-# has looked at
+# rows(QUERY, [TABLE]): the number of index entries of the table (by default the log) that
+# the query has looked at
 sub rows
 {
 	my ($query, $table) = @_;
@@ -46,7 +46,7 @@ sub rows
 my $all_handlers = 'SELECT count(pending), min(oldest_pending_at) FROM event_handler_stats';
 my $all_consumers = 'SELECT count(pending), min(oldest_pending_at) FROM event_consumer_stats';
 
-# create_paused(NAME, EVENT_NAME): a handler that stands where it is
+# create_paused(NAME, EVENT_NAME): create a handler that does not move
 sub create_paused
 {
 	my ($name, $event_name) = @_;
@@ -58,7 +58,7 @@ sub create_paused
 	return;
 }
 
-# emit(COUNT, [NAME, [TRANSACTIONS]]): so many events, in the order of their times
+# emit(COUNT, [NAME, [TRANSACTIONS]]): emit COUNT events, in the order of their times
 sub emit
 {
 	my ($count, $name, $transactions) = @_;
@@ -89,7 +89,7 @@ sub pending
 	return sql("SELECT pending, pending_is_exact, oldest_pending_at FROM event_handler_stats WHERE handler = '$handler'");
 }
 
-# What the views tell of definitions is what one gets who looks at each event.
+# The views show for each definition what a look at every event shows.
 sub is_right
 {
 	my ($name) = @_;
@@ -115,7 +115,7 @@ sql('CREATE EXTENSION pg_notify_events');
 sql(q(CREATE FUNCTION ignore(text, jsonb) RETURNS void LANGUAGE sql AS 'SELECT'));
 
 #
-# Few events: what is shown is exact, whoever committed when
+# Few events: the statistics are exact, in whatever order transactions commit
 #
 sub prepare
 {
@@ -175,7 +175,7 @@ is_right('inside a window');
 emit(2, 'some event');
 is_right('and events behind it');
 
-# what a transaction did itself does not count, and what it deletes is gone
+# The transaction's own events do not count, and the events that it deletes are gone.
 is( sql("BEGIN;
 	SELECT count(notify_event('some event')) FROM generate_series(1, 5);
 	DELETE FROM notification_events WHERE event_name = 'other';
@@ -183,7 +183,7 @@ is( sql("BEGIN;
 	ROLLBACK"),
 	"5\n10|t",
 	'in a transaction that writes events');
-# where the same function is called by one statement after the other
+# The same function is called by one statement after the other.
 is( sql(q(
 	CREATE FUNCTION looks() RETURNS SETOF bigint LANGUAGE plpgsql AS $$
 	DECLARE
@@ -245,7 +245,7 @@ is( sql("SELECT pending, pending_is_exact, oldest_pending_at FROM event_handler_
 	'with the others, too');
 cmp_ok(rows("SELECT pending FROM event_handler_stats WHERE handler = 'late'"), '<', 100, 'and costs what waits for it');
 
-# at many places
+# handlers at many positions
 foreach my $i (1 .. 25)
 {
 	emit(2000);
@@ -256,7 +256,7 @@ cmp_ok(rows($all_handlers), '<=', $bound, 'rows for many at different places');
 is(sql("SELECT count(*) FROM event_handler_stats WHERE handler LIKE 'place%' AND pending = 0 AND NOT pending_is_exact"),
 	25, 'there may be more than nothing');
 
-# everything waits
+# All events wait.
 create_paused('all', '*');
 my $first_id = 1 + sql('SELECT max(id) FROM notification_events');
 emit($counted);
@@ -268,7 +268,7 @@ is( pending('all'),
 	"$counted|f|" . sql("SELECT created_at FROM notification_events WHERE id = $first_id"),
 	'one thousand more');
 
-# in one transaction
+# all in one transaction
 create_paused('bulk', '*');
 sql("INSERT INTO notification_events (event_name) SELECT 'bulk' FROM generate_series(1, 150000)");
 is(pending('bulk'), "$counted|f|" . first_of('bulk'), 'all in one transaction');
@@ -285,12 +285,12 @@ is( sql("SELECT pending >= 99000, pending_is_exact, oldest_pending_at FROM event
 	'inside a window of many');
 cmp_ok(rows($all_consumers), '<=', $bound, 'rows of a window');
 
-# rows that nobody sees
+# rows that are not visible to anybody
 sql("BEGIN; INSERT INTO notification_events (event_name) SELECT 'none' FROM generate_series(1, 350000); ROLLBACK");
 cmp_ok(rows($all_handlers), '<=', $bound, 'rows that nobody sees');
 cmp_ok(rows($all_consumers), '<=', $bound, 'rows that nobody sees, for consumers');
 
-# what was running when a cursor was taken, long ago
+# a transaction that was running when a cursor was taken, long ago
 prepare('long');
 create_paused('since long', 'some *');
 emit(150_000);
@@ -299,7 +299,7 @@ is(pending('since long'), '3|f|' . first_of('some long'), 'of a transaction that
 cmp_ok(rows($all_handlers), '<=', $bound, 'rows with such a transaction');
 
 #
-# What failed is counted as far, too
+# The count of failed events has the same bound
 #
 my $failed = 120_000;
 sql("INSERT INTO _event_retries (handler, event_id, event_txid, state, attempts, next_attempt_at)

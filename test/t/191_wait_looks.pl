@@ -1,7 +1,7 @@
 
-# What waiting for handlers costs: wait_for_event_handlers() looks again and again
-# while a backlog is worked off.  It looks at each event about once, however many
-# looks it takes and for however many handlers.
+# What waiting for handlers costs: wait_for_event_handlers() looks repeatedly while a
+# backlog is worked off. It looks at each event about once, however many looks it takes
+# and for however many handlers.
 
 use strict;
 use warnings;
@@ -25,14 +25,14 @@ sub sql
 	return $node->safe_psql('postgres', $statements);
 }
 
-# entries of the log's indexes that were looked at so far
+# the number of index entries of the log that were looked at so far
 sub rows
 {
 	return sql(q(
 		SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'notification_events'));
 }
 
-# wait_for(WAIT): the error of wait_for_event_handlers(WAIT)
+# wait_for(WAIT): call wait_for_event_handlers(WAIT) and return its error
 sub wait_for
 {
 	my ($wait) = @_;
@@ -49,8 +49,8 @@ sql(q(
 	SELECT create_event_handler('stands still', 'stand_still', event_name => 'stop', timeout => '1 h');
 	SELECT create_event_handler('rare ' || i, 'ignore', event_name => 'rare ' || i) FROM generate_series(1, 10) i));
 
-# An executor that is in a call, while others of its owner wait behind a backlog
-# that is none of theirs, but for one event of the first.
+# An executor is in a call. Other handlers of its owner wait behind a backlog that is for
+# none of them; only the first one has an event.
 my $holder = $node->background_psql('postgres');
 $holder->query_safe('SELECT pg_advisory_lock(1)');
 sql(q(SELECT notify_event('stop')));
@@ -67,7 +67,7 @@ like(wait_for('5 s'), qr/timeout while waiting for event handlers: "(rare 1|stan
 my $looked_at = rows() - $before;
 cmp_ok($looked_at, '<=', 4 * $backlog, 'events are looked at about once');
 
-# the definition of one is changed while somebody waits
+# A definition is changed while a session waits.
 my $waiting = $node->background_psql('postgres');
 $waiting->query_until(qr/waiting/, "\\echo waiting\nCALL wait_for_event_handlers('$timeout s');\n\\echo has waited\n");
 $node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_activity WHERE query LIKE 'CALL wait%' AND state = 'active'")
@@ -81,7 +81,7 @@ is(sql(q(SELECT string_agg(handler || ' ' || delivered, ', ' ORDER BY handler) F
 $holder->quit;
 $waiting->quit;
 
-# an event that was waited for is gone
+# An event that was waited for is deleted.
 $holder = $node->background_psql('postgres');
 $holder->query_safe('SELECT pg_advisory_lock(1)');
 sql(q(SELECT notify_event('stop')));

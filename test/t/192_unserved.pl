@@ -1,6 +1,6 @@
 
-# What the listener's looks at handlers without an executor cost: rows of the log
-# that are no handler's are not looked at again with each event.
+# What the listener's looks at handlers without an executor cost: rows of the log that are
+# for none of these handlers are not looked at again with each event.
 
 use strict;
 use warnings;
@@ -12,7 +12,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# fewer than after which an executor is asked to pass them anyway
+# fewer than the number after which an executor is asked to pass them anyway
 my $backlog = 5_000;
 
 my $node = new_server('unserved', 'pg_notify_events.announce = off', 'autovacuum = off');
@@ -33,8 +33,8 @@ sql(q(
 	SELECT create_event_handler('inside', 'ignore', event_name => 'other', batch_size => 100, owner => 'ann'),
 		create_event_handler('stands still', 'stand_still', event_name => 'stop', timeout => '1 h', owner => 'ann')));
 
-# A handler that is inside a window when its executor is lost, and when nothing of
-# that is for it any more.
+# A handler is inside a window when its executor is lost, and no event of the rest of the
+# window is for it any more.
 my $holder = $node->background_psql('postgres');
 $holder->query_safe('SELECT pg_advisory_lock(1)');
 sql(qq(INSERT INTO notification_events (event_name)

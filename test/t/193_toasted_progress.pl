@@ -1,7 +1,7 @@
 
-# Where hundreds of transactions run, a snapshot is kilobytes of TOAST.  Batches that
-# stay inside a window move its last_id only: they write no snapshot again, whatever
-# becomes of their events; and the position that is stored is right all the same.
+# If hundreds of transactions run, a snapshot takes kilobytes of TOAST. Batches that stay
+# inside a window change only its last_id: they do not write a snapshot again, whatever
+# happens to their events, and the stored position is correct.
 
 use strict;
 use warnings;
@@ -16,7 +16,7 @@ use Test::More;
 my $running = 900;
 my $events = 600;
 my $batch_size = 10;
-# what a few snapshots take, and many do not
+# room for a few snapshots, but not for many
 my $few = 8 * 8192;
 
 my $node = new_server(
@@ -54,7 +54,7 @@ wait_for_handlers($node, 'postgres');
 cmp_ok(sql(q(SELECT min(pg_column_size(cursor)) FROM _event_handler_progress)), '>', 2000, 'a cursor is large');
 sql(q(SELECT pause_event_handler('fails')));
 
-# emit(): a backlog in one transaction, so it is one window
+# emit(): emit a backlog in one transaction, so that it is one window
 sub emit
 {
 	sql(qq(INSERT INTO notification_events (event_name, event_data)
@@ -62,7 +62,7 @@ sub emit
 	return;
 }
 
-# stays_small(HANDLER): while it works off the backlog
+# stays_small(HANDLER): check this while the handler works off the backlog
 sub stays_small
 {
 	my ($handler) = @_;
@@ -83,7 +83,7 @@ sql(q(SELECT pause_event_handler('plain')));
 stays_small('fails');
 is(sql(q(SELECT failed FROM event_handler_stats WHERE handler = 'fails')), $events / 100, 'some events failed');
 
-# One that is stopped inside of the window goes on there.
+# A handler that is stopped inside the window goes on there.
 emit();
 sql(q(SELECT pause_event_handler('fails')));
 my $seen = sql(q(SELECT count(*) FROM seen));
