@@ -1,7 +1,7 @@
 
-# The log is rewritten while handlers are at work on it: an executor that has
-# events in memory reads them again in their new shape, and a retry that waited
-# for the rewrite finds its event.
+# The log is rewritten while handlers work on it.  An executor that has events in
+# memory reads them again in their new shape.  A retry that waited for the rewrite
+# finds its event.
 
 use strict;
 use warnings;
@@ -17,9 +17,9 @@ my $node = new_server('rewrite', 'log_statement = none', 'autovacuum = off');
 
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_owner($node, 'postgres', 'ann', 'bob');
-# Three handlers of ann, one of each shape, share a window; a batch is 10 events
-# of its 60.  The handler of bob fails as long as the switch says so.  All wait
-# at the gate, an advisory lock.
+# Three handlers of ann, one of each shape, share a window of 60 events; a batch is
+# 10 events.  The handler of bob fails while the table "switch" says so.  All of
+# them wait at the gate, an advisory lock.
 $node->safe_psql(
 	'postgres', q(
 	CREATE TABLE switch (failing boolean NOT NULL);
@@ -70,13 +70,13 @@ my $gate = $node->background_psql('postgres');
 my $ddl = $node->background_psql('postgres');
 my $round = 0;
 
-# One DDL command; locks: it needs the whole table, so it waits for batches
+# Execute one DDL command.  If it locks the whole table (locks), it waits for batches.
 sub rewrite
 {
 	my ($command, $locks) = @_;
 
 	$round++;
-	# 60 events, some with data out of line; of 20 the handler "late" fails
+	# 60 events, some with out-of-line data; the handler "late" fails for 20 of them
 	$node->safe_psql('postgres', 'UPDATE switch SET failing = true');
 	$gate->query_safe('SELECT pg_advisory_lock(1)');
 	$node->safe_psql(
@@ -90,14 +90,14 @@ sub rewrite
 	poll(q(SELECT count(*) = 20 FROM event_retries WHERE handler = 'late' AND state = 'waiting'),
 		'20 failures');
 
-	# all of them are due at once
+	# make all retries due at once
 	$node->safe_psql('postgres',
 		q(SELECT pause_event_handler('late'); UPDATE switch SET failing = false));
 	poll('SELECT bool_and(next_attempt_at < clock_timestamp()) FROM event_retries',
 		'all retries are due');
 	$node->safe_psql('postgres', q(SELECT resume_event_handler('late')));
 
-	# both executors are in a batch that is not the last one
+	# both executors are in a batch, and it is not their last one
 	poll(
 		q(SELECT count(*) = 2 FROM pg_stat_activity
 		WHERE backend_type = 'pg_notify_events executor' AND wait_event = 'advisory'),
@@ -124,7 +124,7 @@ sub rewrite
 		my $id = $handler eq 'pair' ? q((l.event_data ->> 'n')::bigint) : 'l.id';
 		my $condition = $handler eq 'late' ? q(l.event_name = 'late') : 'true';
 
-		# a column that the event did not have when it was handled does not count
+		# ignore a column that the event did not have yet when it was handled
 		is( $node->safe_psql(
 				'postgres', qq(
 				SELECT count(*) FILTER (WHERE r.id IS NULL) AS missing,

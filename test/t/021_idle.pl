@@ -1,8 +1,9 @@
 
-# Who has nothing to do sleeps: the listener wakes up for what is due and no
-# more, and an idle server writes nothing.
+# A worker that has nothing to do sleeps: the listener wakes up only for what is
+# due, and an idle server writes nothing.
 #
-# Sleeping in a query here is no waiting: it is the time that is measured.
+# The pg_sleep() in queries here does not wait for anything: it is the time that is
+# measured.
 
 use strict;
 use warnings;
@@ -29,8 +30,8 @@ $node->safe_psql(
 ));
 wait_for_handlers($node, 'postgres');
 
-# While nobody serves the owner, the listener notes when the retry is due; then
-# an event brings an executor, which does that itself.
+# While no executor serves the owner, the listener keeps the time when the retry is
+# due.  Then an event starts an executor, which keeps that time itself.
 $node->restart;
 wait_for_listener($node, 'postgres');
 $node->safe_psql('postgres', q(SELECT notify_event('good')));
@@ -54,7 +55,7 @@ $wakeups =~ s/.*\n//s;
 cmp_ok($wakeups, '<=', 10,
 	"a listener does not spin after a retry was due ($wakeups wake-ups in 2 s)");
 
-# With all done and stored, nothing happens.
+# When all is handled and stored, nothing happens.
 $node->safe_psql('postgres', q(SELECT drop_event_handler('fails')));
 wait_for_handlers($node, 'postgres');
 $node->poll_query_until(
@@ -84,7 +85,7 @@ is( $node->safe_psql(
 	'10|2|2',
 	'its handlers have done all there was');
 
-# Somebody waits for a handler that takes a while: that keeps nobody else awake.
+# A session waits for a slow handler: that keeps no other process awake.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION snore(e notification_events) RETURNS void LANGUAGE sql AS $$ SELECT pg_sleep(2) $$;

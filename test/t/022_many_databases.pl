@@ -1,6 +1,6 @@
 
-# Many databases: after the server has started, all that have the extension are
-# served at once, whatever lies between them.
+# Many databases: after the server has started, all databases with the extension are
+# served at once, whatever databases lie between them.
 
 use strict;
 use warnings;
@@ -15,7 +15,8 @@ use Test::More;
 my $node = new_server('many_databases', 'max_worker_processes = 20');
 my @served = map { "served_$_" } (1 .. 6);
 
-# made in turn, so that those without the extension are looked into in between
+# created in turn, so that the launcher looks into databases without the extension
+# in between
 foreach my $database (@served)
 {
 	(my $plain = $database) =~ s/served/plain/;
@@ -29,7 +30,7 @@ foreach my $database (@served)
 		q(SELECT create_event_handler('record', 'record', owner => 'ann')));
 }
 
-# seconds from the server's start until the slowest listener was there
+# returns the seconds from the server's start until the slowest listener has started
 sub slowest
 {
 	$node->poll_query_until(
@@ -62,7 +63,7 @@ foreach my $mode ('fast', 'immediate')
 ok(wait_for_no_workers($node, "plain_$_"), "nobody stays in plain_$_")
   foreach (1 .. 6);
 
-# Created in all of them at once.
+# Create the extension in all of them at once.
 $node->safe_psql("plain_$_", 'CREATE EXTENSION pg_notify_events')
   foreach (1 .. 6);
 $node->poll_query_until(

@@ -1,7 +1,7 @@
 
-# Who owns what changes while handlers run: a role that is no superuser any more
-# keeps nothing of it, and nobody can put a function of his in the place of a
-# handler's function, be the schema his own.
+# Owners of objects change while handlers run.  A role that is no longer a superuser
+# keeps none of its rights.  Nobody can replace a handler's function by a function of
+# another role, even in a schema that it owns.
 
 use strict;
 use warnings;
@@ -50,7 +50,7 @@ sub as_role
 	return;
 }
 
-# An advisory lock that a call of a handler waits for
+# A call of a handler waits for this advisory lock.
 my $gate = $node->background_psql('postgres');
 
 sub close_gate
@@ -74,8 +74,8 @@ sub open_gate
 	return;
 }
 
-# A superuser becomes an ordinary role: in the middle of a batch, which ends as
-# it began, and while its executor idles.
+# A superuser becomes an ordinary role: in the middle of a batch, which ends with the
+# rights it began with, and while its executor idles.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION become(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
@@ -129,8 +129,8 @@ is( $node->safe_psql(
 $node->safe_psql('postgres',
 	q(SELECT drop_event_handler('become'); TRUNCATE ran));
 
-# A schema of the attacker with a function of the victim, who has a handler
-# that calls it.
+# The attacker owns the schema.  The victim owns a function in it, and a handler that
+# calls this function.
 sub make_function
 {
 	as_role(
@@ -145,7 +145,7 @@ sub make_function
 	return;
 }
 
-# functions of the attacker that fit, more or less, in another schema "s"
+# creates functions of the attacker with a similar signature in a new schema "s"
 sub squat
 {
 	as_role(
@@ -167,7 +167,7 @@ sub restore
 	return;
 }
 
-# events with numbers, the first of them for the gate
+# emits numbered events, the first of them with this name
 my $emitted = 0;
 
 sub emit
@@ -198,7 +198,7 @@ sub suspended_reason
 		'SELECT suspended_reason, failed FROM event_handler_stats');
 }
 
-# who ran, how often, for how many events
+# returns which function ran, as which role, how often, for how many events
 sub ran
 {
 	return $node->safe_psql('postgres',
@@ -214,7 +214,7 @@ emit('first', 1);
 wait_for_handlers($node, 'postgres');
 is(ran(), 'real|victim|1|1', 'the handler runs');
 
-# Another schema of that name in the middle of a batch
+# Another schema gets that name in the middle of a batch.
 close_gate();
 emit('gate', 10);
 wait_at_gate();
@@ -228,8 +228,8 @@ restore();
 wait_for_handlers($node, 'postgres');
 is(ran(), 'real|victim|11|11', 'goes on by itself, nothing is lost');
 
-# The same between the look at the function and its first call: there the
-# executor locks the row of its progress, and the table can make it wait.
+# The same between the check of the function and its first call.  There the executor
+# locks its progress row, and a lock on the table makes it wait.
 my $blocker = $node->background_psql('postgres');
 $blocker->query_safe('BEGIN');
 $blocker->query_safe('LOCK TABLE _event_handler_progress IN ACCESS EXCLUSIVE MODE');
@@ -248,7 +248,7 @@ restore();
 wait_for_handlers($node, 'postgres');
 is(ran(), 'real|victim|21|21', 'nothing is lost');
 
-# The schema's owner may drop the function, but not during a batch.
+# The schema's owner may drop the function, but the drop waits for the batch.
 close_gate();
 emit('gate', 10);
 wait_at_gate();

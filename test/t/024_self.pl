@@ -1,6 +1,6 @@
 
-# What a handler does to itself, by dropping, pausing or altering it, and what
-# it does to its session, which the next batch must not find.
+# A handler drops, pauses or alters itself.  What it does to its session must not
+# reach the next batch.
 
 use strict;
 use warnings;
@@ -67,8 +67,8 @@ sub stats
 		"SELECT $columns FROM event_handler_stats WHERE handler = '$handler'");
 }
 
-# A handler that drops itself, for one event of a batch, for all of it, and
-# where the second attempt is an error that has the batch done again
+# A handler drops itself: in a batch of one event, and in a batch of several events.
+# Then a second attempt in the same batch is an error, and the batch is done again.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('drops', 'drop_self', 'drop', owner => 'ann', batch_size => 1);
@@ -97,7 +97,7 @@ is(stats('drops_twice', 'state'), '', 'it is gone');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM _event_retries'),
 	'0', 'nothing is left of it');
 
-# One that pauses itself
+# A handler pauses itself.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('pauses', 'pause_self', 'pause*', owner => 'ann', batch_size => 2);
@@ -111,7 +111,7 @@ $node->safe_psql('postgres', q(SELECT resume_event_handler('pauses')));
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'pauses', q(event_name LIKE 'pause%'), 'resumed');
 
-# One that alters, one that replaces itself
+# A handler alters itself; another one replaces itself.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('alters', 'alter_self', 'alter', owner => 'ann', batch_size => 1);
@@ -134,7 +134,8 @@ $node->safe_psql('postgres', q(SELECT notify_event('replaced')));
 wait_for_handlers($node, 'postgres');
 is(seen('replaces'), '2|2', 'which gets what comes later');
 
-# What a session can be left with; each batch looks at what it finds first.
+# A handler changes its session in all these ways.  Each batch first checks what it
+# finds.
 $node->safe_psql(
 	'postgres', q(
 	CREATE SEQUENCE numbers;

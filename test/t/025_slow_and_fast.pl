@@ -1,6 +1,6 @@
 
-# A slow handler holds no other one of its owner back, and a handler which
-# nothing concerns comes forward beside a busy one.
+# A slow handler does not delay other handlers of its owner.  The position of a
+# handler that matches no events advances while another handler is busy.
 
 use strict;
 use warnings;
@@ -50,8 +50,8 @@ cmp_ok($slow, '<', $count / 10,
 	"the fast handler is through while the slow one has done $slow of $count");
 seen_is_log($node, 'postgres', 'record', 'true', 'the fast handler');
 
-# For those that nothing concerns the position is stored now and then, not only
-# when there is nothing else to do.
+# The position of a handler that matches no events is stored now and then, not only
+# when the executor has nothing else to do.
 foreach my $handler (qw(never other))
 {
 	ok( $node->poll_query_until('postgres',
@@ -62,7 +62,7 @@ foreach my $handler (qw(never other))
 cmp_ok(stats('slow', 'pending'), '>', $count / 2,
 	'beside a handler that is busy');
 
-# What comes now does not wait for the slow one, either.
+# New events do not wait for the slow handler, either.
 $node->safe_psql('postgres', q(SELECT notify_event('other')));
 $node->poll_query_until('postgres',
 	q(SELECT delivered = 1 FROM event_handler_stats WHERE handler = 'other'))
@@ -73,7 +73,7 @@ my $taken = $node->safe_psql(
 	FROM seen s JOIN notification_events e USING (id) WHERE e.event_name = 'other'));
 cmp_ok($taken, '<', 2, "a new event is handled between its batches ($taken s)");
 
-# The slow one stops where it is, and stays there.
+# The slow handler stops where it is, and stays there.
 $node->safe_psql('postgres', q(SELECT pause_event_handler('slow')));
 wait_for_handlers($node, 'postgres');
 my ($state, $delivered, $pending) =

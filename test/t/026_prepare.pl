@@ -1,6 +1,6 @@
 
-# PREPARE TRANSACTION: COMMIT PREPARED, by whomever, wakes an executor that has
-# nobody else to ring it, and what cannot be prepared is refused.
+# PREPARE TRANSACTION: COMMIT PREPARED, by any role, wakes an executor that nothing
+# else would wake.  What cannot be prepared is refused.
 
 use strict;
 use warnings;
@@ -33,7 +33,7 @@ wait_for_handlers($node, 'postgres');
 my $executor = worker_pid($node, 'executor', 'postgres', 'ann');
 my $emitted = 1;
 
-# seconds until all that is committed is handled
+# returns the seconds until all that is committed is handled
 sub taken
 {
 	$emitted++;
@@ -77,7 +77,7 @@ $node->safe_psql('postgres', q(COMMIT PREPARED 'gone'),
 $taken = taken();
 cmp_ok($taken, '<', $limit, "COMMIT PREPARED, another role ($taken s)");
 
-# after a restart, with the executor gone
+# after a restart, when the executor is gone
 $node->safe_psql('postgres',
 	q(BEGIN; SELECT notify_event('restart'); PREPARE TRANSACTION 'restart'));
 $session->quit;
@@ -91,7 +91,7 @@ $taken = taken();
 cmp_ok($taken, '<', $limit, "COMMIT PREPARED after a restart ($taken s)");
 seen_is_log($node, 'postgres', 'record', 'true', 'each once');
 
-# What changes definitions cannot be prepared.
+# A transaction that changes definitions cannot be prepared.
 my %refused = (
 	create => q(SELECT create_event_handler('new', 'record', owner => 'ann')),
 	alter => q(SELECT alter_event_handler('record', batch_size => 7)),
@@ -127,7 +127,7 @@ is( $node->safe_psql(
 is($node->safe_psql('empty', q(SELECT count(*) FROM pg_extension WHERE extname = 'pg_notify_events')),
 	'0', 'nor installed');
 
-# And a refused one spoils nothing for the next.
+# A refused PREPARE does not affect the next transaction.
 $node->safe_psql('postgres', 'UPDATE committed SET at = clock_timestamp()');
 my ($status, $out, $err) = $node->psql(
 	'postgres', q(

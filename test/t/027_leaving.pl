@@ -1,6 +1,7 @@
 
-# A worker that backs off after an error says why, once, goes on when the cause
-# is gone, and meanwhile leaves like any other when its database is wanted.
+# A worker that backs off after an error logs the cause once, and goes on when the
+# cause is gone.  Meanwhile it stops like any other worker if a command needs its
+# database.
 
 use strict;
 use warnings;
@@ -27,7 +28,7 @@ $node->safe_psql(
 ));
 wait_for_handlers($node, 'shop');
 
-# how often the log has a line since then
+# returns how often the log has a line since that offset
 sub logged
 {
 	my ($pattern, $offset) = @_;
@@ -46,7 +47,7 @@ sub wait_for_worker
 	return;
 }
 
-# ALTER DATABASE ... RENAME, which the server gives up after 5 s
+# ALTER DATABASE ... RENAME; the server gives up after 5 s
 sub rename_database
 {
 	my ($from, $to, $name) = @_;
@@ -62,7 +63,7 @@ sub rename_database
 	return;
 }
 
-# The executor: somebody else's trigger on the table of positions
+# The executor fails: the table of positions has a trigger that is not the extension's.
 my $trigger =
   qr/ERROR:  table "_event_handler_progress" has a trigger "zz_meddle" that is not the extension's/;
 my $executor = worker_pid($node, 'executor', 'shop', 'ann');
@@ -90,7 +91,7 @@ is( $node->safe_psql(
 	'1|0|0|1',
 	'no event is charged with it');
 
-# It backs off for 4 s now.
+# It now backs off for 4 s.
 is($node->safe_psql('shop', q(SELECT state FROM event_worker_stats WHERE kind = 'executor')),
 	'backing off', 'it still backs off');
 rename_database('shop', 'store', 'while an executor backs off');
@@ -101,7 +102,7 @@ seen_is_log($node, 'store', 'record', 'true', 'without the trigger it goes on');
 is($node->safe_psql('store', 'SELECT delivered, failed FROM event_handler_stats'),
 	'3|0', 'as if nothing had been');
 
-# The same without a rename: it goes on by itself.
+# The same without a rename: the executor goes on by itself.
 $offset = -s $node->logfile;
 $node->safe_psql(
 	'store', q(
@@ -116,8 +117,8 @@ wait_for_handlers($node, 'store');
 seen_is_log($node, 'store', 'record', 'true', 'the trigger is dropped: goes on');
 wait_for_worker('store', q(kind = 'executor' AND state = 'idle'), 'idle again');
 
-# The listener: a table of the extension that it cannot read.  Definitions that
-# have changed make it look.
+# The listener fails: it cannot read an internal table.  It reads the table because
+# definitions have changed.
 $offset = -s $node->logfile;
 my $listener = wait_for_listener($node, 'store');
 $node->safe_psql(
@@ -148,7 +149,8 @@ $node->safe_psql('shop', q(SELECT notify_event('readable')));
 wait_for_handlers($node, 'shop');
 seen_is_log($node, 'shop', 'record', 'true', 'its successor goes on');
 
-# Who leaves has counted what it has seen, its successor does not count again.
+# A listener that stops has stored the counters of what it has seen; its successor
+# does not count these events again.
 wait_for_listener($node, 'shop');
 $node->safe_psql('shop', 'SELECT reset_event_stats()');
 $node->safe_psql('shop',
@@ -170,8 +172,8 @@ is( $node->safe_psql(
 wait_for_handlers($node, 'shop');
 seen_is_log($node, 'shop', 'record', 'true', 'all are handled');
 
-# Leaving in good order is not waited for: a prepared transaction may hold the
-# lock that the executor needs for it.
+# A shutdown does not wait for a worker's orderly stop: a prepared transaction may
+# hold the lock that the executor needs for it.
 $node->safe_psql(
 	'shop', q(
 	SELECT pg_reload_conf();

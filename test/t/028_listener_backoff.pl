@@ -1,8 +1,9 @@
 
-# A listener that cannot store its position backs off like anybody else, does
-# not spin, and leaves all the same when its database is wanted.
+# A listener that cannot store its position backs off like any other worker, and does
+# not spin.  It still stops if a command needs its database.
 #
-# Sleeping in a query here is no waiting: it is the time that is measured.
+# The pg_sleep() in queries here does not wait for anything: it is the time that is
+# measured.
 
 use strict;
 use warnings;
@@ -17,7 +18,7 @@ use Test::More;
 my $node = new_server('relay', 'log_statement = none');
 my $error = qr/ERROR:  table "_event_announcer" has a trigger "zz_meddle" that is not the extension's/;
 
-# a database whose listener has something to store and cannot
+# creates a database whose listener has a position to store and cannot store it
 sub make_database
 {
 	my ($database) = @_;
@@ -41,7 +42,7 @@ sub make_database
 make_database('shop');
 make_database('lab');
 
-# The one leaves.
+# The listener of this database stops.
 my ($status, $out, $err) =
   $node->psql('postgres', 'ALTER DATABASE lab RENAME TO study');
 is($err, '', 'RENAME while a listener cannot store its position');
@@ -55,7 +56,7 @@ if ($status == 0)
 		'its successor goes on');
 }
 
-# The other tries to store, after 10 s.
+# The listener of the other database tries to store, after 10 s.
 my $offset = -s $node->logfile;
 my $listener = worker_pid($node, 'listener', 'shop');
 my $is_it = q(kind = 'listener' AND database = 'shop');

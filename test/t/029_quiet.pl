@@ -1,7 +1,7 @@
 
-# A handler whose events are rare, without an executor: the listener does not
-# look through all events of others again and again, because their number
-# starts an executor that stores how far the handler has come.
+# A handler without an executor, whose events are rare.  The listener does not look
+# through all other events again and again: if there are many of them, it has an
+# executor started that stores the handler's position.
 
 use strict;
 use warnings;
@@ -21,7 +21,7 @@ make_recorder($node, 'postgres');
 $node->safe_psql('postgres', q(SELECT create_event_handler('record', 'record', event_name => 'rare')));
 my $start = $node->safe_psql('postgres', 'SELECT cursor FROM _event_handler_progress');
 
-# few: not worth an executor
+# few events: not worth an executor
 $node->safe_psql('postgres', q(INSERT INTO notification_events (event_name) SELECT 'common' FROM generate_series(1, 100)));
 wait_for_handlers($node, 'postgres');
 $node->safe_psql('postgres', q(INSERT INTO notification_events (event_name) SELECT 'common' FROM generate_series(1, 20000)));
@@ -32,7 +32,7 @@ ok( $node->poll_query_until(
 	'the position is stored past many events of others');
 isnt($node->safe_psql('postgres', 'SELECT cursor FROM _event_handler_progress'), $start, 'it moved');
 
-# what comes then is found
+# an event that comes after that is found
 $node->safe_psql('postgres', q(SELECT notify_event('common'), notify_event('rare'), notify_event('common')));
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'record', q(event_name = 'rare'), 'the rare event');

@@ -1,8 +1,8 @@
 
-# Definitions change while executors are at work on them: who changes one waits
-# for the batch at hand and finds its effects, after that the new definition
-# holds, and what an executor has in memory of the old one is void.  So it is
-# where another executor has done it meanwhile.
+# Definitions change while executors work on them.  A session that changes a
+# definition waits for the current batch and sees its effects.  After that the new
+# definition holds, and an executor discards what it has in memory of the old one.
+# The same holds if another executor has handled the events meanwhile.
 
 use strict;
 use warnings;
@@ -23,8 +23,8 @@ my $node = new_server(
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
 make_owner($node, 'postgres', 'ann', 'bob');
-# Two functions that tell who was called, and that wait at a gate, an advisory
-# lock, for events of that name: "gate 1" and "gate 2".
+# Two functions that record their calls.  They wait at a gate, an advisory lock, for
+# events named "gate 1" and "gate 2".
 foreach my $function (qw(one two))
 {
 	$node->safe_psql(
@@ -95,7 +95,7 @@ sub wait_at_gate
 	return;
 }
 
-# count events of one transaction, of which the third is the gate's
+# emits count events in one transaction; the third has the given name
 sub emit
 {
 	my ($count, $gate_event) = @_;
@@ -107,7 +107,7 @@ sub emit
 	return;
 }
 
-# for the next part
+# removes handlers and events before the next part
 sub clean_up
 {
 	wait_for_handlers($node, 'postgres');
@@ -119,14 +119,14 @@ sub clean_up
 	return;
 }
 
-# which function was called, by whom, how often, for how many events
+# returns which function was called, as which role, how often, for how many events
 sub calls
 {
 	return $node->safe_psql('postgres',
 		'SELECT handler, by_role, count(*), count(DISTINCT id) FROM seen GROUP BY 1, 2 ORDER BY 1, 2');
 }
 
-# handled(COUNT, FUNCTION, OWNER): what calls() tells of so many
+# handled(COUNT, FUNCTION, OWNER): what calls() returns for this many events
 sub handled
 {
 	my ($count, $function, $owner) = @_;
@@ -134,10 +134,11 @@ sub handled
 	return $count > 0 ? "$function|$owner|$count|$count" : '';
 }
 
-# Has an executor in its first batch of five, which is one of many, and somebody
-# change the definition.  Returns how many events were handled when that was
-# done: those of the first batch, and of those behind it that slipped in.  A drop
-# does not wait for the batch but ends it: none.
+# Lets an executor run its first batch of five events, one batch of many, while
+# another session changes the definition.  Returns how many events were handled when
+# the change was done: those of the first batch, and those of later batches that ran
+# before the change took effect.  A drop does not wait for the batch but ends it, so
+# it returns 0.
 my $many = 2000;
 
 sub change_during_batch
@@ -157,12 +158,12 @@ sub change_during_batch
 		qq(SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $session_pid),
 		"$command waits") if !$drops;
 	is(calls(), '', "$command: the batch at hand is not done");
-	# who drops comes to an end before the gate is open
+	# a drop finishes before the gate is open
 	$session->query_safe('SELECT 1') if $drops;
 	open_gate(1);
 	$session->query_safe('SELECT 1');
 
-	# not committed yet, but from here on no batch can be begun
+	# not committed yet, but no batch can begin from here on
 	$n = $node->safe_psql('postgres', 'SELECT count(*) FROM seen');
 	if ($drops)
 	{
@@ -204,7 +205,7 @@ my %changes = (
 	"SELECT create_event_handler('h', 'two', owner => 'ann', or_replace => true)" => 'ann',
 	"SELECT alter_event_handler('h', function => 'two', owner => 'bob')" => 'bob',
 	"SELECT create_event_handler('h', 'two', owner => 'bob', or_replace => true)" => 'bob',
-	# what the position stood for is gone, too
+	# the handler starts again from the beginning: its position is gone, too
 	"SELECT drop_event_handler('h'), create_event_handler('h', 'two', owner => 'ann', start_from => 'beginning')" => 'all',
 );
 foreach my $command (sort keys %changes)
@@ -230,9 +231,9 @@ foreach my $command (sort keys %changes)
 	clean_up();
 }
 
-# From here on the handler "h" is not at its turn: its executor, that of ann, has
-# a window for it in memory, and is kept in a batch of another handler that has
-# its turn before.
+# From here on it is not the turn of handler "h".  Its executor, that of ann, has a
+# window for "h" in memory.  It is held in a batch of another handler, whose turn
+# comes first.
 sub before_its_turn
 {
 	my ($function) = @_;
@@ -257,7 +258,7 @@ sub after_its_turn
 	return;
 }
 
-# where another executor has done all of it
+# another executor has handled all events of "h"
 before_its_turn('one');
 $node->safe_psql('postgres', q(SELECT alter_event_handler('h', owner => 'bob')));
 poll(q(SELECT delivered = 12 FROM event_handler_stats WHERE handler = 'h'),
@@ -273,7 +274,7 @@ is( $node->safe_psql(
 	'nor counted twice');
 clean_up();
 
-# the same, and it is the old owner's again
+# the same, and then the handler goes back to its old owner
 before_its_turn('one');
 $node->safe_psql('postgres', q(SELECT alter_event_handler('h', owner => 'bob')));
 poll(q(SELECT delivered = 12 FROM event_handler_stats WHERE handler = 'h'),
@@ -285,7 +286,8 @@ is(calls(), "gate|ann|13|13\none|ann|1|1\none|bob|12|12",
 	'and back again: nothing twice');
 clean_up();
 
-# where another executor is in its batch at that moment, and it is not the last
+# another executor is in a batch of the handler at that moment, and it is not the
+# last batch
 before_its_turn('wait_as_bob');
 close_gate(2);
 $node->safe_psql('postgres', q(SELECT alter_event_handler('h', owner => 'bob')));
@@ -298,8 +300,8 @@ wait_for_handlers($node, 'postgres');
 is(calls(), "gate|ann|13|13\nwait_as_bob|bob|13|13", 'nothing is lost or doubled');
 clean_up();
 
-# the same, and it is the old owner's again before the other one's first batch
-# is through
+# the same, and the handler goes back to its old owner before the other executor's
+# first batch has ended
 before_its_turn('wait_as_bob');
 close_gate(2);
 $node->safe_psql('postgres', q(SELECT alter_event_handler('h', owner => 'bob')));
@@ -320,7 +322,7 @@ is( $node->safe_psql(
 	'and back again during a batch: nothing is lost or doubled');
 clean_up();
 
-# what is done to the definition itself
+# commands that change the definition itself
 my %undone = (
 	"SELECT drop_event_handler('h')" => '',
 	"SELECT pause_event_handler('h')" => '',
@@ -333,7 +335,7 @@ my %undone = (
 foreach my $command (sort keys %undone)
 {
 	before_its_turn('one');
-	# it waits for nobody
+	# the command waits for nothing
 	$node->safe_psql('postgres', "SET statement_timeout = '1min'; $command");
 	after_its_turn();
 	wait_for_handlers($node, 'postgres');
