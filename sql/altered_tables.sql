@@ -1,7 +1,7 @@
 --
--- Tables and triggers that are altered between two statements of a session.  What
--- a trigger is to record is kept from one statement to the next; none of it may be
--- of yesterday.  (What another session alters: test/specs/altered_table.spec.)
+-- Tables and triggers that are altered between two statements of a session.  The
+-- session keeps what a trigger is to record from one statement to the next.  It must not
+-- use an outdated version.  (Changes by other sessions: test/specs/altered_table.spec.)
 --
 CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_altered;
@@ -14,7 +14,7 @@ BEGIN ATOMIC
 	)
 	SELECT taken.event_name, taken.event_data FROM taken ORDER BY id;
 END;
--- how many triggers the session keeps something of
+-- the number of triggers that the session keeps data of
 CREATE FUNCTION kept() RETURNS bigint LANGUAGE sql
 	RETURN (SELECT count(*) FROM pg_backend_memory_contexts WHERE name = 'event trigger');
 
@@ -47,7 +47,7 @@ ALTER TABLE purchases RENAME COLUMN note TO remark;
 INSERT INTO purchases VALUES (2);
 ALTER TABLE purchases DROP COLUMN amount;
 INSERT INTO purchases VALUES (3);
--- to what to_jsonb() has to be asked for, and back
+-- a column type that only to_jsonb() can convert, and another one that it need not
 ALTER TABLE purchases ALTER COLUMN remark DROP DEFAULT, ALTER COLUMN remark TYPE json USING '[1]';
 INSERT INTO purchases VALUES (4, '{"a": null}');
 ALTER TABLE purchases ALTER COLUMN remark TYPE date USING NULL;
@@ -67,7 +67,7 @@ CREATE TRIGGER second AFTER INSERT ON purchases FOR EACH ROW EXECUTE FUNCTION no
 INSERT INTO purchases VALUES (4);
 DROP TRIGGER second ON purchases;
 SELECT * FROM take_events();
--- A column that the trigger names and that is gone, until it is there again
+-- A column that the trigger names is missing, and is added again
 ALTER TABLE purchases RENAME COLUMN remark TO note;
 INSERT INTO purchases VALUES (5);
 ALTER TRIGGER notify ON purchases RENAME TO notify_of_loss;
@@ -77,7 +77,7 @@ INSERT INTO purchases VALUES (7);
 SELECT * FROM take_events();
 
 --
--- What is rolled back was never there
+-- Changes that are rolled back have no effect
 --
 BEGIN;
 INSERT INTO purchases VALUES (1);
@@ -100,8 +100,8 @@ COMMIT;
 SELECT * FROM take_events();
 
 --
--- In the middle of a statement: it goes on with what it began with, and what
--- begins meanwhile does not
+-- Changes during a statement: the statement keeps the names it began with;
+-- statements that begin later use the new ones
 --
 CREATE TABLE items (id integer);
 CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -125,8 +125,8 @@ ROLLBACK;
 INSERT INTO items VALUES (4);
 SELECT * FROM take_events();
 
--- A trigger that is replaced: the statement fires it as it was, what begins
--- meanwhile or later fires the new one, whoever is the first to fire at all
+-- A trigger is replaced during a statement: this statement fires the old version,
+-- and statements that begin later fire the new one, even if they fire first
 CREATE TABLE people (id integer PRIMARY KEY, name text, secret text);
 INSERT INTO people VALUES (0, 'a', 'known');
 CREATE FUNCTION replace_notify() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -156,8 +156,8 @@ SELECT * FROM take_events();
 ROLLBACK;
 
 --
--- The log: its schema may have another name, and all that an event needs of the
--- extension is its table.
+-- The log: its schema can be renamed.  Recording an event needs nothing of the
+-- extension but the log's table.
 --
 BEGIN;
 ALTER SCHEMA public RENAME TO regress_altered_public;
@@ -175,7 +175,7 @@ INSERT INTO purchases VALUES (3);
 ROLLBACK;
 INSERT INTO purchases VALUES (4);
 SELECT * FROM take_events();
--- dropped in the statement that calls its function
+-- the extension is dropped by the statement that calls its function
 SET client_min_messages = warning;
 CREATE FUNCTION drop_extension() RETURNS integer LANGUAGE plpgsql AS $$
 BEGIN
@@ -186,7 +186,7 @@ SELECT notify_event('late', '{}'::jsonb) FROM (SELECT drop_extension() OFFSET 0)
 RESET client_min_messages;
 
 --
--- Nothing is kept of what is gone
+-- The session keeps nothing of tables that were dropped
 --
 INSERT INTO purchases VALUES (1);
 SELECT kept() > 0 AS something_is_kept;
@@ -203,7 +203,7 @@ BEGIN
 END $$;
 SELECT kept();
 SELECT count(*) AS events, count(DISTINCT event_data) AS different FROM take_events();
--- nor of what changes again and again, before the transaction ends
+-- nor old versions of a table that is altered many times in one transaction
 CREATE TABLE restless (n integer);
 CREATE TRIGGER notify AFTER INSERT ON restless FOR EACH ROW EXECUTE FUNCTION notify_event('restless', 'new', 'n');
 BEGIN;

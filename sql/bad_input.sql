@@ -1,12 +1,12 @@
 --
--- Bad input of every function: an SQLSTATE, a message that names it, a hint
+-- Bad input for each function: an SQLSTATE, a message that names the input, a hint
 --
 CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_bad_input;
 SET search_path = regress_bad_input, public;
 CREATE ROLE regress_bad_input_nologin;
 
--- One line for each statement, with the parts of its error below one another.
+-- One line for each statement, then the parts of its error, one per line.
 CREATE FUNCTION try(statement text, OUT result text) LANGUAGE plpgsql AS $$
 DECLARE
 	message text;
@@ -90,7 +90,7 @@ SELECT s, try(format('SELECT create_event_handler(''h'', %s)', s)), '' FROM (VAL
 	('''ambiguous'''), ('''regress_bad_input.ambiguous'''), ('''lower'''), ('''lower(text)'''), ('''pg_catalog.rank'''),
 	('repeat(''x'', 100)'), ('''"a""b"''')
 ) v (s);
--- These are fine.
+-- These are valid.
 SELECT s, try(format('SELECT create_event_handler(%1$s, %1$s)', quote_literal(s))), '' FROM (VALUES
 	('ambiguous(text, jsonb)'), ('ambiguous(varchar, jsonb)'), ('ambiguous(notification_events)'), ('out_argument'),
 	('regress_bad_input . "good" ( text , jsonb )'), ('Good')
@@ -98,7 +98,7 @@ SELECT s, try(format('SELECT create_event_handler(%1$s, %1$s)', quote_literal(s)
 SELECT name || ': ' || function FROM event_handlers ORDER BY name;
 SELECT drop_event_handler(name) FROM event_handlers ORDER BY name;
 
--- All others.
+-- All other arguments.
 SELECT s, try(format('SELECT create_event_handler(''h'', ''good'', %s)', s)), '' FROM (VALUES
 	('event_name => NULL'), ('event_name => '''''), ('event_name => repeat(''*'', 201)'), ('event_name => repeat(''ü'', 201)'),
 	('filter => ''no path'''), ('filter => ''$.'''), ('filter => '''''),
@@ -117,14 +117,14 @@ SELECT s, try(format('SELECT create_event_handler(''h'', ''good'', %s)', s)), ''
 	('nonsense => 1')
 ) v (s);
 SELECT name FROM event_handlers;
--- These are fine.
+-- These are valid.
 SELECT s, try(format('SELECT create_event_handler(''h'', ''good'', %s, or_replace => true)', s)), '' FROM (VALUES
 	('event_name => repeat(''ü'', 200)'), ('batch_size => 100000'), ('batch_size => 1'), ('max_attempts => 2147483647'),
 	('retry_delay => ''1 ms'''), ('retry_delay => ''24 days'', max_retry_delay => ''24 days'''), ('timeout => ''1 ms'''), ('timeout => ''24 days'''),
 	('filter => NULL'), ('owner => NULL')
 ) v (s);
 
--- Taken.
+-- The name is in use already.
 SELECT try('SELECT create_event_handler(''h'', ''good'')');
 SELECT try('SELECT create_event_handler(''h'', ''missing'', or_replace => true)');
 
@@ -144,7 +144,7 @@ SELECT s, try(format('SELECT alter_event_handler(%s)', s)), '' FROM (VALUES
 SELECT concat_ws(', ', name, function, event_name, batch_size, max_attempts, retry_delay, max_retry_delay, timeout, ordered, paused) FROM event_handlers;
 
 --
--- The others that take a name
+-- The other functions that take a name
 --
 SELECT replace(f, '%s', s), try(format('SELECT ' || f, s)), '' FROM
 	(VALUES ('pause_event_handler(%s)'), ('resume_event_handler(%s)'), ('drop_event_handler(%s)'), ('call_event_handler(%s, 1)')) f (f),
@@ -155,14 +155,14 @@ SELECT s, try(format('SELECT call_event_handler(''h'', %s)', s)), '' FROM (VALUE
 ) v (s);
 
 --
--- wait_for_event_handlers: from a function it could not work, so as statements
+-- wait_for_event_handlers cannot be called from a function: call it as statements
 --
 CALL wait_for_event_handlers(NULL);
 CALL wait_for_event_handlers('-1 s');
 CALL wait_for_event_handlers('soon');
 SELECT wait_for_event_handlers();
 SELECT try('CALL wait_for_event_handlers()');
--- As long as one likes.
+-- Any length of wait is allowed.
 CALL wait_for_event_handlers('1000 years');
 CALL wait_for_event_handlers('0.1 ms');
 
@@ -178,7 +178,7 @@ SELECT s, try(format('SELECT create_event_consumer(%s)', s)), '' FROM (VALUES
 	('''c'', or_replace => NULL'), ('''c'', nonsense => 1')
 ) v (s);
 SELECT name FROM event_consumers;
--- These are fine.
+-- These are valid.
 SELECT s, try(format('SELECT create_event_consumer(%s, or_replace => true)', s)), '' FROM (VALUES
 	('repeat(''n'', 63)'), ('''c'', event_name => repeat(''ü'', 200)'), ('''c'', filter => NULL'), ('''c'', owner => NULL')
 ) v (s);
@@ -207,7 +207,7 @@ SELECT try('CALL wait_for_events(''c'')');
 SELECT count(drop_event_consumer(name)) FROM event_consumers;
 
 --
--- Functions that are not for anybody to call
+-- Internal functions, which nobody may call
 --
 SELECT s, try('SELECT ' || s), '' FROM (VALUES
 	('_guard()'), ('_notification_event_row()'), ('_extension_installing()'), ('_extension_installed()'),
@@ -216,7 +216,7 @@ SELECT s, try('SELECT ' || s), '' FROM (VALUES
 	('count(*) FROM _event_statistics()'), ('activate_events()'), ('reset_event_stats()')
 ) v (s);
 
--- Nothing of all this has left anything.
+-- None of these statements has left anything behind.
 SELECT drop_event_handler('h');
 SELECT count(*) FROM notification_events;
 SELECT count(*) FROM _event_handlers;

@@ -35,8 +35,8 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
--- What is sent before the channel is listened on is nobody's business, once the
--- listener has come by it; as with LISTEN in a session that listens already.
+-- Notifications that the listener receives before the channel is defined are ignored;
+-- it is the same with LISTEN in a session that already listens.
 SELECT becomes_true($$count(*) = 1 FROM event_worker_stats
 	WHERE kind = 'listener' AND database = current_database() AND state IN ('listening', 'idle')$$);
 SELECT notifications_received AS before FROM event_worker_stats
@@ -62,8 +62,8 @@ SELECT event_name, event_data, created_at IS NOT NULL AS created, txid IS NOT NU
 SELECT channel, notifications, bytes, dropped, last_received_at IS NOT NULL AS received, state
 	FROM event_channel_stats ORDER BY channel COLLATE "C";
 
--- A notification of a transaction that is rolled back never was; equal ones of
--- one transaction are one, as NOTIFY has it; they come in order.
+-- A notification of a rolled back transaction is not sent.  Equal notifications of
+-- one transaction become one, as with NOTIFY.  They arrive in order.
 BEGIN;
 NOTIFY orders, 'rolled back';
 ROLLBACK;
@@ -79,11 +79,11 @@ COMMIT;
 SELECT becomes_true($$count(*) = 7 FROM notification_events$$);
 SELECT event_name, event_data FROM notification_events WHERE id > 4 ORDER BY id;
 
--- The figures begin again, the channels stay.
+-- The statistics are reset, the channels stay.
 SELECT reset_event_stats();
 SELECT * FROM event_channel_stats ORDER BY channel COLLATE "C";
 
--- A transaction that is rolled back defines nothing and ends nothing.
+-- A transaction that is rolled back neither defines nor ends a channel.
 BEGIN;
 SELECT listen_event_channel('rolled back');
 SELECT unlisten_event_channel('orders');
@@ -91,7 +91,7 @@ SELECT channel, state FROM event_channel_stats ORDER BY channel COLLATE "C";
 ROLLBACK;
 SELECT channel, state FROM event_channel_stats ORDER BY channel COLLATE "C";
 
--- Another event name: end it and define it again, at once or not.
+-- To change the event name, end the channel and define it again, here in one transaction.
 BEGIN;
 SELECT unlisten_event_channel('orders');
 SELECT listen_event_channel('orders', 'renamed');
@@ -102,7 +102,7 @@ SELECT becomes_true($$count(*) = 8 FROM notification_events$$);
 SELECT event_name, event_data FROM notification_events ORDER BY id DESC LIMIT 1;
 SELECT notifications FROM event_channel_stats WHERE channel = 'orders';
 
--- Unlistened: nothing comes any more. The other channel tells when.
+-- No events after unlisten. The other channel shows when the notification has passed.
 SELECT unlisten_event_channel('orders');
 SELECT listen_event_channel('last', 'last');
 SELECT becomes_true($$state = 'listening' FROM event_channel_stats WHERE channel = 'last'$$);
@@ -147,13 +147,13 @@ SELECT s, try(s), '' FROM (VALUES
 \pset tuples_only off
 SELECT * FROM _channel_statistics('no such');
 
--- The longest names there are, in bytes and in characters.
+-- The longest possible names, in bytes and in characters.
 SELECT listen_event_channel(repeat('x', 63)), listen_event_channel(repeat('ü', 31) || 'x', repeat('ü', 100));
 SELECT octet_length(channel), octet_length(event_name) FROM event_channels WHERE channel <> 'taken' ORDER BY 2;
 SELECT count(unlisten_event_channel(channel)) FROM event_channels;
 
--- Whom an unquoted name does not reach, gets a NOTICE: here by the function, and
--- below by what LISTEN makes of the name.
+-- A NOTICE is shown for a name that an unquoted identifier does not match.  The
+-- SELECT after LISTEN must find the same names.
 CREATE TEMPORARY TABLE names (channel text);
 INSERT INTO names VALUES ('orders'), ('orders_2$'), ('größe'), ('Ärger'), ('_x'), ('values'), ('notify'),
 	('Orders'), ('ORDERS'), ('größE'), ('order'), ('user'), ('left'), ('2orders'), ('$x'), ('orders-2'), ('orders.new'),
@@ -188,7 +188,7 @@ SELECT channel, owner, event_name FROM event_channels;
 SELECT becomes_true($$state = 'listening' FROM event_channel_stats WHERE channel = 'mine'$$);
 SELECT try('SELECT FROM _event_channels'), try('INSERT INTO _event_channels (channel) VALUES (1)');
 RESET ROLE;
--- Who may notify may write events of that name, and nothing else.
+-- A role that can NOTIFY can record events of that name, and do nothing else.
 SET ROLE regress_stranger;
 NOTIFY mine, 'by anybody';
 SELECT channel FROM event_channels;
@@ -208,12 +208,12 @@ SELECT channel, notifications, bytes, dropped, state FROM event_channel_stats;
 SELECT unlisten_event_channel('mine');
 RESET ROLE;
 SELECT becomes_true($$event_data = '"by anybody"' FROM notification_events WHERE event_name = 'mine'$$);
--- A superuser may end anybody's.
+-- A superuser may end the channel of any role.
 SET ROLE regress_bridge;
 SELECT listen_event_channel('mine');
 RESET ROLE;
 SELECT unlisten_event_channel('mine');
--- The owner is dropped: his channels stay, with his name, and belong to superusers.
+-- The owner is dropped: its channels stay, with its name, and belong to superusers.
 SET ROLE regress_bridge;
 SELECT listen_event_channel('orphan');
 RESET ROLE;
@@ -226,7 +226,7 @@ SELECT becomes_true($$event_data = '"goes on"' FROM notification_events WHERE ev
 SELECT unlisten_event_channel('orphan');
 
 --
--- A row that comes by a restore is dormant.
+-- A restored row is dormant.
 --
 SELECT listen_event_channel('original');
 CREATE TEMPORARY TABLE restored AS TABLE _event_channels;
@@ -237,7 +237,7 @@ SELECT channel, state FROM event_channel_stats ORDER BY channel;
 SELECT activate_events();
 SELECT unlisten_event_channel('restored'), unlisten_event_channel('original');
 
--- All there is in a dump of the definitions.
+-- The only table of channels whose rows are in a dump: the definitions.
 SELECT c.relname FROM pg_extension x, unnest(x.extconfig) o JOIN pg_class c ON c.oid = o
 	WHERE x.extname = 'pg_notify_events' AND c.relname LIKE '%channel%';
 

@@ -12,10 +12,10 @@ CREATE ROLE regress_consumers_other LOGIN;
 GRANT regress_consumers_owner TO regress_consumers_member;
 GRANT USAGE ON SCHEMA regress_consumers TO regress_consumers_owner, regress_consumers_other;
 
--- ids differ from run to run: names stand for them
+-- ids differ from run to run: the tests use event names instead
 CREATE FUNCTION id(name text) RETURNS bigint LANGUAGE sql SECURITY DEFINER AS
 	$$SELECT e.id FROM public.notification_events e WHERE e.event_name = name$$;
--- what a fetch returns, in that order
+-- the events that a fetch returns, in that order
 CREATE FUNCTION fetched(consumer text, max_events integer DEFAULT 100, lease interval DEFAULT NULL) RETURNS text LANGUAGE sql AS
 	$$SELECT string_agg(e.event_name, ' ') FROM public.fetch_events(consumer, max_events, lease) e$$;
 CREATE FUNCTION becomes_true(condition text) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -36,7 +36,7 @@ CREATE FUNCTION emit(VARIADIC names text[]) RETURNS bigint LANGUAGE sql AS
 --
 -- Definitions
 --
--- EXECUTE is not granted to everybody, and the owner has to be able to read the log
+-- EXECUTE is not granted to PUBLIC, and the owner must be able to read the log
 SET ROLE regress_consumers_owner;
 SELECT create_event_consumer('mail');
 RESET ROLE;
@@ -53,7 +53,7 @@ SELECT create_event_consumer('mail');
 SELECT create_event_consumer('theirs', owner => 'regress_consumers_other');
 SELECT create_event_consumer('all', 'e*', '$.n > 1', 'beginning', 'regress_consumers_owner', false);
 SELECT name, owner, event_name, filter, created_at = altered_at AS unaltered FROM event_consumers ORDER BY name COLLATE "C";
--- one from the beginning of the log, the other from now on
+-- one consumer starts at the beginning of the log, the other at its end
 SELECT create_event_consumer('all', start_from => 'beginning', or_replace => true);
 SELECT name, owner, event_name, filter, created_at < altered_at AS altered FROM event_consumers ORDER BY name COLLATE "C";
 SELECT fetched('all'), fetched('mail');
@@ -66,13 +66,13 @@ RESET ROLE;
 SELECT emit('a1', 'a2', 'a3', 'a4', 'a5');
 SET ROLE regress_consumers_owner;
 SELECT fetched('mail', 3);
--- the same again until it is acknowledged, whatever max_events says
+-- the same batch again until it is acknowledged, whatever max_events says
 SELECT fetched('mail', 1);
 SELECT fetched('mail', 10000);
--- in part
+-- part of the batch is acknowledged
 SELECT ack_events('mail', id('a1'));
 SELECT fetched('mail');
--- the fence: what is not in the open batch cannot be acknowledged
+-- the fence: an event outside the open batch cannot be acknowledged
 SELECT ack_events('mail', id('a1'));
 SELECT ack_events('mail', id('a4'));
 SELECT ack_events('mail', -1);
@@ -81,11 +81,11 @@ SELECT ack_events('mail');
 SELECT ack_events('mail');
 SELECT ack_events('mail', id('a3'));
 SELECT fetched('mail');
--- another consumer has a position of its own
+-- another consumer has its own position
 SELECT fetched('all');
 SELECT ack_events('all', id('a5')), ack_events('mail', id('a5'));
 SELECT fetched('all') IS NULL AND fetched('mail') IS NULL AS nothing_more;
--- all columns come along
+-- all columns are returned
 RESET ROLE;
 SELECT notify_event('columns', '{"n": 1}'::jsonb) AS id \gset
 SELECT e = n AS same FROM fetch_events('mail') e JOIN notification_events n ON n.id = :id;
@@ -96,7 +96,7 @@ SELECT event_name, event_data, txid IS NOT NULL AS has_txid FROM fetch_events('m
 SELECT ack_events('mail'), ack_events('all');
 SELECT fetched('all'), ack_events('all');
 
--- a transaction that is rolled back, or a part of it, fetches nothing
+-- a fetch that is rolled back, with its transaction or a savepoint, has no effect
 SELECT emit('r1', 'r2');
 BEGIN;
 SAVEPOINT s;
@@ -107,7 +107,7 @@ SELECT fetched('mail', 1), ack_events('mail');
 ROLLBACK;
 SELECT fetched('mail'), ack_events('mail'), fetched('all'), ack_events('all');
 
--- fetch, effects and acknowledgement in one statement each
+-- fetch and effects in one statement, acknowledgement in the next
 CREATE TABLE effects (name text);
 SELECT emit('s1', 's2', 's3');
 BEGIN;
@@ -120,8 +120,8 @@ COMMIT;
 TABLE effects;
 SELECT fetched('all'), ack_events('all');
 
--- A transaction gets what it emits itself, and what others emitted before, but
--- its own not before it is committed.
+-- A transaction fetches its own events, too, but only after it has committed.  It
+-- fetches those that others committed before.
 SELECT emit('before');
 BEGIN;
 SELECT emit('own 1');
@@ -133,7 +133,7 @@ SELECT fetched('mail'), ack_events('mail');
 SELECT fetched('all'), ack_events('all');
 
 --
--- What matches: name, filter, and what the filter fails for
+-- Matching: by name, by filter, and with a filter that raises an error
 --
 SELECT create_event_consumer('big', 'order *', '$.n > 2');
 SELECT create_event_consumer('moody', 'order *', '$ ? ("2020-01-01T00:00:00+00".datetime() > "2020-01-01".datetime())');
@@ -141,8 +141,8 @@ SELECT count(notify_event('order ' || n, jsonb_build_object('n', n))) FROM gener
 SELECT emit('else');
 SELECT fetched('big'), ack_events('big');
 SELECT fetched('moody'), ack_events('moody');
--- another definition, the position is kept: what was passed is passed, and what
--- is in the open batch stays there
+-- The definition changes, the position stays: events that were passed stay passed,
+-- and the open batch stays as it is
 SELECT count(notify_event('order ' || n, jsonb_build_object('n', n))) FROM generate_series(5, 6) n;
 SELECT fetched('big', 1);
 SELECT create_event_consumer('big', 'order ?', or_replace => true);
@@ -151,7 +151,7 @@ SELECT fetched('big'), ack_events('big');
 SELECT fetched('big'), ack_events('big');
 SELECT create_event_consumer('big', 'none', start_from => 'beginning', or_replace => true);
 SELECT fetched('big');
--- without data no filter is passed
+-- an event without data passes no filter
 SELECT create_event_consumer('big', 'order *', '$.n < 100', or_replace => true);
 SELECT notify_event('order 8') IS NOT NULL AS emitted;
 SELECT fetched('big');
@@ -172,7 +172,7 @@ SELECT retry_event('mail', id('h3'));
 SELECT retry_event('mail', id('h5'));
 SELECT fetched('mail');
 SELECT ack_events('mail');
--- what is due comes with the next batch, first where there is not room for all, and by id
+-- due events come with the next batch, before others if max_events is too small, by id
 SELECT fetched('mail', 1);
 SELECT name, status, attempts, next_attempt_at FROM event_delivery_status(id('h2'));
 SELECT retry_event('mail', id('h2'), '0 s');
@@ -183,12 +183,12 @@ SELECT consumer, state, fetched > 10 AS fetched, retried, waiting, batch, leased
 SELECT ack_events('mail');
 SELECT retried, waiting, batch FROM event_consumer_stats WHERE consumer = 'mail';
 SELECT name, status, attempts FROM event_delivery_status(id('h2')) WHERE name = 'mail';
--- a delay that ends
+-- a delay that elapses
 SELECT fetched('mail');
 SELECT retry_event('mail', id('h6'), '1 ms');
 SELECT becomes_true($$fetched('mail') IS NOT NULL$$) AS fetched;
 SELECT fetched('mail'), ack_events('mail');
--- rolled back, it was not handed back
+-- a rollback undoes the handing back
 SELECT emit('h7');
 SELECT fetched('mail');
 BEGIN;
@@ -196,7 +196,7 @@ SELECT retry_event('mail', id('h7'), '1 h');
 SELECT fetched('mail');
 ROLLBACK;
 SELECT fetched('mail'), ack_events('mail');
--- dropped, nothing is left
+-- nothing is left after the consumer is dropped
 SELECT count(*) FROM _event_consumer_retries;
 SELECT drop_event_consumer('mail');
 SELECT count(*) FROM _event_consumer_retries;
@@ -211,27 +211,27 @@ SELECT emit('l1', 'l2', 'l3');
 SELECT fetched('mail', 2, '1 h');
 SELECT fetched('mail'), fetched('mail', 2, '1 h');
 SELECT state, batch, leased_until > now() + interval '59 min' AS leased FROM event_consumer_stats WHERE consumer = 'mail';
--- acknowledged in part, it goes on; the fence holds
+-- a lease continues after a partial acknowledgement; the fence still applies
 SELECT ack_events('mail', id('l1'));
 SELECT fetched('mail');
 SELECT ack_events('mail', id('l3'));
 SELECT ack_events('mail', id('l2'));
 SELECT state, batch, leased_until FROM event_consumer_stats WHERE consumer = 'mail';
 SELECT fetched('mail', 1, '1 h');
--- handed back, there is nothing to hold it for
+-- the lease ends when all of its events are acknowledged or handed back
 SELECT retry_event('mail', id('l3'));
 SELECT fetched('mail');
--- the open batch gets one afterwards
+-- an open batch without a lease can get one later
 SELECT fetched('mail', 1, '1 h');
 SELECT fetched('mail');
 SELECT ack_events('mail');
--- one that ends
+-- a lease that expires
 SELECT emit('l4', 'l5');
 SELECT fetched('mail', 2, '1 ms');
 SELECT becomes_true($$fetched('mail') = 'l4 l5'$$) AS the_same_again;
 SELECT state, batch, leased_until FROM event_consumer_stats WHERE consumer = 'mail';
 SELECT ack_events('mail');
--- nothing fetched, nothing leased
+-- no lease if nothing was fetched
 SELECT fetched('mail', 1, '1 h');
 SELECT emit('l6');
 SELECT fetched('mail', 1, '1 h'), ack_events('mail');
@@ -247,14 +247,14 @@ DELETE FROM notification_events WHERE event_name = 'd1';
 SELECT fetched('mail');
 SELECT batch FROM event_consumer_stats WHERE consumer = 'mail';
 SELECT ack_events('mail', :d1);
--- it was fetched, so it may be acknowledged
+-- it was fetched, so it can be acknowledged
 DELETE FROM notification_events WHERE event_name = 'd3';
 SELECT ack_events('mail', :d3);
--- all of a batch: the next one comes
+-- all events of a batch are deleted: the next batch comes
 SELECT fetched('mail', 1);
 DELETE FROM notification_events WHERE event_name = 'd4';
 SELECT fetched('mail', 1);
--- one that was handed back
+-- an event that was handed back is deleted
 SELECT id('d5') AS d5 \gset
 SELECT retry_event('mail', :d5);
 DELETE FROM notification_events WHERE event_name = 'd5';
@@ -265,7 +265,7 @@ SELECT name, status FROM event_delivery_status(:d5);
 SELECT fetched('all'), ack_events('all');
 
 --
--- Who polls an idle consumer writes nothing, and gets no transaction id
+-- Polling an idle consumer writes nothing and assigns no transaction id
 --
 SELECT create_event_consumer('rare', 'rare', '$.n == 1');
 SELECT count(notify_event('often')) FROM generate_series(1, 998) n;
@@ -274,11 +274,11 @@ SELECT ctid AS ctid_before FROM _event_consumer_progress WHERE consumer = 'rare'
 BEGIN;
 SELECT fetched('rare'), fetched('rare', 1, '1 h');
 SELECT pg_current_xact_id_if_assigned();
--- nor does it keep the consumer from others
+-- nor does it lock the consumer
 SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND classid = '_event_consumers'::regclass;
 COMMIT;
 SELECT ctid = :'ctid_before' AS untouched FROM _event_consumer_progress WHERE consumer = 'rare';
--- but a position that has passed many events is stored
+-- but the position is stored after it has passed many events
 SELECT notify_event('often') IS NOT NULL AS emitted;
 SELECT fetched('rare');
 SELECT p.ctid = :'ctid_before' AS untouched, pg_visible_in_snapshot(n.txid, p.cursor) AS passed
@@ -286,13 +286,13 @@ SELECT p.ctid = :'ctid_before' AS untouched, pg_visible_in_snapshot(n.txid, p.cu
 	WHERE p.consumer = 'rare' AND n.event_name = 'rare';
 SELECT notify_event('rare', '{"n": 1}'::jsonb) IS NOT NULL AS emitted;
 SELECT fetched('rare'), ack_events('rare');
--- the open batch again, without a lease
+-- fetch the open batch again, without a lease
 SELECT fetched('mail', 500) IS NOT NULL AS fetched;
 BEGIN;
 SELECT fetched('mail') IS NOT NULL AS fetched;
 SELECT pg_current_xact_id_if_assigned();
 COMMIT;
--- a window in many parts, all of it in order
+-- a window that is fetched in several parts, in order
 SELECT ack_events('mail');
 SELECT count(*), array_agg(id) = array_agg(id ORDER BY id) AS in_order FROM fetch_events('mail', 300);
 SELECT ack_events('mail');
@@ -302,8 +302,8 @@ SELECT fetched('mail');
 SELECT count(*) FROM fetch_events('all', 10000);
 SELECT ack_events('all');
 DELETE FROM notification_events WHERE event_name = 'often';
--- rows are returned only when all WAL is on disk, wherever that ends: at the end
--- of a page, of a segment
+-- rows are returned only when all WAL is flushed.  This must also work where the
+-- WAL ends at the end of a page or of a segment
 SELECT emit('wal');
 SELECT fetched('mail');
 DO $$
@@ -326,7 +326,7 @@ $$;
 SELECT pg_switch_wal() IS NOT NULL AS switched;
 SELECT fetched('mail'), ack_events('mail');
 SELECT fetched('all'), ack_events('all');
--- the rest of a window that lies far behind what others have left in between
+-- the rest of a window whose ids lie far apart, with many newer events in between
 SELECT emit('f1', 'f2');
 INSERT INTO notification_events (event_name) SELECT 'far' FROM generate_series(1, 3);
 UPDATE notification_events SET id = id + 1000000 WHERE event_name = 'f2';
@@ -352,7 +352,7 @@ SELECT drop_event_consumer('mail');
 SELECT create_event_consumer('mail');
 SELECT * FROM event_consumers;
 SELECT * FROM event_consumer_stats;
--- they read the log, but see no consumer
+-- these roles can read the log, but see no consumer
 RESET ROLE;
 GRANT SELECT ON notification_events TO regress_consumers_other;
 GRANT EXECUTE ON FUNCTION create_event_consumer TO regress_consumers_other;
@@ -388,7 +388,7 @@ GRANT SELECT ON notification_events TO regress_consumers_owner;
 SELECT fetched('mail'), ack_events('mail');
 
 --
--- Row security: the owner's policies, whoever fetches
+-- Row security: the owner's policies apply, whichever role fetches
 --
 ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
 CREATE POLICY owner ON notification_events FOR SELECT TO regress_consumers_owner
@@ -399,7 +399,7 @@ SELECT event_name FROM fetch_events('mail', 2);
 SET ROLE regress_consumers_member;
 SELECT event_name FROM fetch_events('mail');
 SELECT current_user;
--- what is hidden by now is not in the batch any more
+-- an event that a policy hides since the fetch is no longer in the batch
 RESET ROLE;
 ALTER POLICY owner ON notification_events USING (event_name IN ('v3', 'v4'));
 SET ROLE regress_consumers_owner;
@@ -408,7 +408,7 @@ SELECT ack_events('mail');
 SELECT event_name FROM fetch_events('mail');
 SELECT ack_events('mail'), fetched('mail');
 RESET ROLE;
--- one that fails is an error, and leaves the caller what it is
+-- a policy that fails raises an error, and the current role stays the same
 CREATE FUNCTION fail() RETURNS boolean LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no way'; END$$;
 ALTER POLICY owner ON notification_events USING (fail());
 SELECT emit('v5');
@@ -422,7 +422,7 @@ ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY;
 SELECT fetched('mail'), ack_events('mail');
 
 --
--- What became of an event
+-- Delivery status of an event
 --
 SELECT create_event_consumer('late', start_from => 'now'), create_event_consumer('fussy', 'w?', '$.n == 1');
 SELECT name, kind, status, attempts, next_attempt_at, last_error FROM event_delivery_status(id('v5')) ORDER BY name COLLATE "C";
@@ -434,7 +434,7 @@ SELECT e.event_name, s.name, s.kind, s.status, s.attempts FROM notification_even
 	WHERE e.event_name LIKE 'w%' ORDER BY e.id, s.name COLLATE "C";
 
 --
--- Where it does not work
+-- Where consumers do not work
 --
 BEGIN ISOLATION LEVEL REPEATABLE READ;
 SELECT fetch_events('mail');
@@ -465,7 +465,7 @@ SELECT emit('for the handler');
 CALL wait_for_event_handlers();
 SELECT last_error, last_sqlstate FROM event_retries WHERE handler = 'waits';
 SELECT drop_event_handler('waits');
--- the owner is gone
+-- the owner was dropped
 SELECT create_event_consumer('orphan', owner => 'regress_consumers_owner');
 DROP OWNED BY regress_consumers_owner;
 DROP ROLE regress_consumers_owner;

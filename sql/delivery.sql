@@ -1,5 +1,5 @@
 --
--- What became of an event; dead events; replay
+-- Delivery status of an event; dead events; replay
 --
 CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_delivery;
@@ -18,11 +18,11 @@ CREATE TABLE mood (bad boolean);
 INSERT INTO mood VALUES (true);
 GRANT SELECT ON mood TO regress_delivery_owner;
 
--- ids differ from run to run: names stand for them
+-- ids differ from run to run: the tests use event names instead
 CREATE FUNCTION id(name text) RETURNS bigint LANGUAGE sql AS
 	$$SELECT e.id FROM notification_events e WHERE e.event_name = name$$;
 
--- fails for what is called bad, while the mood is
+-- fails for events called bad ..., while mood.bad is true
 CREATE FUNCTION moody(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	IF e.event_name LIKE 'bad%' AND (SELECT bad FROM regress_delivery.mood) THEN
@@ -57,13 +57,13 @@ SELECT e.event_name, s.name, s.kind, s.status, s.attempts, s.next_attempt_at > n
 	FROM notification_events e, event_delivery_status(e.id) s
 	ORDER BY e.id, s.name COLLATE "C";
 
--- an event of this very transaction
+-- an event of the current transaction
 BEGIN;
 SELECT notify_event('x now') AS id \gset
 SELECT name, status FROM event_delivery_status(:id) ORDER BY name COLLATE "C";
 ROLLBACK;
 
--- a role sees its own handlers; who may not read the log sees nothing; pg_monitor sees all
+-- a role sees its own handlers, and nothing without the right to read the log; pg_monitor sees all
 SET ROLE regress_delivery_owner;
 SELECT name, status FROM event_delivery_status(id('bad 1')) ORDER BY name COLLATE "C";
 RESET ROLE;
@@ -77,13 +77,13 @@ SELECT name, status FROM event_delivery_status(:bad_1) ORDER BY name COLLATE "C"
 RESET ROLE;
 REVOKE pg_monitor FROM regress_delivery_other;
 
--- row security hides the event, and so what became of it
+-- row security hides the event, and so its delivery status
 ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
 CREATE POLICY good ON notification_events FOR SELECT USING (event_name = 'good');
 SET ROLE regress_delivery_owner;
 SELECT count(*) FROM event_delivery_status(id('good'));
 SELECT name, status FROM event_delivery_status(:bad_1) ORDER BY name COLLATE "C";
--- nor can it be told from what a replay finds
+-- nor does the result of a replay reveal it
 SELECT alter_event_handler('big', event_name => 'bad 2');
 SELECT replay_events('big', 1);
 SELECT alter_event_handler('big', event_name => '*');
@@ -91,7 +91,7 @@ RESET ROLE;
 ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY;
 DROP POLICY good ON notification_events;
 
--- somebody's filter that cannot be evaluated is not one's own error
+-- an error in another handler's filter does not fail the query
 SELECT pause_event_handler('other');
 SELECT alter_event_handler('other', event_name => '*', filter => '$ ? ("2020-01-01T00:00:00+00".datetime() > "2020-01-01".datetime())');
 SELECT name, status FROM event_delivery_status(id('good')) ORDER BY name COLLATE "C";
@@ -140,7 +140,7 @@ SELECT becomes_true($$count(*) = 0 FROM event_retries WHERE handler = 'moody'$$)
 SELECT event_name FROM calls WHERE handler = 'moody' AND event_name LIKE 'bad%' ORDER BY n;
 SELECT delivered, failed, retried, waiting, dead FROM event_handler_stats WHERE handler = 'moody';
 
--- discarded ones stay listed, and are not tried again
+-- discarded events stay listed and are not tried again
 RESET ROLE;
 UPDATE mood SET bad = true;
 SELECT notify_event('bad 3') IS NOT NULL AS emitted;
@@ -156,14 +156,14 @@ SELECT status FROM event_delivery_status(id('bad 3')) WHERE name = 'moody';
 -- Replay
 --
 TRUNCATE calls;
--- what waits for a retry is not counted; what was discarded comes back
+-- events that wait for a retry are not counted; discarded ones are delivered again
 SELECT replay_events('patient', 1);
 RESET ROLE;
 UPDATE mood SET bad = false;
 SET ROLE regress_delivery_owner;
 SELECT replay_events('moody', id('good'));
 SELECT replay_events('big', 1);
--- not what the position has yet to come to
+-- events that the position has not reached yet are not replayed
 SELECT replay_events('paused', id('good'));
 SELECT becomes_true($$count(*) = 5 FROM regress_delivery.calls$$) AS called;
 SELECT event_name FROM calls WHERE handler = 'moody' ORDER BY n;
@@ -173,7 +173,7 @@ TRUNCATE calls;
 SELECT replay_events('moody', id('bad 1'), id('bad 2'));
 SELECT becomes_true($$count(*) = 2 FROM regress_delivery.calls$$) AS called;
 SELECT event_name FROM calls ORDER BY n;
--- before its start, too
+-- events from before the handler's start can be replayed, too
 SELECT replay_events('moody', id('early'), id('early'));
 SELECT becomes_true($$count(*) = 3 FROM regress_delivery.calls$$) AS called;
 -- bad input
@@ -182,7 +182,7 @@ SELECT replay_events('moody', 2, 1);
 SELECT replay_events('none', 1);
 SELECT replay_events('moody', 9223372036854775807);
 
--- an event that is not there any more, but on a list of retries
+-- an event that was deleted from the log but still has a retry
 RESET ROLE;
 SELECT id('bad 1') AS bad_1 \gset
 DELETE FROM notification_events WHERE event_name = 'bad 1';
@@ -190,7 +190,7 @@ SELECT name, status FROM event_delivery_status(:bad_1);
 SELECT drop_event_handler('patient');
 SELECT name, status FROM event_delivery_status(:bad_1);
 
--- the filter was changed since the event failed
+-- the filter has changed since the event failed
 UPDATE mood SET bad = true;
 SELECT alter_event_handler('moody', max_attempts => 1000, retry_delay => '100 ms', max_retry_delay => '100 ms');
 SELECT notify_event('bad 4', '{"n": 4}'::jsonb) IS NOT NULL AS emitted;
@@ -198,14 +198,14 @@ CALL wait_for_event_handlers();
 SELECT alter_event_handler('moody', filter => '$.n == 5');
 SELECT becomes_true($$count(*) = 1 FROM event_retries WHERE handler = 'moody' AND state = 'discarded' AND event_id = id('bad 4')$$) AS discarded;
 SELECT last_error FROM event_retries WHERE handler = 'moody' AND event_id = id('bad 4');
--- fewer attempts than it has had already
+-- max_attempts becomes lower than the attempts made so far
 SELECT alter_event_handler('moody', clear_filter => true, max_attempts => 20, retry_delay => '2 s', max_retry_delay => '2 s');
 SELECT notify_event('bad 5') IS NOT NULL AS emitted;
 CALL wait_for_event_handlers();
 SELECT alter_event_handler('moody', max_attempts => 1);
 SELECT becomes_true($$count(*) = 1 FROM event_retries WHERE handler = 'moody' AND state = 'dead' AND attempts = 1 AND event_id = id('bad 5')$$) AS dead;
 
--- An ordered handler is replayed in order, whatever fails meanwhile.
+-- An ordered handler is replayed in order, even if an event fails meanwhile.
 CREATE SEQUENCE tries;
 CREATE FUNCTION first_fails(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN

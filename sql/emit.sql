@@ -5,7 +5,7 @@ CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_emit;
 SET search_path = regress_emit, public;
 
--- What was recorded since the last look; and away with it.
+-- Return the events that were recorded since the last call, and delete them.
 CREATE FUNCTION take_events(OUT event_name text, OUT event_data jsonb) RETURNS SETOF record
 	LANGUAGE sql
 BEGIN ATOMIC
@@ -53,8 +53,8 @@ INSERT INTO upserted VALUES (2, 'new'), (1, 'again'), (3, 'new') ON CONFLICT (a)
 SELECT * FROM take_events();
 DROP TABLE upserted;
 
--- Rows are recorded as to_jsonb() writes them, whatever the types of their
--- columns: those that the extension writes itself (src/emit/change_record.c) and others.
+-- Each row is recorded as to_jsonb() writes it, whatever the types of its columns:
+-- types that the extension writes itself (src/emit/change_record.c) and others.
 CREATE DOMAIN amount AS numeric(10, 3);
 CREATE DOMAIN small_amount AS amount CHECK (value < 1000);
 CREATE DOMAIN numbers AS integer[];
@@ -153,8 +153,8 @@ DROP TRIGGER notify ON orders;
 --
 -- The row trigger: what is recorded
 --
--- The second argument is the data, if it is JSON; new or old in any case of
--- letters is the record.
+-- The second argument is the data if it is JSON.  If it is new or old, in upper
+-- or lower case, the trigger records the row.
 CREATE TRIGGER a AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notify_event('a', '{"fixed": [1, null, "ä"]}');
 CREATE TRIGGER b AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notify_event('b', '"just text"');
 CREATE TRIGGER c AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notify_event('c', 'null');
@@ -171,7 +171,7 @@ DROP TRIGGER d ON orders;
 DROP TRIGGER e ON orders;
 DROP TRIGGER f ON orders;
 
--- No JSON.
+-- Not JSON.
 CREATE TRIGGER notify AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notify_event('bad', 'row');
 INSERT INTO orders VALUES (5, 'kiwi', 's5');
 DROP TRIGGER notify ON orders;
@@ -179,7 +179,7 @@ CREATE TRIGGER notify AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notif
 INSERT INTO orders VALUES (5, 'kiwi', 's5');
 DROP TRIGGER notify ON orders;
 
--- Columns to record: no others leave the table.
+-- Columns to record: the other columns are not in the event.
 CREATE TRIGGER notify AFTER INSERT OR UPDATE OR DELETE ON orders
 	FOR EACH ROW EXECUTE FUNCTION notify_event('named', new, product, id);
 INSERT INTO orders VALUES (6, 'kiwi', 's6');
@@ -189,8 +189,8 @@ SELECT * FROM take_events();
 SELECT count(*) FROM orders WHERE id = 6;
 DROP TRIGGER notify ON orders;
 
--- A column that is not there; it is not found by another spelling, and there
--- are no system columns.
+-- A column that does not exist.  Its name must be spelled exactly, and system
+-- columns cannot be recorded.
 CREATE TRIGGER notify AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notify_event('named', new, id, price);
 INSERT INTO orders VALUES (6);
 DROP TRIGGER notify ON orders;
@@ -204,12 +204,12 @@ CREATE TRIGGER notify AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notif
 INSERT INTO orders VALUES (6);
 DROP TRIGGER notify ON orders;
 
--- Data and columns: which of them?
+-- Both data and columns: an error.
 CREATE TRIGGER notify AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notify_event('both', '{}', id);
 INSERT INTO orders VALUES (6);
 DROP TRIGGER notify ON orders;
 
--- AFTER only.
+-- Only AFTER triggers are allowed.
 CREATE TRIGGER notify BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION notify_event('before');
 INSERT INTO orders VALUES (6);
 DROP TRIGGER notify ON orders;
@@ -223,7 +223,7 @@ DROP VIEW orders_view;
 SELECT count(*) FROM orders WHERE id = 6;
 SELECT * FROM take_events();
 
--- What the server does with any trigger: WHEN, UPDATE OF, deferred ones.
+-- Features of all triggers: WHEN, UPDATE OF, deferred triggers.
 CREATE TRIGGER w AFTER UPDATE ON orders FOR EACH ROW WHEN (new.product IS DISTINCT FROM old.product)
 	EXECUTE FUNCTION notify_event('other product', new, product);
 CREATE TRIGGER x AFTER UPDATE OF secret ON orders FOR EACH ROW EXECUTE FUNCTION notify_event('other secret', '{}');
@@ -277,7 +277,7 @@ RESET TIME ZONE;
 SELECT event_name, jsonb_pretty(event_data) AS event_data FROM take_events() ORDER BY event_name DESC;
 INSERT INTO kinds DEFAULT VALUES;
 SELECT event_name, jsonb_strip_nulls(event_data) AS event_data FROM take_events();
--- What JSON has no number for.
+-- Numbers that JSON does not have.
 INSERT INTO kinds (n, f, t) VALUES ('NaN', '-Infinity', 'infinity');
 SELECT event_name, jsonb_strip_nulls(event_data) AS event_data FROM take_events() WHERE event_name = 'whole';
 ALTER TABLE kinds DROP COLUMN late;
@@ -308,8 +308,8 @@ SELECT event_data ->> 'op' AS op, length(event_data #>> '{new,a}') AS new, lengt
 	FROM take_events();
 DROP TABLE large;
 
--- A partitioned table: the row is in a partition, which may have its columns in
--- another order, and moves to another one as DELETE and INSERT.
+-- A partitioned table: the row is in a partition, whose columns may have another
+-- order. A row moves to another partition as DELETE and INSERT.
 CREATE TABLE parted (k integer, v text) PARTITION BY LIST (k);
 CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
 CREATE TABLE parted_2 (v text, gone integer, k integer);
@@ -354,7 +354,7 @@ SELECT event_name, event_data, event_data IS NULL AS is_null FROM take_events();
 SELECT count(notify_event('many ' || i, to_jsonb(i))) FROM generate_series(1, 3) i;
 SELECT * FROM take_events();
 
--- The id that it returns is the row's.
+-- The function returns the id of the row.
 SELECT notify_event('mine', '{"a": 1}') AS id \gset
 SELECT notify_event('another') > :id AS later;
 SELECT event_name FROM notification_events WHERE id = :id;
@@ -375,7 +375,7 @@ SELECT notify_event();
 SELECT notify_event('a', '{}', 'c');
 \set VERBOSITY default
 SELECT * FROM take_events();
--- ' ' is a character.
+-- ' ' is a valid name.
 SELECT notify_event(' ') > 0 AS recorded;
 SELECT event_name = ' ' AS kept FROM take_events();
 
@@ -390,7 +390,7 @@ copied	{"by": "COPY"}
 \.
 SELECT * FROM take_events();
 
--- The recipe's trigger function, as it must be written.
+-- The recipe's trigger function, unchanged.
 CREATE TABLE recipe (id serial, product text);
 CREATE FUNCTION notify_recipe() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -404,14 +404,14 @@ SELECT * FROM take_events();
 DROP TABLE recipe;
 DROP FUNCTION notify_recipe;
 
--- Checks apply here, too.
+-- The log checks plain INSERTs, too.
 \set VERBOSITY terse
 INSERT INTO notification_events (event_data) VALUES ('{}');
 \set VERBOSITY default
 INSERT INTO notification_events (event_name) VALUES ('');
 INSERT INTO notification_events (event_name) VALUES (:'too_long');
 
--- A trigger of the log that records an event of each event never ends by itself.
+-- A trigger of the log that records an event for each event recurses without end.
 CREATE TRIGGER endless AFTER INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION notify_event('endless', '1');
 \set VERBOSITY terse
 SELECT notify_event('first');
@@ -420,9 +420,9 @@ INSERT INTO notification_events (event_name) VALUES ('first');
 DROP TRIGGER endless ON notification_events;
 SELECT * FROM take_events();
 
--- txid is the transaction's. A given one comes from elsewhere: it is kept in
--- origin_txid, and nobody announces the row again. What is given for the other
--- two means nothing.
+-- txid is always the transaction's own. A given txid is that of a restored row: the
+-- log keeps it in origin_txid, and nobody announces the row again. Values given for
+-- the other two columns are ignored.
 CREATE FUNCTION honest(e notification_events) RETURNS text LANGUAGE sql AS $$
 	SELECT format('%s: own txid %s, origin %s, announce %s', $1.event_name,
 		$1.txid = pg_current_xact_id_if_assigned(), COALESCE($1.origin_txid::text, 'null'), $1.announce)
@@ -443,13 +443,13 @@ RELEASE SAVEPOINT a;
 SELECT honest(e) FROM notification_events e ORDER BY id;
 ROLLBACK;
 RESET pg_notify_events.announce;
--- An id may be given; the sequence passes it.
+-- An id may be given.  The sequence continues after it.
 INSERT INTO notification_events (id, event_name, txid) VALUES (1000000, 'restored', '42');
 INSERT INTO notification_events (id, event_name, txid) VALUES (1000000, 'twice', '42');
 SELECT notify_event('next');
 SELECT event_name FROM take_events();
 
--- created_at: the transaction's start, unless given.
+-- created_at is the start of the transaction, unless it is given.
 BEGIN;
 SELECT notify_event('function') > 0 AS recorded;
 INSERT INTO notification_events (event_name) VALUES ('default');
@@ -461,7 +461,7 @@ ROLLBACK;
 --
 -- Transactions
 --
--- What is rolled back leaves no event.
+-- A rollback leaves no event.
 CREATE TABLE t (a integer);
 CREATE TRIGGER notify AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION notify_event('t', new, a);
 BEGIN;
@@ -489,7 +489,7 @@ BEGIN
 END
 $$;
 SELECT * FROM take_events();
--- What fails after the event takes it along.
+-- An error after the event removes the event, too.
 ALTER TABLE t ADD CONSTRAINT small UNIQUE (a) DEFERRABLE INITIALLY DEFERRED;
 INSERT INTO t VALUES (7);
 SELECT * FROM take_events();
@@ -504,7 +504,7 @@ SELECT notify_event('repeatable read') > 0 AS recorded;
 COMMIT;
 SELECT * FROM take_events();
 
--- Read-only transactions, where a trigger can fire for a temporary table only.
+-- Read-only transactions: a trigger can fire for temporary tables only.
 BEGIN READ ONLY;
 SELECT notify_event('read only');
 ROLLBACK;
@@ -516,7 +516,7 @@ INSERT INTO notification_events (event_name) VALUES ('read only');
 ROLLBACK;
 SELECT * FROM take_events();
 
--- Every payload, also one that would be too long for a notification.
+-- All payloads, including those that are too long for a notification.
 BEGIN;
 SET LOCAL pg_notify_events.announce = direct;
 SET LOCAL pg_notify_events.payload = id;
@@ -532,7 +532,7 @@ SELECT count(*) FROM take_events();
 --
 -- The log itself
 --
--- Columns that somebody appended.
+-- Columns that a user added.
 CREATE DOMAIN positive_number AS integer DEFAULT 7 CHECK (value > 0);
 ALTER TABLE notification_events
 	ADD COLUMN source text DEFAULT current_schema(),
@@ -562,7 +562,7 @@ SELECT notify_event('narrow again') > 0 AS recorded;
 INSERT INTO t VALUES (2);
 SELECT * FROM take_events();
 
--- A BEFORE trigger may change or swallow the row; then there is no id.
+-- A BEFORE trigger may change the row or skip it; a skipped row returns no id.
 CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	IF NEW.event_name = 'swallowed' THEN
@@ -582,7 +582,7 @@ SELECT * FROM take_events();
 DROP TRIGGER swallow ON notification_events;
 DROP FUNCTION swallow;
 
--- Statement triggers of the log are for INSERT statements.
+-- Statement triggers of the log fire for INSERT statements only.
 CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	RAISE NOTICE '% % %', TG_WHEN, TG_OP, TG_LEVEL;
@@ -593,7 +593,7 @@ CREATE TRIGGER tell AFTER INSERT ON notification_events FOR EACH STATEMENT EXECU
 SELECT notify_event('quiet') > 0 AS recorded;
 INSERT INTO notification_events (event_name) VALUES ('loud');
 DROP TRIGGER tell ON notification_events;
--- A deferred one fires at the end.
+-- A deferred trigger fires at the end of the transaction.
 CREATE CONSTRAINT TRIGGER tell AFTER INSERT ON notification_events DEFERRABLE INITIALLY DEFERRED
 	FOR EACH ROW EXECUTE FUNCTION tell();
 BEGIN;
@@ -629,8 +629,8 @@ SELECT * FROM take_events() ORDER BY event_name COLLATE "C", event_data;
 DROP FUNCTION emits;
 
 --
--- Triggers that others put on the log run as whoever emits, never as the
--- extension's owner: somebody had the TRIGGER privilege.
+-- Triggers that users add to the log run as the role that emits, never as the
+-- extension's owner, here added by a role with the TRIGGER privilege.
 --
 CREATE ROLE regress_intruder;
 CREATE ROLE regress_emitter;
@@ -660,7 +660,7 @@ INSERT INTO traced VALUES (1);
 INSERT INTO public.notification_events (event_name) VALUES ('plain');
 SELECT seen FROM caught;
 RESET ROLE;
--- Whoever fires the trigger is the emitter, not the owner of its table.
+-- The emitter is the role that fires the trigger, not the owner of its table.
 GRANT INSERT ON traced TO regress_intruder;
 TRUNCATE caught;
 SET ROLE regress_intruder;
@@ -668,7 +668,7 @@ INSERT INTO traced VALUES (2);
 SELECT seen FROM caught;
 RESET ROLE;
 
--- Only superusers say how events are announced.
+-- Only superusers can set how events are announced.
 SET ROLE regress_emitter;
 SET pg_notify_events.announce = off;
 SET pg_notify_events.channel = other;

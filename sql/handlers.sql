@@ -5,7 +5,7 @@ CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_handlers;
 SET search_path = regress_handlers, public;
 
--- What handlers did, in the order in which they did it.
+-- The calls of the handlers, in order.
 CREATE TABLE calls (
 	n			serial,
 	handler		text,
@@ -21,7 +21,7 @@ END;
 CREATE FUNCTION drop_handlers() RETURNS void LANGUAGE sql AS
 	$$SELECT drop_event_handler(name) FROM event_handlers$$;
 
--- Figures in shared memory follow a commit, they are not part of it.
+-- Counters in shared memory are updated after the commit, not as a part of it.
 CREATE FUNCTION becomes_true(condition text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
 	deadline timestamptz := clock_timestamp() + interval '10 s';
@@ -37,7 +37,7 @@ END
 $$;
 
 --
--- The shapes of a function
+-- The signatures that a function may have
 --
 CREATE FUNCTION of_row(e notification_events) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO regress_handlers.calls (handler, event_name, event_data)
@@ -68,7 +68,7 @@ SELECT create_event_handler('by text', 'of_text(text, jsonb)');
 SELECT create_event_handler('by varchar', '"regress_handlers" . of_varchar (varchar(3), jsonb)');
 SELECT name, function, event_name, filter, batch_size, max_attempts, retry_delay, max_retry_delay, timeout, ordered, paused
 	FROM event_handlers ORDER BY name;
--- One transaction, so one window: the array has all of them.
+-- One transaction is one window, so the array contains all of its events.
 BEGIN;
 SELECT notify_event('a', '{"n": 1}') IS NOT NULL AS recorded;
 SELECT notify_event('b') IS NOT NULL AS recorded;
@@ -81,9 +81,9 @@ SELECT handler, delivered, failed, retried, waiting, dead, pending,
 	FROM event_handler_stats ORDER BY handler;
 SELECT drop_handlers();
 
--- A function's name is resolved when the handler is created, in the search_path
--- of that moment; what a schema that comes earlier has later makes no
--- difference. An overload of another shape is not a handler's function.
+-- A function's name is resolved when the handler is created, with the search_path
+-- of that moment. A function that is created later in an earlier schema changes
+-- nothing. An overload with another signature is not the handler's function.
 CREATE SCHEMA regress_handlers_2;
 CREATE FUNCTION of_text(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1';
 SET search_path = regress_handlers_2, regress_handlers, public;
@@ -101,7 +101,7 @@ DROP FUNCTION regress_handlers_2.of_text(text, jsonb);
 SET search_path = regress_handlers, public;
 
 --
--- Matching by name: * is any run of characters, ? is one, all else is itself
+-- Matching by name: * is any string, ? is one character, all others are literal
 --
 CREATE TABLE patterns (n serial, pattern text);
 INSERT INTO patterns (pattern) VALUES
@@ -132,7 +132,7 @@ SELECT p.pattern, string_agg(format('"%s"', c.event_name), ' ' ORDER BY c.n) AS 
 SELECT drop_handlers();
 TRUNCATE calls;
 
--- Names and patterns with many stars are no trap.
+-- Names and patterns with many stars do not take long.
 SELECT create_event_handler('stars', 'of_text', event_name => repeat('*a', 99) || '*b');
 SELECT notify_event(repeat('a', 100)) IS NOT NULL AS recorded;
 SELECT notify_event(repeat('a', 99) || 'b') IS NOT NULL AS recorded;
@@ -141,7 +141,7 @@ SELECT * FROM take_calls();
 SELECT drop_handlers();
 
 --
--- Matching by data: a predicate must hold, another path must find something
+-- Matching by data: a predicate must be true, another path must return an item
 --
 CREATE TABLE filters (n serial, filter jsonpath);
 INSERT INTO filters (filter) VALUES
@@ -168,7 +168,7 @@ SELECT count(notify_event(name, data)) FROM (VALUES
 CALL wait_for_event_handlers();
 SELECT f.filter, (SELECT string_agg(c.event_name, ', ' ORDER BY c.n) FROM calls c WHERE c.handler = f.n::text) AS events
 	FROM filters f ORDER BY f.n;
--- A filter that no data passes is an end to it, not a failure.
+-- A filter that no event passes leaves nothing to do. It is no failure.
 SELECT count(*) FROM event_retries;
 SELECT count(*) FROM event_handler_stats WHERE failed > 0 OR pending > 0;
 SELECT drop_handlers();
@@ -203,8 +203,8 @@ SELECT count(*) = :events AS all_of_them FROM take_calls();
 SELECT delivered = :events AS all_of_them FROM event_handler_stats;
 SELECT drop_handlers();
 
--- A definition that is rolled back was never there; nor is one dropped before
--- it is committed.
+-- A definition that is rolled back has no effect, nor has one that is dropped in
+-- the transaction that created it.
 BEGIN;
 SELECT create_event_handler('never', 'of_text');
 ROLLBACK;
@@ -224,11 +224,11 @@ SELECT create_event_handler('h', 'of_text', event_name => 'x*', filter => '$.a =
 	retry_delay => '2 s', max_retry_delay => '1 day', timeout => '1.5 s', ordered => true);
 SELECT name, function, event_name, filter, batch_size, max_attempts, retry_delay, max_retry_delay, timeout, ordered, paused
 	FROM event_handlers;
--- Taken.
+-- The name is in use already.
 SELECT create_event_handler('h', 'of_text');
--- Replaced: what is not given is the default again. The position stays: an
--- event that came while the handler was paused is delivered once, and one that
--- was delivered is not again, whatever start_from says.
+-- Replace: arguments that are not given get their defaults. The position stays. An
+-- event that came while the handler was paused is delivered once, and an event that
+-- was delivered before is not delivered again, whatever start_from says.
 SELECT create_event_handler('h', 'of_text', or_replace => true);
 SELECT name, function, event_name, filter, batch_size, max_attempts, retry_delay, max_retry_delay, timeout, ordered, paused
 	FROM event_handlers;
@@ -256,7 +256,7 @@ COMMIT;
 SELECT name, function FROM event_handlers ORDER BY name;
 SELECT drop_event_handler('h2');
 
--- Alter: null leaves it as it is.
+-- Alter: null leaves a setting as it is.
 SELECT alter_event_handler('h', function => 'of_varchar', event_name => 'al*', filter => '$ > 1', batch_size => 7,
 	max_attempts => 8, retry_delay => '9 s', max_retry_delay => '10 min', timeout => '11 s', ordered => true);
 SELECT name, function, event_name, filter, batch_size, max_attempts, retry_delay, max_retry_delay, timeout, ordered, paused
@@ -272,7 +272,7 @@ SELECT filter FROM event_handlers;
 SELECT count(notify_event('altered', to_jsonb(i))) FROM generate_series(1, 4) i;
 CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
--- It holds for what comes after it.
+-- The change applies to events that are handled after it.
 BEGIN;
 SELECT notify_event('altered', '5') IS NOT NULL AS recorded;
 SELECT alter_event_handler('h', filter => '$ > 5');
@@ -280,7 +280,7 @@ SELECT notify_event('altered', '6') IS NOT NULL AS recorded;
 COMMIT;
 CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
--- Pausing twice, resuming twice, and rolled back.
+-- Pause twice, resume twice, and roll a resume back.
 SELECT pause_event_handler('h');
 SELECT pause_event_handler('h');
 SELECT handler, state FROM event_handler_stats;
@@ -302,8 +302,8 @@ SELECT count(*) FROM event_handler_stats;
 --
 -- Batches
 --
--- batch_size 1: each event has its transaction; else a batch shares one, in
--- the order of ids.
+-- batch_size 1: each event has its own transaction. Otherwise the events of a batch
+-- share one, in the order of their ids.
 CREATE FUNCTION with_xid(text, jsonb) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO regress_handlers.calls (handler, event_name, event_data) VALUES ('xid', $1, to_jsonb(pg_current_xact_id()::text))
 $$;
@@ -320,7 +320,7 @@ CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
 SELECT becomes_true('(calls, batches, delivered) = (3, 3, 7) FROM event_handler_stats');
 SELECT drop_handlers();
--- More than are in memory at once.
+-- More events than the executor holds in memory at once.
 CREATE FUNCTION count_calls(text, jsonb) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO regress_handlers.calls (handler, event_data) VALUES ('count', $2)
 $$;
@@ -333,7 +333,7 @@ SELECT delivered, pending FROM event_handler_stats;
 TRUNCATE calls;
 SELECT drop_handlers();
 
--- Rolled back events are none; ids are not in the order of commits anyway.
+-- Rolled back events are not delivered. Ids need not follow the order of commits.
 SELECT create_event_handler('h', 'of_text');
 BEGIN;
 SELECT notify_event('committed 1') IS NOT NULL AS recorded;
@@ -348,7 +348,7 @@ ROLLBACK;
 CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
 
--- The log may lose events before they are delivered.
+-- Events may be deleted from the log before they are delivered.
 SELECT pause_event_handler('h');
 SELECT count(notify_event('e' || i)) FROM generate_series(1, 3) i;
 DELETE FROM notification_events WHERE event_name = 'e2';
@@ -357,7 +357,7 @@ CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
 SELECT drop_handlers();
 
--- Session state does not go from batch to batch.
+-- Session state does not pass from one batch to the next.
 CREATE FUNCTION leaves_things(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO regress_handlers.calls (handler, event_name, event_data) VALUES ('state', $1, jsonb_build_object(
@@ -388,7 +388,7 @@ SELECT drop_handlers();
 --
 -- Failures
 --
--- A failing event is undone and kept with its error; the others are delivered.
+-- The effects of a failing event are undone, and its error is kept; others are delivered.
 CREATE FUNCTION may_fail(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO regress_handlers.calls (handler, event_name, event_data) VALUES ('may fail', $1, $2);
@@ -407,13 +407,13 @@ SELECT r.handler, e.event_name, r.state, r.attempts, r.last_error, r.last_sqlsta
 	r.next_attempt_at - r.last_error_at BETWEEN '45 min' AND '1 h' AS later
 	FROM event_retries r JOIN notification_events e ON e.id = r.event_id ORDER BY r.event_id;
 SELECT delivered, failed, retried, waiting, dead, pending, last_error FROM event_handler_stats;
--- A handler that is dropped takes what waits along.
+-- Dropping a handler removes the events that wait for it.
 SELECT drop_handlers();
 SELECT count(*) FROM event_retries;
 SELECT count(*) FROM _event_retries;
 SELECT count(*) FROM _event_handler_failures;
 
--- An array fails as a whole, and is then divided.
+-- An array fails as a whole and is then divided.
 CREATE FUNCTION array_may_fail(notification_events[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO regress_handlers.calls (handler, event_name)
@@ -431,7 +431,7 @@ SELECT e.event_name, r.state, r.attempts, r.last_error, r.last_sqlstate
 	FROM event_retries r JOIN notification_events e ON e.id = r.event_id ORDER BY r.event_id;
 SELECT drop_handlers();
 
--- What fails at commit is the event's failure, too.
+-- An error at commit is a failure of the event, too.
 CREATE TABLE unique_names (event_name text UNIQUE DEFERRABLE INITIALLY DEFERRED);
 CREATE FUNCTION fails_at_commit(text, jsonb) RETURNS void LANGUAGE sql AS 'INSERT INTO regress_handlers.unique_names VALUES ($1)';
 SELECT create_event_handler('h', 'fails_at_commit', retry_delay => '1 h');
@@ -443,7 +443,7 @@ SELECT e.event_name, r.state, r.attempts, r.last_error, r.last_sqlstate
 SELECT delivered, failed FROM event_handler_stats;
 SELECT drop_handlers();
 
--- Too slow: the timeout ends it.
+-- The timeout ends a call that takes too long.
 CREATE FUNCTION never_ends(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	WHILE $1 = 'endless' LOOP
@@ -459,9 +459,9 @@ SELECT e.event_name, r.state, r.attempts, r.last_error, r.last_sqlstate
 	FROM event_retries r JOIN notification_events e ON e.id = r.event_id;
 SELECT drop_handlers();
 
--- The retry succeeds when the cause is gone. A sequence tells the attempts: it
--- is not rolled back. The handler is an ordered one, so the second event waits
--- for the first, and whoever waits for the second waits for the retry.
+-- The retry succeeds when the cause is gone. A sequence counts the attempts: it is
+-- not rolled back. The handler is ordered, so the second event waits for the first,
+-- and a wait for the second event waits for the retry of the first.
 CREATE SEQUENCE tries;
 CREATE FUNCTION third_time(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -481,7 +481,7 @@ SELECT delivered, failed, retried, waiting, dead, pending, last_error FROM event
 SELECT drop_handlers();
 ALTER SEQUENCE tries RESTART;
 
--- Without order, others go on meanwhile.
+-- If the handler is not ordered, other events continue meanwhile.
 SELECT create_event_handler('h', 'third_time', retry_delay => '1 h');
 SELECT count(notify_event(name)) FROM unnest('{easy,stubborn,next}'::text[]) name;
 CALL wait_for_event_handlers();
@@ -489,7 +489,7 @@ SELECT event_name FROM take_calls();
 SELECT waiting FROM event_handler_stats;
 SELECT drop_handlers();
 
--- After max_attempts it is dead, and no more in anybody's way.
+-- After max_attempts the event is dead, and others no longer wait for it.
 SELECT create_event_handler('h', 'may_fail', max_attempts => 3, retry_delay => '1 ms', max_retry_delay => '2 ms', ordered => true);
 SELECT notify_event('deadly', '{"fail": "P0042"}') IS NOT NULL AS recorded;
 SELECT notify_event('next') IS NOT NULL AS recorded;
@@ -506,15 +506,15 @@ SELECT e.event_name, r.state, r.attempts, r.next_attempt_at, r.last_error, r.las
 	FROM event_retries r JOIN notification_events e ON e.id = r.event_id;
 SELECT drop_handlers();
 
--- An ordered handler is held. Waiting for it times out, and says for whom.
+-- An ordered handler is held. A wait for it times out and names the handler.
 SELECT create_event_handler('held', 'may_fail', retry_delay => '1 h', ordered => true);
 SELECT notify_event('fails', '{"fail": "22012"}') IS NOT NULL AS recorded;
 SELECT notify_event('next') IS NOT NULL AS recorded;
--- without state and last error, which are not always the same
+-- without state and last error, which vary from run to run
 \set VERBOSITY terse
 CALL wait_for_event_handlers('0 s');
 \set VERBOSITY default
--- No other handler is, and nobody waits for one that is paused.
+-- Other handlers are not held, and a wait ignores a paused handler.
 SELECT pause_event_handler('held');
 SELECT create_event_handler('free', 'of_text');
 SELECT notify_event('free') IS NOT NULL AS recorded;
@@ -523,7 +523,7 @@ SELECT handler, event_name FROM take_calls();
 SELECT handler, state = 'paused' AS paused, pending BETWEEN 2 AND 3 AS pending FROM event_handler_stats ORDER BY handler;
 SELECT drop_handlers();
 
--- The event is deleted from the log: its retry comes to nothing.
+-- The event is deleted from the log: its retry is dropped.
 SELECT create_event_handler('h', 'may_fail', retry_delay => '1 ms', ordered => true);
 SELECT notify_event('to delete', '{"fail": "22012"}') IS NOT NULL AS recorded;
 CALL wait_for_event_handlers();
@@ -537,7 +537,7 @@ SELECT state, next_attempt_at, last_error FROM event_retries;
 SELECT drop_handlers();
 
 --
--- A function that can run no more: suspended, and nothing is lost or charged
+-- A function that cannot run any more: the handler is suspended, no event is lost or charged
 --
 CREATE FUNCTION comes_and_goes(text, jsonb) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO regress_handlers.calls (handler, event_name) VALUES ('comes and goes', $1)
@@ -559,7 +559,7 @@ $$;
 CALL wait_for_event_handlers();
 SELECT handler, event_name FROM take_calls();
 SELECT handler, suspended_reason, pending, failed FROM event_handler_stats;
--- Replaced, and moved to another schema.
+-- The function is replaced, and moved to another schema.
 CREATE OR REPLACE FUNCTION comes_and_goes(text, jsonb) RETURNS void LANGUAGE sql AS $$
 	INSERT INTO regress_handlers.calls (handler, event_name) VALUES ('replaced', $1)
 $$;
@@ -589,13 +589,13 @@ $$;
 SELECT create_event_handler('chain', 'chain', event_name => 'chain*');
 SELECT create_event_handler('watcher', 'of_row', event_name => 'chained');
 SELECT notify_event('chain', '3') IS NOT NULL AS recorded;
--- Each link is committed before the next one is handled, so wait for each.
+-- Each event is committed before the next one is handled, so wait for each of them.
 CALL wait_for_event_handlers();
 CALL wait_for_event_handlers();
 CALL wait_for_event_handlers();
 CALL wait_for_event_handlers();
 SELECT handler, event_name, COALESCE(event_data -> 'data', event_data) AS data FROM take_calls() ORDER BY handler, data DESC;
--- What fails emits nothing.
+-- A failing call emits nothing.
 CREATE FUNCTION emits_and_fails(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	PERFORM public.notify_event('chained', '0');
@@ -609,7 +609,7 @@ CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
 SELECT drop_handlers();
 
--- A handler changes handlers: itself, too.
+-- A handler can change handlers, including itself.
 CREATE FUNCTION changes_handlers(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
 	INSERT INTO regress_handlers.calls (handler, event_name) VALUES ('changes', $1);
@@ -628,7 +628,7 @@ SELECT handler, event_name FROM take_calls();
 SELECT drop_handlers();
 
 --
--- call_event_handler: now, here, recording nothing
+-- call_event_handler calls the function at once, in this session, and records nothing
 --
 SELECT create_event_handler('h', 'of_text', event_name => 'not this');
 SELECT create_event_handler('rows', 'of_row', event_name => 'not this', filter => '$ == 1');
@@ -643,13 +643,13 @@ SELECT handler, delivered, failed FROM event_handler_stats ORDER BY handler;
 BEGIN;
 SELECT call_event_handler('h', :id);
 ROLLBACK;
--- An event of the own transaction.
+-- An event of the current transaction.
 BEGIN;
 SELECT notify_event('own') AS id \gset
 SELECT call_event_handler('h', :id);
 COMMIT;
 SELECT * FROM take_calls();
--- Errors are the caller's.
+-- Errors are raised to the caller.
 SELECT create_event_handler('fails', 'may_fail', event_name => 'not this');
 SELECT notify_event('failing', '{"fail": "22012"}') AS id \gset
 \set SHOW_CONTEXT never
@@ -668,7 +668,7 @@ SELECT drop_handlers();
 CALL wait_for_event_handlers();
 CALL wait_for_event_handlers('0 s');
 CALL wait_for_event_handlers(timeout => '1 min');
--- Where it would wait for itself, or could not see.
+-- Refused where it would wait for itself or could not see the result.
 BEGIN;
 CALL wait_for_event_handlers();
 ROLLBACK;
@@ -692,11 +692,11 @@ SELECT notify_event('wait') IS NOT NULL AS recorded;
 CALL wait_for_event_handlers();
 SELECT state, last_error, last_sqlstate FROM event_retries;
 SELECT drop_handlers();
--- The timeout names all that are not done.
+-- The timeout message names all handlers that are not done.
 SELECT count(create_event_handler(name, 'may_fail', retry_delay => '1 h', ordered => true)) FROM unnest(array['first', 'sec"ond']) name;
 SELECT create_event_handler('done', 'of_text');
 SELECT count(notify_event('fails', '{"fail": "22012"}')) FROM generate_series(1, 2) i;
--- without state and last error, which are not always the same
+-- without state and last error, which vary from run to run
 \set VERBOSITY terse
 CALL wait_for_event_handlers('10 ms');
 \set VERBOSITY default

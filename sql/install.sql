@@ -1,12 +1,12 @@
 --
--- CREATE EXTENSION: what it checks, what it makes, what it guards
+-- CREATE EXTENSION: checks, objects, guarded tables
 --
 
--- newer servers say in which line of a script an error is
+-- newer servers report the line of the script in which an error occurred
 \set SHOW_CONTEXT never
 
--- Not in a list of the extension's members: the types of its tables, which
--- only newer servers list.
+-- The list of members leaves out the row types of tables, because only newer
+-- servers list them.
 CREATE VIEW members AS
 	SELECT pg_describe_object(d.classid, d.objid, d.objsubid) COLLATE "C" AS object
 	FROM pg_depend d
@@ -16,7 +16,7 @@ CREATE VIEW members AS
 	  AND d.classid <> 'pg_type'::regclass
 	  AND x.extname = 'pg_notify_events';
 
--- The recipe's table is there already: the hint tells the way, go it.
+-- The recipe's table exists already: follow the hint.
 CREATE TABLE notification_events (
 	id			serial PRIMARY KEY,
 	event_name	varchar(100),
@@ -38,7 +38,7 @@ DROP TABLE old_events;
 SELECT id, event_name, event_data, created_at AT TIME ZONE 'UTC' AS created_at
 	FROM notification_events ORDER BY id;
 
--- What there is.
+-- All members.
 SELECT extversion, extrelocatable, extnamespace::regnamespace FROM pg_extension
 	WHERE extname = 'pg_notify_events';
 SELECT superuser, trusted, relocatable, schema, requires FROM pg_available_extension_versions
@@ -53,7 +53,7 @@ SELECT attname, format_type(atttypid, atttypmod) AS type, attnotnull, attidentit
 SELECT seqtypid::regtype, seqstart, seqincrement, seqmax, seqcache, seqcycle FROM pg_sequence
 	WHERE seqrelid = pg_get_serial_sequence('notification_events', 'id')::regclass;
 
--- Every table, view and function of it is described, and every column of the log.
+-- Every table, view and function has a comment, and so has every column of the log.
 SELECT pg_describe_object(d.classid, d.objid, 0) AS "without comment"
 	FROM pg_depend d
 	WHERE d.refclassid = 'pg_extension'::regclass
@@ -80,7 +80,7 @@ SELECT tgrelid::regclass, tgname, tgfoid::regproc, tgenabled FROM pg_trigger
 	WHERE tgfoid IN ('_notification_event_row'::regproc, '_guard'::regproc)
 	ORDER BY tgrelid::regclass::text COLLATE "C", tgname;
 
--- What PUBLIC may do: look at views, wait.
+-- PUBLIC may read the views and wait, nothing else.
 SELECT m.object
 	FROM members m
 	JOIN LATERAL (
@@ -92,8 +92,8 @@ SELECT m.object
 	WHERE EXISTS (SELECT FROM aclexplode(COALESCE(o.acl, acldefault(o.kind, o.owner))) a WHERE a.grantee = 0)
 	ORDER BY m.object;
 
--- The parts of CREATE EXTENSION are nothing to call, and the triggers are no
--- functions to call either.
+-- The functions of the install script and the trigger functions cannot be called
+-- by users.
 SELECT _extension_installing();
 SELECT _extension_installed();
 CREATE TABLE other (a integer);
@@ -105,10 +105,10 @@ DROP TRIGGER other_late ON notification_events;
 DROP TABLE other;
 
 --
--- The guard: the extension's own tables change by its functions only.
+-- The guard: only the extension's functions change its internal tables.
 --
--- So that each of them has a row: a channel, a handler with an event that
--- failed, a consumer that has handed one back.
+-- Put a row into each internal table: a channel, a handler with a failed event, a
+-- consumer that has handed an event back.
 SELECT listen_event_channel('guarded');
 CREATE FUNCTION fails(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -149,7 +149,7 @@ SELECT try_statement('DELETE FROM _event_handlers');
 RESET session_replication_role;
 UPDATE _event_handlers SET paused = true;
 
--- An INSERT comes from a restore: it is taken, and the handler is dormant.
+-- An INSERT is a restore: it is allowed, and the handler is dormant.
 SELECT try_statement('INSERT INTO _event_install SELECT NOT singleton, install_id, database FROM _event_install');
 SELECT try_statement('INSERT INTO _event_announcer SELECT NOT singleton, cursor FROM _event_announcer');
 CREATE TEMPORARY TABLE restored AS TABLE _event_handlers;
@@ -163,7 +163,7 @@ SELECT notify_event('guarded') > 0 AS emitted;
 CALL wait_for_event_handlers();
 SELECT handler, state = 'dormant' AS dormant, failed FROM event_handler_stats ORDER BY handler;
 SELECT drop_event_handler('restored');
--- so are consumers
+-- a restored consumer is dormant, too
 CREATE TEMPORARY TABLE restored_consumer AS TABLE _event_consumers;
 UPDATE restored_consumer SET name = 'restored';
 INSERT INTO _event_consumers SELECT * FROM restored_consumer;
@@ -184,7 +184,7 @@ SELECT unlisten_event_channel('guarded');
 DROP FUNCTION try_statement;
 
 --
--- DROP, and CREATE again
+-- DROP, then CREATE again
 --
 DROP EXTENSION pg_notify_events;
 SELECT object FROM members;
@@ -204,7 +204,7 @@ SELECT notify_event('again') AS id;
 CREATE EXTENSION pg_notify_events;
 CREATE EXTENSION IF NOT EXISTS pg_notify_events;
 
--- What uses it is in the way.
+-- DROP fails while other objects depend on the extension.
 CREATE FUNCTION count_events(notification_events) RETURNS void LANGUAGE sql AS '';
 DROP EXTENSION pg_notify_events;
 DROP EXTENSION pg_notify_events CASCADE;
@@ -219,14 +219,14 @@ SELECT id, event_name FROM regress_events.notification_events;
 ALTER EXTENSION pg_notify_events SET SCHEMA public;
 DROP EXTENSION pg_notify_events;
 
--- Others may create objects there: a warning.
+-- A warning if others may create objects in the schema.
 CREATE ROLE regress_creator;
 GRANT CREATE ON SCHEMA regress_events TO PUBLIC;
 CREATE EXTENSION pg_notify_events SCHEMA regress_events;
 DROP EXTENSION pg_notify_events;
 REVOKE CREATE ON SCHEMA regress_events FROM PUBLIC;
 
--- So may the schema's owner, whatever is granted.
+-- The schema's owner may do so, whatever is granted: the same warning.
 ALTER SCHEMA regress_events OWNER TO regress_creator;
 REVOKE ALL ON SCHEMA regress_events FROM regress_creator;
 CREATE EXTENSION pg_notify_events SCHEMA regress_events;

@@ -1,8 +1,8 @@
 --
--- Where nothing can be written, each function that writes says so itself: in
--- read-only transactions, and in parallel operations, which somebody's function
--- that is marked PARALLEL SAFE may take them into; there, so does one that has to
--- try the filters of others
+-- Where nothing can be written, each function that writes raises an error of its
+-- own: in read-only transactions, and in parallel operations, which a user's function
+-- that is marked PARALLEL SAFE may start.  In parallel operations a function that has
+-- to evaluate filters of other roles does the same.
 --
 CREATE EXTENSION pg_notify_events;
 CREATE FUNCTION handle(notification_events) RETURNS void LANGUAGE sql AS '';
@@ -10,7 +10,7 @@ SELECT create_event_handler('x', 'handle', filter => '$.a'), create_event_consum
 SELECT notify_event('x') > 0 AS recorded;
 CREATE TABLE rows WITH (parallel_workers = 2) AS SELECT a FROM generate_series(1, 1000) AS a;
 
--- A call of each function for everybody, with the arguments that it must have
+-- A call of each function that PUBLIC may use, with the required arguments
 CREATE VIEW calls AS
 	SELECT format('%I(%s)', p.proname, (
 			SELECT string_agg(CASE t.type::regtype
@@ -37,7 +37,7 @@ BEGIN READ ONLY;
 SELECT call, outcome('SELECT ' || call) FROM calls ORDER BY call COLLATE "C";
 COMMIT;
 
--- a parallel operation, once in its leader, once in a worker
+-- a parallel operation, first in the leader, then in a worker
 CREATE FUNCTION outcome_in_parallel(call text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE 'CREATE OR REPLACE FUNCTION careless(integer) RETURNS integer PARALLEL SAFE LANGUAGE plpgsql AS '

@@ -1,5 +1,5 @@
 --
--- Who may do what, and as whom it runs
+-- Privileges, and the roles that functions run as
 --
 CREATE EXTENSION pg_notify_events;
 CREATE ROLE regress_nobody LOGIN;
@@ -35,7 +35,7 @@ BEGIN
 END
 $$;
 
--- What handlers did, and as whom.
+-- The calls of the handlers, with their roles.
 CREATE TABLE calls (n serial, handler text, event_name text, who text);
 CREATE FUNCTION take_calls(OUT handler text, OUT event_name text, OUT who text) RETURNS SETOF record
 	LANGUAGE sql
@@ -56,11 +56,11 @@ CREATE FUNCTION superuser_call(text, jsonb) RETURNS void LANGUAGE sql AS $$
 		THEN 'a superuser' ELSE current_user END)
 $$;
 
--- A handler of the superuser, for all that follows.
+-- A handler of the superuser, for the rest of the test.
 SELECT create_event_handler('of superuser', 'superuser_call');
 
 --
--- A role without any right
+-- A role without privileges
 --
 SET ROLE regress_nobody;
 SELECT statement, try_statement(statement) AS result FROM (VALUES
@@ -103,7 +103,7 @@ SELECT statement, try_statement(statement) AS result FROM (VALUES
 	('CREATE TRIGGER guard BEFORE INSERT ON calls FOR EACH ROW EXECUTE FUNCTION _guard()'),
 	('DROP EXTENSION pg_notify_events')
 ) s (statement);
--- It may look, and sees nothing of others.
+-- It may read the views, but sees nothing of other roles.
 SELECT count(*) FROM event_handlers;
 SELECT count(*) FROM event_handler_stats;
 SELECT count(*) FROM event_retries;
@@ -114,7 +114,7 @@ CALL wait_for_event_handlers();
 RESET ROLE;
 
 --
--- The right to write events
+-- The privilege to write events
 --
 GRANT EXECUTE ON FUNCTION notify_event(varchar, text) TO regress_app;
 SET ROLE regress_app;
@@ -131,12 +131,12 @@ CREATE TRIGGER notify AFTER INSERT ON app_table FOR EACH ROW EXECUTE FUNCTION no
 INSERT INTO app_table VALUES (1);
 INSERT INTO notification_events (event_name) VALUES ('app: plain');
 SELECT count(*) FROM notification_events;
--- Whoever changes the table needs no right on events.
+-- A role that changes the table needs no privilege on events.
 GRANT INSERT ON app_table TO regress_nobody;
 SET ROLE regress_nobody;
 INSERT INTO app_table VALUES (2);
 RESET ROLE;
--- Plain INSERTs: two columns are enough, and no more are given.
+-- Plain INSERTs: privileges on two columns are enough. No other columns are granted.
 GRANT INSERT (event_name, event_data) ON notification_events TO regress_other;
 SET ROLE regress_other;
 INSERT INTO notification_events (event_name, event_data) VALUES ('other: plain', '{}');
@@ -150,7 +150,7 @@ CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
 
 --
--- Handlers of an ordinary role
+-- Handlers of a role that is no superuser
 --
 SET ROLE regress_app;
 SELECT create_event_handler('of app', 'record_call');
@@ -167,8 +167,8 @@ CALL wait_for_event_handlers();
 RESET ROLE;
 SELECT * FROM take_calls() ORDER BY handler;
 
--- It is an ordinary session of that role: there is no way up, and no right it
--- does not have.
+-- The handler runs like an ordinary session of that role: it cannot become another
+-- role, and it gets no privilege that the role does not have.
 SET ROLE regress_app;
 CREATE FUNCTION climb(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -190,14 +190,14 @@ RESET ROLE;
 SELECT * FROM take_calls() WHERE handler = 'climb';
 SELECT drop_event_handler('climbs');
 
--- The function's own rights: SECURITY DEFINER is what it always is.
+-- SECURITY DEFINER works as it does everywhere.
 SET ROLE regress_other;
 CREATE FUNCTION definer(text, jsonb) RETURNS void LANGUAGE sql SECURITY DEFINER AS $$
 	INSERT INTO regress_privileges.calls (handler, event_name, who)
 		VALUES ('definer', $1, format('current_user %s, session_user %s', current_user, session_user))
 $$;
 SET ROLE regress_app;
--- whose function it is could make it another one at any time
+-- refused, because the function's owner could replace it at any time
 SELECT create_event_handler('definer', 'definer', event_name => 'definer');
 RESET ROLE;
 GRANT regress_app TO regress_other;
@@ -210,7 +210,7 @@ SELECT * FROM take_calls() WHERE handler = 'definer';
 SELECT drop_event_handler('definer');
 REVOKE regress_app FROM regress_other;
 
--- Whose handlers one sees.
+-- Handlers that a role sees.
 SELECT create_event_handler('of other', 'record_call', owner => 'regress_other');
 GRANT SELECT ON notification_events TO regress_other;
 SELECT create_event_handler('of other', 'record_call', owner => 'regress_other');
@@ -230,7 +230,7 @@ SET ROLE regress_nobody;
 SELECT name, owner FROM event_handlers ORDER BY name;
 RESET ROLE;
 
--- Whose one changes: own ones, those of roles one is a member of.
+-- Handlers that a role can change: its own, and those of roles it is a member of.
 SET ROLE regress_other;
 SELECT try_statement('SELECT alter_event_handler(''of app'', batch_size => 1)');
 SELECT try_statement('SELECT pause_event_handler(''of app'')');
@@ -248,7 +248,7 @@ SELECT resume_event_handler('of app');
 SELECT call_event_handler('of app', 1);
 RESET ROLE;
 
--- An owner must be a role that one can become.
+-- An owner must be a role that the current role can become.
 SET ROLE regress_app;
 SELECT create_event_handler('for other', 'record_call', owner => 'regress_other');
 SELECT alter_event_handler('of app', owner => 'regress_other');
@@ -266,8 +266,8 @@ REVOKE regress_other FROM regress_app;
 SELECT drop_event_handler('for other');
 SELECT drop_event_handler('of other');
 
--- call_event_handler runs the function as the current role, so that must be
--- the owner: not even a superuser calls another one's handler.
+-- call_event_handler runs the function as the current role, which must be the
+-- owner: not even a superuser can call a handler of another role.
 SELECT max(id) AS id FROM notification_events \gset
 SELECT call_event_handler('of app', :id);
 SET ROLE regress_app;
@@ -276,7 +276,7 @@ RESET ROLE;
 SELECT * FROM take_calls();
 
 --
--- What an owner loses suspends its handlers; they go on when it is mended
+-- Handlers are suspended while their owner lacks what it needs, and then continue
 --
 CREATE FUNCTION app_is_suspended(OUT pending bigint, OUT suspended_reason text) LANGUAGE sql
 BEGIN ATOMIC
@@ -307,8 +307,8 @@ REVOKE CONNECT ON DATABASE :"DBNAME" FROM PUBLIC;
 SELECT * FROM app_is_suspended();
 GRANT CONNECT ON DATABASE :"DBNAME" TO PUBLIC;
 CALL wait_for_event_handlers();
--- The function gets another owner: somebody has to look at it. The handler's
--- owner and superusers are trusted anyway.
+-- The function gets another owner: somebody has to confirm it. The handler's owner
+-- and superusers need no confirmation.
 GRANT regress_app TO regress_other;
 ALTER FUNCTION record_call OWNER TO regress_other;
 SELECT notify_event('4') IS NOT NULL AS recorded;
@@ -330,7 +330,7 @@ REVOKE regress_app FROM regress_other;
 SELECT * FROM take_calls();
 SELECT failed FROM event_handler_stats WHERE handler = 'of app';
 
--- A role that is dropped leaves its handler behind, visible to superusers.
+-- The handler of a dropped role stays, visible to superusers.
 CREATE ROLE regress_short_lived LOGIN;
 GRANT pg_read_all_data TO regress_short_lived;
 SELECT create_event_handler('left behind', 'record_call', owner => 'regress_short_lived');
@@ -345,7 +345,7 @@ CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
 SELECT drop_event_handler('left behind');
 
--- The owner's own settings make no difference.
+-- The settings of the owner have no effect.
 CREATE ROLE regress_odd LOGIN;
 GRANT SELECT ON notification_events TO regress_odd;
 ALTER ROLE regress_odd SET default_transaction_isolation = 'serializable';
@@ -375,7 +375,7 @@ SELECT drop_event_handler('odd');
 SELECT drop_event_handler('of app');
 
 --
--- Row security on the log holds for handlers
+-- Row security on the log applies to handlers
 --
 ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own_names ON notification_events FOR SELECT USING (event_name LIKE current_user || '%');
@@ -396,8 +396,8 @@ SELECT handler, delivered, pending FROM event_handler_stats ORDER BY handler;
 SELECT max(id) AS id FROM notification_events WHERE event_name = 'regress_other 1' \gset
 SET ROLE regress_app;
 SELECT call_event_handler('of app', :id);
--- There is no policy for INSERT: none by a statement, but EXECUTE on
--- notify_event is the right to write events.
+-- There is no policy for INSERT: an INSERT statement fails, but EXECUTE on
+-- notify_event is enough to write events.
 SELECT notify_event('regress_app 3') IS NOT NULL AS recorded;
 SET ROLE regress_other;
 INSERT INTO notification_events (event_name) VALUES ('regress_other 2');
@@ -411,9 +411,9 @@ SELECT drop_event_handler(name) FROM event_handlers WHERE name <> 'of superuser'
 --
 -- Attacks
 --
--- GRANT ALL gives TRIGGER. No statement of ours fires such a trigger: it would
--- be the way to the extension owner's rights. It is refused, and says why.
--- While the library is preloaded it cannot even be created; so we let it be.
+-- GRANT ALL includes TRIGGER. The extension never fires such a trigger, which would
+-- get the privileges of the extension's owner: it raises an error that says why. A
+-- preloaded library refuses to create it, so allow_system_table_mods allows it here.
 SET allow_system_table_mods = on;
 GRANT ALL ON _event_install, _event_announcer, _event_handlers, _event_handler_progress, _event_handler_failures, _event_retries
 	TO regress_attacker;
@@ -427,7 +427,7 @@ $$;
 CREATE TRIGGER attack AFTER INSERT OR UPDATE ON public._event_handler_progress FOR EACH ROW EXECUTE FUNCTION attack();
 RESET ROLE;
 SELECT notify_event('during the attack') IS NOT NULL AS recorded;
--- without state and last error, which are not always the same
+-- without state and last error, which vary from run to run
 \set VERBOSITY terse
 CALL wait_for_event_handlers('0 s');
 \set VERBOSITY default
@@ -438,7 +438,7 @@ SELECT create_event_handler('new', 'record_call');
 DROP TRIGGER attack ON _event_handler_progress;
 CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
--- On the table that a failure is written to.
+-- A trigger on the table of failed events.
 SELECT pause_event_handler('of superuser');
 CREATE FUNCTION fails(text, jsonb) RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'no way'; END$$;
 SELECT create_event_handler('fails', 'fails', event_name => 'fail', retry_delay => '1 h');
@@ -446,7 +446,7 @@ SET ROLE regress_attacker;
 CREATE TRIGGER attack BEFORE INSERT ON public._event_retries FOR EACH STATEMENT EXECUTE FUNCTION attack();
 RESET ROLE;
 SELECT notify_event('fail') IS NOT NULL AS recorded;
--- without state and last error, which are not always the same
+-- without state and last error, which vary from run to run
 \set VERBOSITY terse
 CALL wait_for_event_handlers('0 s');
 \set VERBOSITY default
@@ -456,7 +456,7 @@ DROP TRIGGER attack ON _event_retries;
 CALL wait_for_event_handlers();
 SELECT handler, state FROM event_retries;
 SELECT drop_event_handler('fails');
--- On the table of definitions; and REFERENCES makes triggers, too.
+-- A trigger on the table of definitions. REFERENCES creates triggers, too.
 SET ROLE regress_attacker;
 CREATE TRIGGER attack BEFORE INSERT OR UPDATE OR DELETE ON public._event_handlers FOR EACH ROW EXECUTE FUNCTION attack();
 RESET ROLE;
@@ -469,7 +469,7 @@ CREATE TABLE refers (name text REFERENCES public._event_handlers ON DELETE CASCA
 RESET ROLE;
 SELECT regexp_replace(try_statement('SELECT pause_event_handler(''of superuser'')'), '[0-9]+"', 'N"') AS result;
 DROP TABLE refers;
--- A condition is code, too, where the function is the extension's.
+-- A WHEN condition is code, too, even if the trigger's function is the extension's.
 GRANT EXECUTE ON FUNCTION _guard() TO regress_attacker;
 SET ROLE regress_attacker;
 CREATE FUNCTION attack(text) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -495,23 +495,23 @@ ALTER TABLE refers ADD CONSTRAINT attack FOREIGN KEY (name) REFERENCES public._e
 DROP TABLE refers;
 RESET ROLE;
 REVOKE EXECUTE ON FUNCTION _guard() FROM regress_attacker;
--- Neither by the extension's owner, nor in the other direction.
+-- The extension's owner cannot create one either, nor a foreign key to another table.
 CREATE TRIGGER attack BEFORE UPDATE ON _event_handler_failures FOR EACH ROW EXECUTE FUNCTION attack();
 CREATE TABLE referred (name text PRIMARY KEY);
 ALTER TABLE _event_handlers ADD FOREIGN KEY (name) REFERENCES referred;
--- Other tables and the log take what they are given.
+-- Other tables and the log can have triggers and foreign keys.
 ALTER TABLE referred ADD event bigint REFERENCES notification_events;
 CREATE TRIGGER attack AFTER INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION attack();
 DROP TRIGGER attack ON notification_events;
 DROP TABLE referred;
--- Nothing is left, and all goes on.
+-- No trigger is left, and handlers work again.
 SELECT count(*) FROM pg_trigger WHERE tgrelid::regclass::text ~ '_event_' AND tgfoid <> '_guard'::regproc AND tgrelid <> 'notification_events'::regclass;
 SELECT create_event_handler('goes on', 'record_call');
 SELECT notify_event('after the attack') IS NOT NULL AS recorded;
 CALL wait_for_event_handlers();
 SELECT handler, event_name FROM take_calls();
 SELECT drop_event_handler('goes on');
--- What the guard refuses has nothing to do with privileges.
+-- The guard refuses these statements whatever the privileges.
 SET ROLE regress_attacker;
 SELECT try_statement('UPDATE public._event_handlers SET owner = 0');
 SELECT try_statement('DELETE FROM public._event_handler_progress');
@@ -524,7 +524,7 @@ SELECT count(*) FROM take_calls() WHERE handler = 'attack';
 REVOKE ALL ON _event_install, _event_announcer, _event_handlers, _event_handler_progress, _event_handler_failures, _event_retries
 	FROM regress_attacker;
 
--- What a role puts into its own search_path catches nothing of ours.
+-- Objects in a role's own search_path do not replace those the extension uses.
 GRANT EXECUTE ON FUNCTION create_event_handler TO regress_attacker;
 GRANT EXECUTE ON FUNCTION notify_event(varchar, jsonb), notify_event(varchar, text), notify_event() TO regress_attacker;
 GRANT SELECT ON notification_events TO regress_attacker;
@@ -584,7 +584,7 @@ SELECT * FROM take_calls() WHERE handler = 'caught';
 SELECT name FROM event_handlers;
 
 --
--- superuser_handlers = off suspends those of superusers
+-- superuser_handlers = off suspends the handlers of superusers
 --
 SELECT resume_event_handler('of superuser');
 SELECT create_event_handler('of other', 'record_call', owner => 'regress_other');
@@ -592,7 +592,7 @@ CALL wait_for_event_handlers();
 DELETE FROM calls;
 ALTER SYSTEM SET pg_notify_events.superuser_handlers = off;
 SELECT pg_reload_conf();
--- A new session has the new configuration for certain.
+-- A new session is certain to have the new configuration.
 \c -
 SET search_path = regress_privileges, public;
 SHOW pg_notify_events.superuser_handlers;
@@ -611,7 +611,7 @@ SHOW pg_notify_events.superuser_handlers;
 CALL wait_for_event_handlers();
 SELECT * FROM take_calls();
 
--- EXECUTE is enough to reset figures, but not to activate what was restored.
+-- EXECUTE is enough to reset counters, but not to activate restored definitions.
 GRANT EXECUTE ON FUNCTION activate_events, reset_event_stats TO regress_other;
 SET ROLE regress_other;
 SELECT activate_events();

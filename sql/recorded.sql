@@ -1,13 +1,13 @@
 --
--- What is recorded of a row is the same, whoever writes it
+-- A row is recorded in the same way, whatever the settings of the session
 --
 CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_recorded;
 SET search_path = regress_recorded, public;
 SET TIME ZONE 'UTC';
 
--- A row with one column of a type, written under each of these settings: what
--- is recorded under the standard ones, and where it is something else.
+-- Record a row with one column of a type under each of these settings. Return the
+-- result under the standard ones, and the settings for which it differs.
 CREATE TABLE settings (name text, value text);
 INSERT INTO settings VALUES
 	('DateStyle', 'ISO, DMY'), ('DateStyle', 'SQL, DMY'), ('DateStyle', 'German'), ('DateStyle', 'Postgres, MDY'),
@@ -52,12 +52,12 @@ CREATE TYPE parts_range AS RANGE (subtype = parts);
 CREATE DOMAIN span AS interval;
 CREATE DOMAIN spans AS span[];
 CREATE DOMAIN part AS parts;
--- one whose output function is its own
+-- a type with its own output function
 CREATE TYPE moment;
 CREATE FUNCTION moment_in(cstring, oid, integer) RETURNS moment LANGUAGE internal IMMUTABLE STRICT AS 'timestamp_in';
 CREATE FUNCTION moment_out(moment) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'timestamp_out';
 CREATE TYPE moment (INPUT = moment_in, OUTPUT = moment_out, LIKE = timestamp);
--- one with a cast to JSON, which can be any code
+-- a type with a cast to JSON, which can run any code
 CREATE TYPE mood AS ENUM ('sad', 'glad');
 CREATE FUNCTION to_json(mood) RETURNS json LANGUAGE sql AS $$
 	SELECT json_build_object('mood', $1::text, 'since', timestamp '2020-02-29 12:00'::text, 'for', interval '1 day 2:00'::text,
@@ -84,7 +84,7 @@ SELECT type, r.* FROM (VALUES
 	('text[]', '{NULL,"NULL",a}'), ('numeric', '1.50'), ('tsvector', 'a:1'), ('jsonpath', '$.a'), ('pg_lsn', '0/1')
 ) AS t(type, value), recorded(type, value) AS r;
 
--- An attribute that comes later to a type of a column
+-- An attribute is added to a column's type later
 CREATE TYPE growing AS (a integer);
 CREATE TABLE grown (g growing);
 CREATE TRIGGER notify AFTER INSERT ON grown FOR EACH ROW EXECUTE FUNCTION notify_event('grown');
@@ -94,7 +94,7 @@ ALTER TYPE growing ADD ATTRIBUTE c regclass, ADD ATTRIBUTE j json;
 INSERT INTO grown VALUES (ROW(2, 'settings', '"\u0000"'));
 SELECT event_data -> 'new' AS new FROM notification_events ORDER BY id;
 DELETE FROM notification_events;
--- and a cast that comes later
+-- and a cast is added later
 CREATE TYPE state AS ENUM ('on');
 CREATE TABLE states (s state);
 CREATE TRIGGER notify AFTER INSERT ON states FOR EACH ROW EXECUTE FUNCTION notify_event('state');
@@ -107,8 +107,8 @@ RESET IntervalStyle;
 SELECT event_data -> 'new' AS new FROM notification_events ORDER BY id;
 DELETE FROM notification_events;
 
--- The settings of the writer are back after each row, also after one that
--- fails, and a function of a type may change some for itself.
+-- The session has its own settings again after each row, even after an error. A
+-- function of a type may change settings for itself.
 CREATE TYPE moody AS ENUM ('calm', 'mad');
 CREATE FUNCTION to_json(moody) RETURNS json LANGUAGE plpgsql AS $$
 BEGIN
@@ -140,8 +140,8 @@ RESET DateStyle;
 SELECT event_data -> 'new' AS new FROM notification_events ORDER BY id;
 DELETE FROM notification_events;
 
--- What such a function finds by the search_path it finds, whatever else is in
--- the row.
+-- Such a function finds the same objects by the search_path, whatever other columns
+-- the row has.
 CREATE TYPE tone AS ENUM ('low');
 CREATE FUNCTION spelled(tone) RETURNS text LANGUAGE sql AS $$ SELECT upper($1::text) $$;
 CREATE FUNCTION to_json(tone) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RETURN to_json(spelled($1)); END $$;
@@ -157,7 +157,7 @@ SELECT event_data -> 'new' AS new FROM notification_events ORDER BY id;
 DELETE FROM notification_events;
 SHOW search_path;
 
--- A statement trigger records in the same way.
+-- A statement trigger records rows in the same way.
 CREATE TABLE many (i interval, j json);
 CREATE TRIGGER notify AFTER INSERT ON many REFERENCING NEW TABLE AS new_rows
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('many');
@@ -167,7 +167,7 @@ RESET IntervalStyle;
 SELECT event_data -> 'new' AS new FROM notification_events ORDER BY id;
 DELETE FROM notification_events;
 
--- The time zone is the writer's: the instant is the same.
+-- The time zone is the session's: the instant is the same.
 CREATE TABLE instants (t timestamptz, ts timestamptz[]);
 CREATE TRIGGER notify AFTER INSERT ON instants FOR EACH ROW EXECUTE FUNCTION notify_event('instant');
 SET TIME ZONE 'Asia/Kolkata';
@@ -177,7 +177,7 @@ SELECT event_data -> 'new' AS new FROM notification_events;
 DELETE FROM notification_events;
 
 --
--- JSON that jsonb cannot hold is recorded as a string, JSON as it is elsewhere
+-- JSON that jsonb cannot hold is recorded as a string, other JSON unchanged
 --
 CREATE TYPE papers AS (j json, n integer);
 CREATE TYPE folder AS (p papers, ps papers[], js json[]);
@@ -195,7 +195,7 @@ INSERT INTO documents (id, f) VALUES (20, ROW(ROW('"\u0000"', 1), array[ROW('"\u
 INSERT INTO documents (id, jb) VALUES (21, '[[], {}, {"a": {"b": [1, "x", null, true]}}, [[[1.50]]]]'), (22, '1'), (23, '"s"'), (24, 'null'), (25, '[1]'), (26, '{}'), (27, '[]');
 SELECT jsonb_strip_nulls(event_data -> 'new') AS new FROM notification_events ORDER BY id;
 DELETE FROM notification_events;
--- An attribute that was dropped has left its values in the rows.
+-- Rows still contain the values of a dropped attribute.
 CREATE TYPE shrinking AS (a integer, j json, b text);
 CREATE TABLE shrunk (s shrinking, ss shrinking[]);
 CREATE TRIGGER notify AFTER UPDATE ON shrunk FOR EACH ROW EXECUTE FUNCTION notify_event('shrunk');
@@ -204,17 +204,17 @@ ALTER TYPE shrinking DROP ATTRIBUTE a, DROP ATTRIBUTE b;
 UPDATE shrunk SET s = s;
 SELECT event_data -> 'new' AS new FROM notification_events;
 DELETE FROM notification_events;
--- What was wrong, and that only, is another text.
+-- Only the values that jsonb cannot hold become strings.
 SELECT count(*) AS same FROM documents WHERE id IN (1, 2, 3, 4, 5, 6);
 TRUNCATE documents;
--- notify_event() takes JSON as well; text is to be JSON that can be kept.
+-- notify_event() accepts such JSON, too. Text must be JSON that jsonb can hold.
 SELECT notify_event('json', json '{"a": "\u0000"}') > 0 AS recorded;
 SELECT notify_event('text', text '{"a": "\u0000"}');
 SELECT event_data FROM notification_events;
 DELETE FROM notification_events;
 
 --
--- What cannot be recorded says where, and what to do
+-- The error for a value that cannot be recorded names its place and a solution
 --
 CREATE TYPE shape AS ENUM ('point', 'tin');
 CREATE FUNCTION no_json(shape) RETURNS json LANGUAGE plpgsql AS $$ BEGIN RAISE 'cannot be JSON'; END $$;
@@ -229,20 +229,20 @@ CREATE OR REPLACE FUNCTION no_json(shape) RETURNS json LANGUAGE plpgsql AS
 INSERT INTO places VALUES (1, 'tin');
 CREATE OR REPLACE FUNCTION no_json(shape) RETURNS json LANGUAGE sql AS $$ SELECT json '"\u0000"' $$;
 INSERT INTO places VALUES (1, 'tin');
--- in a statement's trigger
+-- in a statement trigger
 CREATE TRIGGER "statement's" AFTER INSERT ON places REFERENCING NEW TABLE AS new_rows
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('many');
 DROP TRIGGER "the trigger" ON places;
 INSERT INTO places VALUES (1, NULL), (2, 'tin');
 DROP TRIGGER "statement's" ON places;
--- as the hint says
+-- the solution of the hint works
 CREATE TRIGGER "the trigger" AFTER INSERT ON places FOR EACH ROW EXECUTE FUNCTION notify_event('place', new, id, more);
 INSERT INTO places VALUES (1, 'tin', '{1}');
 SELECT event_data -> 'new' AS new FROM notification_events ORDER BY id DESC LIMIT 1;
 DELETE FROM notification_events;
 
 --
--- Partitions: events name the partition that the row is in, or the root
+-- Partitions: an event names the row's partition or the root table
 --
 CREATE SCHEMA regress_elsewhere;
 CREATE TABLE parted (k integer, v text) PARTITION BY LIST (k);
@@ -263,7 +263,7 @@ SET pg_notify_events.partition_root = on;
 INSERT INTO parted VALUES (1, 'one'), (2, 'two');
 UPDATE parted SET k = 1 WHERE k = 2;
 SELECT * FROM take_names();
--- by whatever name the root has, and whichever it is
+-- with the current name of the root, after it was renamed, detached or attached
 ALTER TABLE parted RENAME TO whole;
 INSERT INTO parted_1a VALUES (1, 'one');
 ALTER TABLE whole SET SCHEMA regress_elsewhere;
@@ -279,19 +279,19 @@ SELECT * FROM take_names();
 RESET pg_notify_events.partition_root;
 INSERT INTO parted_1a VALUES (1, 'one');
 SELECT * FROM take_names();
--- a statement's trigger: of the partition, when the statement names that
+-- a statement trigger of a partition fires if the statement names the partition
 CREATE TRIGGER statement AFTER INSERT ON parted_2 FOR EACH STATEMENT EXECUTE FUNCTION notify_event();
 INSERT INTO parted_2 VALUES ('two', 2);
 SET pg_notify_events.partition_root = on;
 INSERT INTO parted_2 VALUES ('two', 2);
 SELECT * FROM take_names();
--- a table that only inherits is a table of its own
+-- an inheritance child is not a partition: the event names the child
 CREATE TABLE heir () INHERITS (documents);
 CREATE TRIGGER notify AFTER INSERT ON heir FOR EACH ROW EXECUTE FUNCTION notify_event();
 INSERT INTO heir (id) VALUES (1);
 SELECT event_name, "schema", "table" FROM take_names();
 RESET pg_notify_events.partition_root;
--- It is not the writer's setting.
+-- A role that writes cannot change this setting.
 CREATE ROLE regress_writer;
 SET ROLE regress_writer;
 SET pg_notify_events.partition_root = on;

@@ -5,7 +5,7 @@ CREATE SCHEMA "odd Schema ü";
 CREATE EXTENSION pg_notify_events SCHEMA "odd Schema ü";
 CREATE SCHEMA "my ""own"" schema";
 
--- With nothing in the search_path.
+-- With an empty search_path.
 SET search_path = '';
 CREATE TABLE "my ""own"" schema".calls (n serial, handler text, event_name text, event_data jsonb);
 CREATE FUNCTION "my ""own"" schema"."of row"("odd Schema ü".notification_events) RETURNS void LANGUAGE sql AS
@@ -59,7 +59,7 @@ SELECT "odd Schema ü".call_event_handler('r', :id);
 SELECT handler, event_name, event_data FROM "my ""own"" schema".calls ORDER BY n;
 TRUNCATE "my ""own"" schema".calls;
 
--- The schema is renamed: the workers, plans and triggers go on.
+-- The schema is renamed: workers, plans and triggers continue.
 ALTER SCHEMA "odd Schema ü" RENAME TO "even Schema ß";
 SELECT "even Schema ß".notify_event('after the rename', '{}') IS NOT NULL AS recorded;
 INSERT INTO "my ""own"" schema"."T 1" VALUES (3, 'three');
@@ -68,15 +68,15 @@ SELECT handler, event_name FROM "my ""own"" schema".calls ORDER BY handler, n;
 TRUNCATE "my ""own"" schema".calls;
 SELECT handler, delivered, pending FROM "even Schema ß".event_handler_stats ORDER BY handler;
 SELECT "even Schema ß".alter_event_handler('t', batch_size => 5);
--- The handlers' own schema is another matter: a handler keeps its function by name.
+-- The schema of a handler's function is different: a handler stores the function's name.
 ALTER SCHEMA "my ""own"" schema" RENAME TO mine;
 SELECT handler, suspended_reason FROM "even Schema ß".event_handler_stats ORDER BY handler;
 ALTER SCHEMA mine RENAME TO "my ""own"" schema";
 ALTER SCHEMA "even Schema ß" RENAME TO "odd Schema ü";
 
 --
--- A schema that comes before pg_catalog and has another version of what our
--- statements use
+-- A schema before pg_catalog in the search_path, with other versions of the objects
+-- that the extension's statements use
 --
 CREATE SCHEMA regress_shadow;
 CREATE TABLE regress_shadow.caught (what text);
@@ -112,7 +112,7 @@ CREATE DOMAIN regress_shadow.pg_snapshot AS varchar(1);
 CREATE TABLE regress_shadow._event_handlers (name varchar);
 CREATE TABLE regress_shadow.notification_events (id bigint);
 
--- New sessions, the executors' among them, have it in front.
+-- In new sessions, including executors, this schema comes first.
 SELECT "odd Schema ü".drop_event_handler('r'), "odd Schema ü".drop_event_handler('t');
 ALTER DATABASE :"DBNAME" SET search_path = regress_shadow, pg_catalog, "odd Schema ü";
 DROP FUNCTION "my ""own"" schema"."of row", "my ""own"" schema"."of array";

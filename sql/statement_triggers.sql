@@ -31,7 +31,7 @@ INSERT INTO orders VALUES (1, 'apple', 's'), (2, 'plum', 's');
 UPDATE orders SET product = 'pear';
 DELETE FROM orders WHERE id = 1;
 TRUNCATE orders;
--- Statements that touch no row are statements, too.
+-- The trigger also fires for statements that affect no row.
 INSERT INTO orders SELECT 1 WHERE false;
 UPDATE orders SET id = 1;
 DELETE FROM orders;
@@ -39,7 +39,7 @@ SELECT event_name, event_data FROM notification_events ORDER BY id;
 SELECT count(*) FROM take_events();
 DROP TRIGGER notify ON orders;
 
--- Own data.
+-- Data given as an argument.
 CREATE TRIGGER notify AFTER INSERT OR TRUNCATE ON orders
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('own data', '{"hint": "look at orders"}');
 INSERT INTO orders VALUES (1), (2);
@@ -47,7 +47,7 @@ TRUNCATE orders;
 SELECT event_name, data FROM take_events();
 DROP TRIGGER notify ON orders;
 
--- Columns to record, where there is no row.
+-- Columns to record must exist, although there is no row to take them from.
 CREATE TRIGGER notify AFTER TRUNCATE ON orders
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('truncated', old, id);
 TRUNCATE orders;
@@ -58,7 +58,7 @@ CREATE TRIGGER notify AFTER TRUNCATE ON orders
 TRUNCATE orders;
 DROP TRIGGER notify ON orders;
 
--- Several tables are truncated by one statement; BEFORE is refused.
+-- One statement truncates several tables. BEFORE triggers are refused.
 CREATE TABLE items (order_id integer);
 CREATE TRIGGER notify AFTER TRUNCATE ON orders FOR EACH STATEMENT EXECUTE FUNCTION notify_event('truncated');
 CREATE TRIGGER notify AFTER TRUNCATE ON items FOR EACH STATEMENT EXECUTE FUNCTION notify_event('truncated');
@@ -81,7 +81,7 @@ CREATE TRIGGER deleted AFTER DELETE ON orders REFERENCING OLD TABLE AS old_order
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('deleted');
 INSERT INTO orders VALUES (1, 'apple', 's1'), (2, 'plum', NULL), (3, 'fig', 's3');
 SELECT * FROM take_events();
--- new and old are of the same row, also where what makes up a key changes.
+-- new and old belong to the same row, even if the columns of the key change.
 UPDATE orders SET id = 6 - id, product = upper(product) WHERE id <> 2;
 SELECT * FROM take_events();
 UPDATE orders SET id = 4 - id;
@@ -89,7 +89,7 @@ SELECT new ->> 'product' = old ->> 'product' AS same_product, new ->> 'id' AS ne
 	FROM take_events() ORDER BY new_id;
 DELETE FROM orders WHERE id < 0 OR product = 'plum';
 SELECT * FROM take_events();
--- No row, no event.
+-- No event without a row.
 INSERT INTO orders SELECT 9 WHERE false;
 UPDATE orders SET id = 9 WHERE false;
 DELETE FROM orders WHERE false;
@@ -99,7 +99,7 @@ DROP TRIGGER updated ON orders;
 DROP TRIGGER deleted ON orders;
 DELETE FROM orders;
 
--- Only one of the two tables of an UPDATE.
+-- Only one of the two transition tables of an UPDATE.
 CREATE TRIGGER only_new AFTER UPDATE ON orders REFERENCING NEW TABLE AS new_orders
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('only new', new, id);
 CREATE TRIGGER only_old AFTER UPDATE ON orders REFERENCING OLD TABLE AS old_orders
@@ -111,7 +111,7 @@ DROP TRIGGER only_new ON orders;
 DROP TRIGGER only_old ON orders;
 DELETE FROM orders;
 
--- Several triggers read the same transition tables, among them others'.
+-- Several triggers read the same transition tables, also triggers of users.
 CREATE FUNCTION count_rows() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	RAISE NOTICE '%: % new rows, ids %', TG_NAME, (SELECT count(*) FROM new_orders),
@@ -140,7 +140,7 @@ DROP TRIGGER e_notify ON orders;
 DROP TRIGGER f_row ON orders;
 DELETE FROM orders;
 
--- One statement that inserts and updates fires both triggers, each with its rows.
+-- A statement that inserts and updates fires both triggers, each with its own rows.
 ALTER TABLE orders ADD PRIMARY KEY (id);
 CREATE TRIGGER inserted AFTER INSERT ON orders REFERENCING NEW TABLE AS new_orders
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('inserted', new, id, product);
@@ -168,7 +168,7 @@ COPY orders (id, product) FROM stdin;
 \.
 SELECT event_name, new FROM take_events();
 
--- A rolled back savepoint takes the rows' events along.
+-- A rollback to a savepoint removes the events, too.
 BEGIN;
 INSERT INTO orders VALUES (30, 'kept');
 SAVEPOINT a;
@@ -198,7 +198,7 @@ SELECT event_name, count(*), bool_and((new ->> 'id')::integer = (old ->> 'id')::
 	bool_and(new ->> 'wide' = old ->> 'wide') AS wide
 	FROM take_events() GROUP BY event_name;
 
--- More than fits into work_mem.
+-- More rows than work_mem can hold.
 SET work_mem = '64kB';
 UPDATE bulk SET id = id + 1;
 SELECT event_name, count(*), bool_and((new ->> 'id')::integer = (old ->> 'id')::integer + 1) AS paired
@@ -216,18 +216,18 @@ SELECT count(*) FROM take_events();
 DROP TABLE bulk;
 
 --
--- The rows of a statement are stored many at once, unless somebody could notice
+-- A statement's events are inserted in bulk, unless a trigger or the like could tell
 --
 CREATE TABLE numbers (n integer);
 CREATE TRIGGER notify AFTER INSERT ON numbers REFERENCING NEW TABLE AS new_rows
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('number', new);
--- More than are stored at once, few and large ones.
+-- More rows than one bulk insert takes, few and large ones.
 INSERT INTO numbers SELECT i FROM generate_series(1, 2500) i;
 SELECT count(*), min((event_data #>> '{new,n}')::integer), max((event_data #>> '{new,n}')::integer),
 	bool_and(txid::text = (SELECT DISTINCT xmin::text FROM numbers)) AS stamped,
 	count(origin_txid) AS restored, count(DISTINCT announce) AS decisions, count(DISTINCT created_at) AS times
 	FROM notification_events;
--- They are found by the index, too.
+-- An index scan finds them, too.
 SET enable_seqscan = off;
 SET enable_bitmapscan = off;
 SELECT count(*) FROM notification_events WHERE id >= 0;
@@ -245,7 +245,7 @@ SELECT count(*), count(DISTINCT new ->> 't'), min(length(new ->> 't')), bool_and
 	FROM take_events();
 DROP TABLE texts;
 
--- A foreign AFTER trigger fires for each of them and sees all.
+-- A user's AFTER trigger fires for each event and sees all of them.
 CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
 	RAISE NOTICE '% % sees %, of %', TG_WHEN, NEW.event_data #>> '{new,n}', (SELECT count(*) FROM notification_events),
@@ -258,7 +258,7 @@ INSERT INTO numbers VALUES (1), (2), (3);
 SELECT new ->> 'n' AS n FROM take_events();
 DROP TRIGGER see ON notification_events;
 
--- A foreign BEFORE trigger sees those that are stored before, and can swallow one.
+-- A user's BEFORE trigger sees the events inserted before, and can skip one.
 CREATE TRIGGER see BEFORE INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION see();
 INSERT INTO numbers VALUES (1), (2), (3);
 SELECT count(*), count(txid) AS stamped FROM notification_events;
@@ -271,7 +271,7 @@ INSERT INTO numbers VALUES (1), (2), (3);
 SELECT new ->> 'n' AS n FROM take_events();
 DROP TRIGGER see ON notification_events;
 
--- What such a trigger keeps from one row to the next outlives the row.
+-- What such a trigger allocates for several rows must outlive each row.
 CREATE TABLE words (w text);
 CREATE TRIGGER notify AFTER INSERT ON words REFERENCING NEW TABLE AS new_rows
 	FOR EACH STATEMENT EXECUTE FUNCTION notify_event('word', new);
@@ -294,14 +294,14 @@ INSERT INTO words VALUES ('a'), ('b');
 SELECT new ->> 'w' AS w FROM take_events();
 DROP TABLE words;
 
--- Without its row trigger the log takes nothing.
+-- The log refuses rows while its row trigger is disabled.
 \set VERBOSITY terse
 ALTER TABLE notification_events DISABLE TRIGGER zz_notification_event_row;
 SELECT notify_event('unstamped');
 INSERT INTO numbers VALUES (1), (2);
 ALTER TABLE notification_events ENABLE ALWAYS TRIGGER zz_notification_event_row;
 
--- Constraints hold for each of them, and columns that were added have their defaults.
+-- Constraints apply to each event, and added columns get their defaults.
 ALTER TABLE notification_events ADD CONSTRAINT few CHECK (event_data #>> '{new,n}' <> '3') NOT VALID;
 INSERT INTO numbers SELECT i FROM generate_series(1, 5) i;
 SELECT notify_event('other', '{"new": {"n": 3}}');
@@ -316,7 +316,7 @@ ALTER TABLE notification_events DROP COLUMN stored_after;
 DROP FUNCTION public.stored_before();
 SELECT count(*) FROM take_events();
 
--- An error among them undoes all.
+-- An error in one of them undoes all.
 CREATE UNIQUE INDEX each_once ON notification_events ((event_data #>> '{new,n}'));
 INSERT INTO notification_events (event_name, event_data) VALUES ('in the way', '{"new": {"n": 3}}');
 INSERT INTO numbers VALUES (1), (2), (3), (4);
@@ -343,7 +343,7 @@ INSERT INTO parted VALUES (1, 'one'), (2, 'two');
 UPDATE parted SET v = upper(v);
 SELECT event_name, op, "table", new, old FROM take_events();
 -- A row that moves to another partition is a DELETE and an INSERT; the server
--- puts its rows into the transition tables of the UPDATE.
+-- does put it into the transition tables of the UPDATE.
 UPDATE parted SET k = 2 WHERE k = 1;
 SELECT event_name, op, "table", new, old FROM take_events();
 DELETE FROM parted;
@@ -360,7 +360,7 @@ UPDATE mother SET a = a + 10;
 SELECT event_name, op, "table", new, old FROM take_events() ORDER BY new ->> 'a';
 DROP TABLE daughter, mother;
 
--- A view's statement triggers fire AFTER, its rows being those of INSTEAD OF.
+-- An AFTER statement trigger of a view, whose INSTEAD OF trigger handles the rows.
 CREATE TABLE base (a integer);
 CREATE VIEW base_view AS SELECT a FROM base;
 CREATE TRIGGER notify AFTER INSERT ON base_view FOR EACH STATEMENT EXECUTE FUNCTION notify_event('view');

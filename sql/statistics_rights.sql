@@ -1,5 +1,5 @@
 --
--- Statistics: what they tell to whom, and what a rollback leaves of them
+-- Statistics: what each role can see, and what a rollback restores
 --
 CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_statistics;
@@ -14,7 +14,7 @@ GRANT USAGE ON SCHEMA regress_statistics TO PUBLIC;
 GRANT SELECT ON notification_events TO regress_statistics_owner, regress_statistics_bypass;
 GRANT SELECT (id, event_name, created_at) ON notification_events TO regress_statistics_columns;
 
--- Workers count after they have committed, and the listener in its own time.
+-- Workers count after they have committed, and the listener at times of its own.
 CREATE FUNCTION becomes_true(condition text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
 	deadline timestamptz := clock_timestamp() + interval '30 s';
@@ -30,7 +30,7 @@ $$;
 CREATE FUNCTION ignore(text, jsonb) RETURNS void LANGUAGE sql AS 'SELECT';
 
 --
--- Who may not read each event learns neither names nor numbers of events
+-- A role that may not read every event sees neither names nor numbers of events
 --
 SELECT create_event_handler('paused', 'ignore', owner => 'regress_statistics_owner');
 SELECT pause_event_handler('paused');
@@ -40,7 +40,7 @@ INSERT INTO notification_events (event_name) VALUES ('open'), ('secret 1'), ('se
 SELECT becomes_true('sum(emitted) = 4 FROM event_stats') AS counted;
 
 -- What event_stats, event_handler_stats and event_consumer_stats show to each
--- role. The functions behind the views may be called by anyone, too.
+-- role. Any role may call the functions behind the views, too.
 CREATE FUNCTION seen_by_each() RETURNS TABLE (seen_by text, events text, handlers text, consumers text, behind text) LANGUAGE plpgsql AS $$
 BEGIN
 	FOR seen_by IN SELECT substr(rolname, 20) FROM pg_roles WHERE rolname LIKE 'regress\_statistics\_%' ORDER BY rolname COLLATE "C"
@@ -60,16 +60,16 @@ BEGIN
 END
 $$;
 SELECT * FROM seen_by_each();
--- a policy that hides some, for one role; who has none sees nothing
+-- a policy shows some events to one role; a role without a policy sees nothing
 ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
 CREATE POLICY open ON notification_events FOR SELECT TO regress_statistics_owner USING (event_name = 'open');
 SELECT * FROM seen_by_each();
--- a session that wants an error instead of hidden rows
+-- a session that prefers an error to hidden rows
 SET row_security = off;
 SELECT * FROM seen_by_each();
 RESET row_security;
--- nor does anybody learn what became of an event that the policy hides, or
--- which names it fits
+-- no role sees the delivery status of an event that the policy hides, or which
+-- handlers match its name
 CREATE FUNCTION status_seen_by_each(event bigint) RETURNS TABLE (seen_by text, status text) LANGUAGE plpgsql AS $$
 BEGIN
 	FOR seen_by IN SELECT substr(rolname, 20) FROM pg_roles WHERE rolname LIKE 'regress\_statistics\_%' ORDER BY rolname COLLATE "C"
@@ -88,18 +88,18 @@ $$;
 SELECT min(id) FILTER (WHERE event_name = 'open') AS open, min(id) FILTER (WHERE event_name = 'secret 1') AS secret FROM notification_events \gset
 SELECT * FROM status_seen_by_each(:open);
 SELECT * FROM status_seen_by_each(:secret);
--- what is seen can be fetched still
+-- visible events can still be read
 SET ROLE regress_statistics_owner;
 SELECT event_name FROM notification_events;
 RESET ROLE;
--- no right to read at all
+-- no privilege to read the log
 REVOKE SELECT ON notification_events FROM regress_statistics_owner, regress_statistics_bypass;
 SELECT * FROM seen_by_each();
 ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY;
 SELECT * FROM seen_by_each();
 GRANT SELECT ON notification_events TO regress_statistics_owner;
 SELECT * FROM seen_by_each();
--- a superuser sees all, whatever the policies
+-- a superuser sees everything, whatever the policies
 ALTER TABLE notification_events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE notification_events FORCE ROW LEVEL SECURITY;
 SELECT event_name, emitted FROM event_stats ORDER BY event_name COLLATE "C";
@@ -111,7 +111,7 @@ DROP POLICY open ON notification_events;
 SELECT drop_event_handler('paused');
 
 --
--- What is rolled back forgets nothing
+-- A DROP that is rolled back keeps the statistics
 --
 SELECT create_event_handler('first', 'ignore'), create_event_handler('second', 'ignore');
 SELECT listen_event_channel('regress_statistics');
@@ -133,7 +133,7 @@ EXCEPTION WHEN raise_exception THEN
 	NULL;
 END
 $$;
--- views of one's own go with the extension, and so come back with it, too
+-- a user's views depend on the extension: the DROP and its rollback include them
 SET client_min_messages = warning;
 BEGIN;
 SAVEPOINT a;
@@ -152,7 +152,7 @@ DROP EXTENSION pg_notify_events CASCADE;
 RELEASE c;
 RELEASE b;
 ROLLBACK TO a;
--- nothing of the kind, but something that is rung for
+-- no DROP, but a change that wakes a worker
 SELECT pause_event_handler('second');
 COMMIT;
 SELECT * FROM figures;
@@ -163,7 +163,7 @@ SELECT drop_and_fail('DROP EXTENSION pg_notify_events CASCADE'), drop_and_fail($
 DROP EXTENSION pg_notify_events CASCADE;
 ROLLBACK;
 SELECT * FROM figures;
--- nor does it keep a transaction from being prepared; what stays does
+-- a rolled back DROP does not prevent PREPARE TRANSACTION; a change that stays does
 BEGIN;
 SELECT drop_and_fail('DROP EXTENSION pg_notify_events CASCADE'), drop_and_fail($$SELECT drop_event_handler('first')$$);
 SAVEPOINT a;
@@ -178,7 +178,7 @@ SAVEPOINT a;
 SELECT resume_event_handler('second');
 RELEASE a;
 PREPARE TRANSACTION 'regress_statistics';
--- what is not rolled back does: one of the same name is another one
+-- a DROP that is committed discards them: a new one of the same name starts at zero
 BEGIN;
 SAVEPOINT a;
 SELECT drop_event_handler('first'), create_event_handler('first', 'ignore');

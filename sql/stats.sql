@@ -5,8 +5,8 @@ CREATE EXTENSION pg_notify_events;
 CREATE SCHEMA regress_stats;
 SET search_path = regress_stats, public;
 
--- Workers count after they have committed, and the listener in its own time.
--- What is not here yet will be.
+-- Workers count after they have committed, and the listener at times of its own.
+-- Wait until the condition is true.
 CREATE FUNCTION becomes_true(condition text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
 	deadline timestamptz := clock_timestamp() + interval '10 s';
@@ -21,14 +21,14 @@ BEGIN
 END
 $$;
 
--- The columns are an interface.
+-- The columns are an interface: they must not change.
 SELECT c.relname AS view, string_agg(format('%s %s', a.attname, format_type(a.atttypid, a.atttypmod)), ', ' ORDER BY a.attnum) AS columns
 	FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
 	WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v'
 	GROUP BY c.relname ORDER BY c.relname;
 
--- The workers are there soon after CREATE EXTENSION. There is one launcher, and
--- it serves all databases.
+-- The workers start soon after CREATE EXTENSION. One launcher serves all
+-- databases.
 SELECT becomes_true($$EXISTS (SELECT FROM event_worker_stats
 	WHERE kind = 'listener' AND database = current_database() AND state = 'listening' AND wakeups > 0)$$) AS listening;
 SELECT kind, owner, pid IS NOT NULL AS has_pid, started_at <= now() AS started, last_error, last_error_at
@@ -39,8 +39,8 @@ SELECT a.backend_type, a.datname = current_database() AS here, a.query <> '' AS 
 	FROM event_worker_stats w JOIN pg_stat_activity a ON a.pid = w.pid
 	WHERE w.database = current_database() OR w.kind = 'launcher' ORDER BY a.backend_type;
 
--- A plain NOTIFY is received and counted, one on another channel is not. The
--- announcements of events come this way, too, so none are made meanwhile.
+-- A NOTIFY on the extension's channel is counted, one on another channel is not.
+-- Announcements use the same channel, so they are switched off here.
 SET pg_notify_events.announce = off;
 SELECT notifications_received AS before FROM event_worker_stats WHERE kind = 'listener' AND database = current_database() \gset
 NOTIFY event_notification, 'x';
@@ -68,7 +68,7 @@ SELECT notify_event('order_rolled_back') IS NOT NULL AS recorded;
 ROLLBACK;
 SELECT count(notify_event('order_paid', CASE WHEN i = 2 THEN '{"fail": true}' END)) FROM generate_series(1, 3) i;
 INSERT INTO notification_events (event_name, event_data) VALUES ('order_paid', '{}'), ('order_lost', '{}'), (repeat('ü', 100), NULL);
--- Restored rows are no news to event_stats, though they are to the handlers.
+-- event_stats does not count restored rows as emitted, but handlers get them.
 INSERT INTO notification_events (event_name, txid) VALUES ('restored', '42');
 CALL wait_for_event_handlers();
 SELECT becomes_true('(sum(emitted), sum(delivered), sum(failed)) = (6, 8, 1) FROM event_stats') AS counted;
@@ -80,7 +80,7 @@ SELECT event_name, emitted, delivered, failed FROM event_stats;
 --
 -- event_handler_stats, event_retries
 --
--- What must be true across crashes does not go by a reset; times do.
+-- A reset keeps the counters that must survive a crash, and clears times.
 SELECT handler, delivered, failed, retried, waiting, dead, pending, oldest_pending_at, calls, batches, total_time, mean_time, max_time,
 	latency_p50, latency_p95, latency_p99
 	FROM event_handler_stats ORDER BY handler;
@@ -95,19 +95,19 @@ SELECT h.handler, h.delivered, h.failed, h.calls, h.batches BETWEEN 1 AND 10 AS 
 	FROM event_handler_stats h ORDER BY h.handler;
 SELECT r.handler, e.event_name, r.state, r.attempts, r.next_attempt_at > now() AS later, r.last_error, r.last_sqlstate, r.last_error_at < now() AS before
 	FROM event_retries r JOIN notification_events e ON e.id = r.event_id;
--- An executor for the owner.
+-- The owner has an executor.
 SELECT w.kind, w.owner = current_user AS mine, w.events_handled > 0 AS handled, w.events_announced, w.last_error
 	FROM event_worker_stats w WHERE w.kind = 'executor' AND w.database = current_database();
 SELECT becomes_true($$(w.state, a.backend_type, a.usename, a.datname) = ('idle', 'pg_notify_events executor', session_user, current_database())
 	FROM event_worker_stats w JOIN pg_stat_activity a ON a.pid = w.pid WHERE w.kind = 'executor' AND w.database = current_database()$$) AS is_seen;
 
--- What is pending: by name, whatever the filter says, since the oldest one.
+-- Pending events: counted by name, whatever the filter, with the time of the oldest.
 SELECT pause_event_handler(name) FROM event_handlers;
 SELECT handler, state, pending, oldest_pending_at FROM event_handler_stats ORDER BY handler;
 INSERT INTO notification_events (event_name, event_data, created_at) VALUES
 	('order_paid', '{"fail": 1}', '2020-01-02 00:00:00+00'), ('other', NULL, '2020-01-01 00:00:00+00'), ('order_paid', NULL, '2020-01-03 00:00:00+00');
 SELECT handler, state, pending, oldest_pending_at AT TIME ZONE 'UTC' AS oldest_pending_at FROM event_handler_stats ORDER BY handler;
--- One's own uncommitted events are not pending yet, nor are those rolled back.
+-- Events that are not committed or rolled back are not pending.
 BEGIN;
 SELECT count(notify_event('other')) FROM generate_series(1, 5);
 SELECT handler, pending FROM event_handler_stats ORDER BY handler;
@@ -119,12 +119,12 @@ SELECT resume_event_handler(name) FROM event_handlers;
 CALL wait_for_event_handlers();
 SELECT handler, pending, oldest_pending_at, waiting FROM event_handler_stats ORDER BY handler;
 
--- A handler of the same name is another one.
+-- A new handler of the same name starts at zero.
 SELECT drop_event_handler(name) FROM event_handlers;
 SELECT create_event_handler('all', 'handle');
 SELECT delivered, failed, retried, waiting, dead, pending, last_event_id, last_delivered_at, last_error, last_error_at, calls, batches, latency_p99
 	FROM event_handler_stats;
--- A replaced one is not.
+-- A replaced one keeps its counters.
 SELECT notify_event('order_paid') IS NOT NULL AS recorded;
 CALL wait_for_event_handlers();
 SELECT becomes_true('calls = 1 FROM event_handler_stats') AS counted;
@@ -132,9 +132,9 @@ SELECT create_event_handler('all', 'handle', batch_size => 2, or_replace => true
 SELECT delivered, calls, batches FROM event_handler_stats;
 
 --
--- Fixed room: further names count as (other)
+-- Limited space: further names are counted as (other)
 --
--- What came with a time before the server's start is as new as the others.
+-- Events with a created_at before the server's start are as new as the others.
 SELECT becomes_true('emitted = 13 FROM event_stats WHERE event_name = $$order_paid$$') AS counted;
 SELECT reset_event_stats();
 INSERT INTO notification_events (event_name) SELECT 'name ' || i FROM generate_series(1, 1500) i;
@@ -145,7 +145,7 @@ SELECT count(*) BETWEEN 500 AND 1024 AS bounded, count(*) FILTER (WHERE event_na
 SELECT reset_event_stats();
 SELECT count(*) FROM event_stats;
 
--- Autovacuum sees what happens to the tables.
+-- The cumulative statistics that autovacuum uses count changes of the internal tables.
 SELECT becomes_true($$n_tup_upd > 0 FROM pg_stat_all_tables WHERE relid = 'public._event_handler_progress'::regclass$$) AS seen;
 
 SET client_min_messages = warning;

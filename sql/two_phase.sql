@@ -1,7 +1,7 @@
 --
--- PREPARE TRANSACTION: not with what NOTIFY brings, else it works
+-- PREPARE TRANSACTION: refused only after a NOTIFY
 --
--- A server without max_prepared_transactions cannot tell.
+-- It cannot be tested on a server without max_prepared_transactions.
 SELECT current_setting('max_prepared_transactions') = '0' AS impossible \gset
 \if :impossible
 \quit
@@ -9,7 +9,7 @@ SELECT current_setting('max_prepared_transactions') = '0' AS impossible \gset
 
 CREATE EXTENSION pg_notify_events;
 
--- In direct mode the transaction has a NOTIFY to send.
+-- In direct mode the transaction contains a NOTIFY.
 SET pg_notify_events.announce = direct;
 BEGIN;
 SELECT notify_event('direct') AS id;
@@ -20,7 +20,7 @@ PREPARE TRANSACTION 'regress_direct';
 RESET pg_notify_events.announce;
 SELECT gid FROM pg_prepared_xacts WHERE gid LIKE 'regress%';
 
--- With nobody to announce it, or the listener, it works.
+-- It works when nobody announces the event, or when the listener does.
 CREATE TABLE handled (event_name text);
 CREATE FUNCTION handle(text, jsonb) RETURNS void LANGUAGE sql AS 'INSERT INTO handled VALUES ($1)';
 SELECT create_event_handler('two phases', 'handle');
@@ -34,7 +34,7 @@ INSERT INTO notification_events (event_name) VALUES ('prepared, rolled back');
 PREPARE TRANSACTION 'regress_two';
 SELECT notify_event('later, committed before') IS NOT NULL AS recorded;
 
--- A prepared transaction is in nobody's way, and its event is not seen.
+-- A prepared transaction blocks nobody, and its event is not visible.
 CALL wait_for_event_handlers();
 SELECT event_name FROM handled;
 COMMIT PREPARED 'regress_one';
