@@ -1,4 +1,4 @@
--- What CREATE EXTENSION makes: names, types, rights.
+-- What CREATE EXTENSION creates: names, types, privileges.
 BEGIN;
 SELECT * FROM no_plan();
 
@@ -17,7 +17,7 @@ SELECT col_type_is('notification_events', 'txid', 'xid8');
 SELECT col_not_null('notification_events', 'txid');
 SELECT col_hasnt_default('notification_events', 'txid');
 
--- a FOR ALL TABLES publication does no harm only where every table has a primary key
+-- with a FOR ALL TABLES publication, a table without a primary key refuses UPDATE and DELETE
 SELECT is_empty($$
 	SELECT c.relname FROM pg_class c
 	JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
@@ -26,9 +26,9 @@ SELECT is_empty($$
 	AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
 $$, 'every table has a primary key');
 
--- the operating system may come with another order of characters one day, and an
--- index would be in none; nobody looks anything up by an error, and the log's names
--- are in no index
+-- an upgrade of the operating system may change the order of characters and so
+-- corrupt an index; last_error and the names in the log are left out, because no
+-- index contains them
 SELECT is_empty($$
 	SELECT a.attrelid::regclass, a.attname FROM pg_attribute a
 	JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' AND c.relname <> 'notification_events'
@@ -120,7 +120,7 @@ SELECT is_empty($$
 	WHERE p.proparallel <> 'u' OR p.provolatile <> 'v' OR p.prosecdef
 $$, 'every function is volatile, parallel unsafe and not SECURITY DEFINER');
 
--- rights of everybody
+-- privileges of PUBLIC
 SELECT set_eq($$
 	SELECT p.proname::text FROM pg_proc p
 	JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
