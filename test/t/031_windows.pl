@@ -1,7 +1,7 @@
 
-# A million events of one transaction: worked off in bounded transactions and in
-# bounded memory, each once and in order, across a restart of the server in the
-# middle of it.  And what ends a batch: batch_size, batch_time, batch_bytes.
+# A million events of one transaction are handled in bounded transactions and bounded
+# memory, each once and in order.  The server restarts in the middle of it.  The test
+# also checks what ends a batch: batch_size, batch_time, batch_bytes.
 
 use strict;
 use warnings;
@@ -13,7 +13,8 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# with AddressSanitizer some are enough: it is slow, and the memory tells nothing
+# AddressSanitizer is slow, and memory usage says nothing with it: fewer events are
+# enough
 my $many = defined $ENV{ASAN_OPTIONS} ? 300_000 : 1_000_000;
 my $shared_mb = 32;
 my $node = new_server(
@@ -25,7 +26,8 @@ my $node = new_server(
 
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_owner($node, 'postgres', 'ann', 'bob');
-# Who was called in which transaction, for what: a row for each call.
+# Handlers record which events they were called for, in which transaction: a row for
+# each call.
 $node->safe_psql(
 	'postgres', q(
 	CREATE UNLOGGED TABLE arrays (xid xid8 DEFAULT pg_current_xact_id(), pid integer DEFAULT pg_backend_pid(),
@@ -50,7 +52,7 @@ sub poll
 	return;
 }
 
-# In memory at once these events would be 500 MB.
+# In memory at once, these events would take 500 MB.
 $node->safe_psql(
 	'postgres', qq(
 	INSERT INTO notification_events (event_name, event_data)
@@ -60,7 +62,7 @@ poll('SELECT count(*) >= 20000 FROM rows', 'many rows');
 my @executors = map { worker_pid($node, 'executor', 'postgres', $_) } qw(ann bob);
 my @peaks = map { peak_memory($_) } @executors;
 $node->restart;
-# these are behind the window in any case
+# these events come after the window in any case
 $node->safe_psql('postgres',
 	q(INSERT INTO notification_events (event_name) SELECT 'bulk' FROM generate_series(1, 100)));
 wait_for_handlers($node, 'postgres');
@@ -105,7 +107,7 @@ my ($largest, $transactions) = split(
 		'SELECT max(n), count(*) FROM (SELECT count(*) AS n FROM rows GROUP BY xid) r'));
 cmp_ok($largest, '<=', 2000, "rows: at most batch_size in a transaction ($transactions of them)");
 
-# batch_time: each call takes a fifth of it at least
+# batch_time: each call takes at least a fifth of it
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler(name) FROM event_handlers;
@@ -123,7 +125,7 @@ is( $node->safe_psql(
 	'40|t|t',
 	'batch_time ends a batch');
 
-# batch_bytes: events of 300 kB, of which the fourth passes 1 MB
+# batch_bytes: events of 300 kB; the fourth exceeds 1 MB
 $node->append_conf(
 	'postgresql.conf', q(
 	pg_notify_events.batch_bytes = '1MB'

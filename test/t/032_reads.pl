@@ -1,11 +1,11 @@
 
-# What is looked up in the log: what is new, once for all handlers of an owner, by
-# index, whatever statistics say or do not say, and however long an old
-# transaction is open.  And what is written where nothing matches: nothing.
+# What workers read in the log: new events, once for all handlers of an owner, by
+# index.  The statistics of the table do not matter, nor does the age of an open
+# transaction.  Workers write nothing if nothing matches.
 #
-# The figures are those of the server, for all processes together.  None of the
-# test's own statements reads the log while they are taken, so nobody waits with
-# wait_for_event_handlers() here: that reads it, too.
+# The counters are those of the server, for all processes together.  While they are
+# taken, none of the test's own statements reads the log.  So the test does not use
+# wait_for_event_handlers() for that, because it reads the log, too.
 
 use strict;
 use warnings;
@@ -32,8 +32,8 @@ make_owner($node, 'postgres', 'ann');
 
 my $marks = 0;
 
-# Until an executor has read the log to its end and reported what it has read:
-# the handler "record" gets a mark, for each of which it looks the event up.
+# Wait until an executor has read the log to its end and has reported its reads.  Each
+# call emits an event for the handler "record", and the executor looks this event up.
 sub wait_for_mark
 {
 	$marks++;
@@ -43,8 +43,8 @@ sub wait_for_mark
 	return;
 }
 
-# What was read so far: entries of the index on txid and of the primary key,
-# sequential scans
+# Returns the reads so far: entries of the index on txid, entries of the primary key,
+# and sequential scans.
 sub reads
 {
 	return split(
@@ -57,9 +57,9 @@ sub reads
 		)));
 }
 
-# What is read for so many events, of so many transactions: on the average for
-# one event by each index, and how many sequential scans.  Executor and listener
-# report when they fall asleep.
+# Returns the reads for this many events of this many transactions: the average per
+# event by each index, and the number of sequential scans.  Executor and listener
+# report their counters when they become idle.
 sub reads_for
 {
 	my ($count, $transactions) = @_;
@@ -77,8 +77,8 @@ sub reads_for
 		$after[2] - $before[2]);
 }
 
-# The figures when nothing changes any more and at least so much was read; the
-# workers have reported then all that they have read
+# Returns the counters once they no longer change and have reached these minimums.
+# By then the workers have reported all their reads.
 sub settled_reads
 {
 	my ($txid_reads, $pkey_reads) = @_;
@@ -110,7 +110,8 @@ sub check_reads
 	return;
 }
 
-# The log is empty, and analyzed so.  Then it is full of what concerns nobody.
+# The log is empty when it is analyzed.  Then it fills with events that match no
+# handler.
 $node->safe_psql('postgres', 'VACUUM ANALYZE notification_events');
 $node->safe_psql('postgres',
 	"INSERT INTO notification_events (event_name, event_data) SELECT 'old', '{}' FROM generate_series(1, $old)");
@@ -133,11 +134,11 @@ check_reads('all is deleted, no vacuum', 1000);
 $node->safe_psql('postgres', 'VACUUM ANALYZE notification_events');
 check_reads('vacuumed', 1000);
 
-# A transaction that is open, with an event: the distance to it is no matter.
+# An open transaction with an event: its age does not matter.
 my $open = $node->background_psql('postgres');
 $open->query_safe(q(BEGIN; SELECT notify_event('mark')));
 check_reads("open transaction, $_", 1000, 10) foreach (1 .. 5);
-# and one that is open with many events, under savepoints
+# An open transaction with many events, under savepoints
 my $second = $node->background_psql('postgres');
 $second->query_safe(
 	q(BEGIN; SAVEPOINT a; SELECT count(notify_event('mark')) FROM generate_series(1, 100); ROLLBACK TO a;
@@ -153,7 +154,7 @@ is($node->safe_psql('postgres', 'SELECT count(*), count(DISTINCT id) FROM seen')
 	"$marks|$marks", 'their events were delivered');
 $_->quit foreach ($open, $second);
 
-# Ten handlers that want nothing of it, ten that want everything.
+# Ten handlers match nothing, ten match everything.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('nothing ' || n, 'record', 'nothing', owner => 'ann') FROM generate_series(1, 10) n));
@@ -164,7 +165,7 @@ $node->safe_psql(
 	SELECT create_event_handler('all ' || n, 'take', owner => 'ann') FROM generate_series(1, 10) n));
 check_reads('ten more handlers that want everything', 500);
 
-# Whoever got nothing writes nothing, but for a position now and then.
+# A handler that got nothing writes nothing, except for a position now and then.
 my $sql = q(SELECT ctid, xmin FROM _event_handler_progress WHERE handler ^@ 'nothing' ORDER BY handler);
 my $rounds = 30;
 my $changes = 0;

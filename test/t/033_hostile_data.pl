@@ -1,6 +1,6 @@
 
-# Whatever the columns of the log can hold is an event like any other: it is
-# handled once, announced, counted, and no worker trips over it.
+# Any value that a column of the log can hold makes an ordinary event.  It is handled
+# once, announced and counted, and no worker fails because of it.
 
 use strict;
 use warnings;
@@ -14,7 +14,7 @@ use Test::More;
 
 my $node = new_server(
 	'hostile',
-	# sessions choose the payload here, and hear of it at once
+	# each session chooses its payload here, and the client hears of it at once
 	'pg_notify_events.announce = direct',
 	'log_statement = none',
 	'autovacuum = off',
@@ -23,9 +23,9 @@ my $node = new_server(
 
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_owner($node, 'postgres', 'ann');
-# One handler of each shape; two events are a batch, so most positions are inside
-# a window.  They note what they got: data by its length and hash.  For 100 MB that
-# takes longer than the default timeout, on a slow machine.
+# One handler of each shape.  A batch is two events, so most positions are inside a
+# window.  The handlers record what they got; for data, its length and hash.  For
+# 100 MB that takes longer than the default timeout on a slow machine.
 $node->safe_psql(
 	'postgres', q(
 	CREATE TABLE got (handler text, id bigint, name text, data text, n bigint GENERATED ALWAYS AS IDENTITY);
@@ -52,8 +52,8 @@ $node->safe_psql(
 		FROM unnest('{row,array,text,varchar}'::text[]) shape;
 ));
 
-# Each handler has got each event once, as it is in the log, and those in one
-# transaction by id.
+# Each handler has got each event once, as it is in the log.  It got the events of
+# one transaction in the order of their ids.
 sub check_got
 {
 	my ($name) = @_;
@@ -88,8 +88,9 @@ sub check_got
 my $listener = $node->background_psql('postgres');
 $listener->query_safe('LISTEN event_notification');
 
-# The payloads that it has got since then; each event of ours is behind a marker,
-# so nothing is under way any more when the next statement of it is through
+# Returns the payloads that the client has got since the last call.  The events are
+# announced at commit (announce = direct), so the client has received everything when
+# its next statement is done.
 sub heard
 {
 	my $out = $listener->query_safe('SELECT 1');
@@ -109,7 +110,7 @@ my @names = (
 my $quoted = join(', ', map { "('" . s/'/''/gr . "')" } @names);
 $node->safe_psql('postgres', "INSERT INTO notification_events (event_name) SELECT v.name FROM (VALUES $quoted) v (name)");
 is_deeply([ heard() ], \@names, 'names: announced as they are');
-# Patterns: * and ? alone have a meaning, and a character is a character.
+# In patterns only * and ? are special; any other character stands for itself.
 my %patterns = (
 	'?' => q(char_length(event_name) = 1),
 	'?' x 100 => q(char_length(event_name) = 100),
@@ -206,7 +207,7 @@ my ($status, $out, $err) = $node->psql(
 like($err, qr/ERROR:  duplicate key value violates unique constraint "notification_events_pkey"/,
 	'an id that is taken: an error of who emits');
 check_got('an id that is taken');
-# an id below all that were handled
+# an id below all ids that were handled
 $node->safe_psql('postgres', q(INSERT INTO notification_events (id, event_name) VALUES (-7, 'behind')));
 wait_for_handlers($node, 'postgres');
 is($node->safe_psql('postgres', q(SELECT last_event_id FROM event_handler_stats WHERE handler = 'row')),
@@ -260,7 +261,7 @@ $node->safe_psql(
 		('keys', (SELECT jsonb_object_agg(i, i) FROM generate_series(1, MANY) i)),
 		('list', (SELECT jsonb_agg(i) FROM generate_series(1, MANY) i));
 ) =~ s/MANY/$many/gr);
-# AddressSanitizer needs more of the stack for each level.
+# AddressSanitizer needs more stack for each level.
 my $depth = defined $ENV{ASAN_OPTIONS} ? 50 : 5000;
 $node->safe_psql(
 	'postgres', qq(
@@ -293,8 +294,8 @@ foreach my $case (
 }
 check_got('refused');
 
-# Very large data: 100 MB each, which is little on disk and much in memory; less
-# where assertions make it slow
+# Very large data of 100 MB each: it takes little space on disk, and much in memory.
+# The data is smaller if assertions make it slow.
 my $mb = has_assertions($node) ? 10 : 100;
 sub memory
 {

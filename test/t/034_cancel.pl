@@ -1,8 +1,8 @@
 
-# What ends a call from outside is the failure of that event and of no other:
-# its timeout in a long query, in a filter, in a wait for a lock; a cancel, in the
-# call, behind it, at commit; a deadlock with a client; either while it records
-# events without an end.
+# If something outside ends a call, only that event fails.  This may be the handler's
+# timeout: in a long query, in a filter, or in a wait for a lock.  It may be a cancel:
+# in the call, after it, or at commit.  It may be a deadlock with a client.  Timeout
+# and cancel also end an endless recording of events.
 
 use strict;
 use warnings;
@@ -29,7 +29,7 @@ sub poll
 	return;
 }
 
-# events of one transaction: the number bad_n of count is "bad", others "good"
+# emits count events in one transaction: number bad_n is "bad", the others are "good"
 sub emit
 {
 	my ($count, $bad_n, $bad_data) = @_;
@@ -44,7 +44,7 @@ sub emit
 	return;
 }
 
-# For the next handler
+# Remove handlers and events before the next part.
 sub clean_up
 {
 	$node->safe_psql('postgres',
@@ -52,7 +52,7 @@ sub clean_up
 	return;
 }
 
-# state, SQLSTATE and name of what failed, for each event
+# returns state, SQLSTATE and name of each failed event
 sub failed
 {
 	return $node->safe_psql(
@@ -83,7 +83,7 @@ is(failed(), 'bad|dead|57014', 'timeout in a long query');
 seen_is_log($node, 'postgres', 'query', q(event_name = 'good'), 'others');
 clean_up();
 
-# in a filter: each element is compared with each other one
+# in a filter that compares each element with every other one
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('record', 'record', owner => 'ann', timeout => '300 ms', max_attempts => 1,
@@ -108,7 +108,7 @@ is(failed(), 'bad|dead|57014', 'timeout in a regular expression');
 seen_is_log($node, 'postgres', 'record', q(event_name = 'good'), 'others');
 clean_up();
 
-# in a wait for somebody else's lock: failed until that one is done
+# in a wait for a lock of another session: events fail until that session is done
 my $client = $node->background_psql('postgres');
 my $client_pid = $client->query_safe('SELECT pg_backend_pid()');
 $node->safe_psql(
@@ -149,8 +149,8 @@ foreach my $function (qw(book book_impatiently))
 # A cancel
 #
 
-# Bad events wait at the gate: in the call, or in a trigger at commit.  The
-# sequence tells how often.
+# Bad events wait at the gate, either in the call or in a trigger at commit.  The
+# sequence counts these waits.
 my $gate = $node->background_psql('postgres');
 my $visits = 0;
 $node->safe_psql(
@@ -187,7 +187,7 @@ $node->safe_psql(
 	END $$;
 ));
 
-# Until the executor is at the gate again
+# Wait until the executor is at the gate again.
 sub wait_at_gate
 {
 	$visits++;
@@ -215,7 +215,7 @@ foreach my $function (qw(wait_in_call wait_in_array wait_at_commit))
 		"SELECT create_event_handler('wait', '$function', owner => 'ann', timeout => '10 min', retry_delay => '1 s')"
 	);
 	emit(8, 4);
-	# once for each time that it is tried, alone in the end
+	# cancel once per attempt; in the last attempt the event is alone
 	my $cancels = 0;
 	while (at_gate_or_failed())
 	{
@@ -228,7 +228,7 @@ foreach my $function (qw(wait_in_call wait_in_array wait_at_commit))
 	poll('SELECT count(*) >= 7 FROM seen', 'the others');
 	seen_is_log($node, 'postgres', $function, q(event_name = 'good'), "$function: others");
 
-	# what comes next is not hit, and the retry succeeds
+	# the cancel does not affect the next events, and the retry succeeds
 	$gate->query_safe('SELECT pg_advisory_unlock(1)');
 	emit(8, 0);
 	poll('SELECT count(*) = 0 FROM event_retries', 'the retry');
@@ -242,8 +242,8 @@ foreach my $function (qw(wait_in_call wait_in_array wait_at_commit))
 	clean_up();
 }
 
-# A cancel that comes when the call is all but over is not the next event's:
-# evaluating what a function returns is the last thing that it does.
+# A cancel that comes when the call is almost over does not fail the next event.  The
+# function's last action is to evaluate its return value, which sends the cancel.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION cancel_self(e notification_events) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -262,8 +262,8 @@ seen_is_log($node, 'postgres', 'cancel_self',
 	q(id NOT IN (SELECT event_id FROM event_retries)), 'a late cancel: others');
 clean_up();
 
-# A storm of cancels hits the executor wherever it is, between calls, too.
-# Nothing is lost or doubled, and it goes on.
+# Many cancels hit the executor at any point, also between calls.  No event is lost
+# or doubled, and the executor goes on.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION dawdle(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
@@ -297,9 +297,9 @@ clean_up();
 # A deadlock
 #
 
-# The handler has the one row and wants the other, the client has that one and
-# wants the first.  The client does not look for deadlocks, so it is the
-# handler's transaction that ends.
+# The handler has locked one row and wants the other.  The client has locked that
+# other row and wants the first.  The client does not look for deadlocks, so the
+# handler's transaction is the one that ends.
 $node->safe_psql(
 	'postgres', q(
 	UPDATE accounts SET n = 0;
@@ -346,8 +346,8 @@ is( $node->safe_psql(
 # Triggers that record events
 #
 
-# Each calls for another one, and nothing but notify_event() is at work.  As they
-# are the log's, the listener has something to say of them, so this comes last.
+# Each event records another one; only notify_event() is at work.  The triggers are on
+# the log, and the listener complains about them, so this part comes last.
 clean_up();
 $node->safe_psql(
 	'postgres', q(

@@ -1,7 +1,7 @@
 
-# A handler has an ordinary session of its owner: what works in a transaction of
-# such a session works, what its owner has no right to does not, and nothing of it
-# reaches the next batch, whatever it tries.
+# A handler has an ordinary session of its owner.  What works in a transaction of
+# such a session works here, too.  What its owner has no right to do fails.  Nothing
+# of it reaches the next batch, whatever the handler tries.
 
 use strict;
 use warnings;
@@ -72,8 +72,8 @@ $node->safe_psql(
 		FOR EACH ROW EXECUTE FUNCTION at_commit();
 ));
 
-# ann's own schema has something for every name that internal statements could
-# mean, if they did not say which one.
+# ann's own schema has an object for every name that internal statements could mean
+# if they were not qualified.
 $node->safe_psql(
 	'postgres', q(
 	CREATE TABLE caught (what text, role name DEFAULT current_user);
@@ -108,9 +108,9 @@ my $hijack = 'CREATE TEMP TABLE notification_events (id bigint); CREATE TEMP TAB
   . 'CREATE TEMP TABLE _event_handler_failures (handler text); CREATE TEMP TABLE pg_class (a int); '
   . 'SET search_path = evil, pg_temp, public, pg_catalog';
 
-# each statement, and the SQLSTATE of its failure or nothing
+# each statement, with the SQLSTATE of its failure if it fails
 my @of_ann = (
-	# what works
+	# these statements work
 	[ 'INSERT INTO own VALUES (1)' ],
 	[ 'CREATE TEMP TABLE mine (a serial PRIMARY KEY); INSERT INTO mine DEFAULT VALUES' ],
 	[ q(CREATE FUNCTION pg_temp.f() RETURNS integer LANGUAGE sql AS 'SELECT 1'; SELECT pg_temp.f()) ],
@@ -149,7 +149,7 @@ my @of_ann = (
 	[ "$hijack; INSERT INTO public.at_commit VALUES (2)" ],
 	[ q(INSERT INTO public.notification_events (event_name, txid, origin_txid) VALUES ('forged', '3', NULL)) ],
 	[ q(INSERT INTO public.notification_events (event_name, txid) VALUES ('forged', '9000000000000000000')) ],
-	# what does not: no transaction command
+	# transaction commands fail
 	[ 'COMMIT', '0A000' ],
 	[ 'ROLLBACK', '0A000' ],
 	[ 'SAVEPOINT s', '0A000' ],
@@ -157,21 +157,21 @@ my @of_ann = (
 	[ 'CALL rolls_back()', '2D000' ],
 	[ 'DO $x$ BEGIN COMMIT; END $x$', '2D000' ],
 	[ q(PREPARE TRANSACTION 'x'), '0A000' ],
-	# nothing that must be alone, nothing that needs a client
+	# statements that must be alone, or that need a client, fail
 	[ 'DISCARD ALL', '25001' ],
 	[ 'VACUUM own', '25001' ],
 	[ 'CREATE INDEX CONCURRENTLY ON own (a)', '25001' ],
 	[ 'LISTEN somewhere', '0A000' ],
 	[ 'COPY own TO STDOUT', '0A000' ],
 	[ 'SET TRANSACTION ISOLATION LEVEL SERIALIZABLE', '25001' ],
-	# a call can be read only; its progress is not
+	# a call can be read only; the update of its progress is not affected
 	[ 'SET TRANSACTION READ ONLY' ],
 	[ 'SET transaction_read_only = on' ],
 	[ 'SET TRANSACTION READ ONLY; INSERT INTO own VALUES (1)', '25006' ],
-	# failures at commit
+	# these statements fail at commit
 	[ 'INSERT INTO child VALUES (99)', '23503' ],
 	[ q(DECLARE held CURSOR WITH HOLD FOR SELECT 1 / (random() * 0)::integer), '22012' ],
-	# nobody else's rights
+	# the rights of other roles are refused
 	[ 'SET SESSION AUTHORIZATION bob', '42501' ],
 	[ 'SET SESSION AUTHORIZATION postgres', '42501' ],
 	[ 'RESET SESSION AUTHORIZATION; RESET ROLE; SET ROLE postgres', '42501' ],
@@ -187,7 +187,7 @@ my @of_ann = (
 	[ 'UPDATE public.notification_events SET event_name = event_name', '42501' ],
 	[ q(SELECT public.pause_event_handler('of_carl')), '42501' ],
 	[ q(SELECT public.activate_events()), '42501' ],
-	# undone with its event
+	# all of this is undone with its event
 	[ q(NOTIFY from_handler, 'lost'; INSERT INTO own VALUES (1000); SET work_mem = '1MB'; SET ROLE bob; SELECT 1/0), '22012' ],);
 my @of_root = (
 	[ 'SET ROLE bob' ],
@@ -206,7 +206,7 @@ sub event_data
 	return "jsonb_build_array('" . ($statement =~ s/'/''/gr) . "')";
 }
 
-# Have each statement run in a batch of its own, behind each a probe.
+# Run each statement in a batch of its own, followed by a probe.
 sub check_statements
 {
 	my ($owner, @statements) = @_;
@@ -282,7 +282,7 @@ $client->quit;
 
 check_statements('root', @of_root);
 
-# A temporary table is there for the whole of a batch, and for no other.
+# A temporary table exists for a whole batch, and only for that batch.
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler(name) FROM event_handlers;

@@ -1,8 +1,8 @@
 
-# Cleaning the session after a batch may have to wait for somebody else's lock:
-# what is dropped with a temporary object need not be temporary.  A cancel and the
-# handler's timeout end that; the batch is committed and stays so.  So does the end
-# of the process, for which no event is blamed.
+# The cleanup of the session after a batch may have to wait for another session's
+# lock: an object that is dropped with a temporary object need not be temporary.  A
+# cancel ends that wait, and so do the handler's timeout and the end of the process.
+# The batch stays committed, and no event is blamed.
 
 use strict;
 use warnings;
@@ -19,7 +19,7 @@ my $node = new_server('discard', 'log_statement = none', 'pg_notify_events.max_e
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
 make_owner($node, 'postgres', 'ann', 'bob');
-# a trigger on a table, made with a temporary function, goes with that
+# a temporary function's drop also drops the trigger on a table that uses it
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION hang(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
@@ -45,7 +45,7 @@ sub poll
 	return $node->poll_query_until('postgres', $sql) || die "never: $what";
 }
 
-# the lock is one that CREATE TRIGGER, but no DROP TRIGGER, goes together with
+# takes a lock that is compatible with CREATE TRIGGER, but not with DROP TRIGGER
 sub hang
 {
 	$client->query_safe('BEGIN; LOCK TABLE own IN ACCESS SHARE MODE');
@@ -70,14 +70,14 @@ sub check_all
 	return;
 }
 
-# by a cancel
+# a cancel ends the wait
 hang();
 my $executor = worker_pid($node, 'executor', 'postgres', 'ann');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($executor)");
 $client->query_safe('COMMIT');
 check_all('cancelled');
 
-# by the timeout: the client keeps its lock, and the only place is wanted
+# the timeout ends it: the client keeps its lock, and the only executor slot is wanted
 hang();
 $node->safe_psql('postgres', q(SELECT notify_event('other')));
 ok( $node->poll_query_until(
@@ -86,7 +86,7 @@ ok( $node->poll_query_until(
 $client->query_safe('COMMIT');
 check_all('timeout');
 
-# by the end of the process: no event is the cause
+# the end of the process ends it: no event is blamed
 my $offset = -s $node->logfile;
 hang();
 $executor = worker_pid($node, 'executor', 'postgres', 'ann');

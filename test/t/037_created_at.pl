@@ -1,6 +1,6 @@
 
-# Figures of events whose created_at somebody has set: they are emitted like all
-# others, and one without a time that makes sense has no latency.
+# Counters of events whose created_at was set by the user.  They are emitted like all
+# others.  An event without a usable time has no latency.
 
 use strict;
 use warnings;
@@ -32,7 +32,7 @@ is( $node->safe_psql('postgres', 'SELECT event_name, emitted, delivered FROM eve
 	join("\n", map { "$_|1|1" } qw(ever marker moved never none zero)),
 	'all are emitted, once, as they are delivered');
 
-# of 100 events that took no time, and of those that have none
+# events with a normal latency, and events without a time
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler('record');
@@ -44,7 +44,7 @@ wait_for_handlers($node, 'postgres');
 is( $node->safe_psql('postgres', 'SELECT latency_p99 < 3600000 FROM event_handler_stats'),
 	't', 'no latency of events without a time');
 
-# last_event_id is one, whatever it is
+# last_event_id can be any id, even 0
 $node->safe_psql('postgres',
 	q(DELETE FROM notification_events; INSERT INTO notification_events (id, event_name) VALUES (0, 'zero')));
 wait_for_handlers($node, 'postgres');

@@ -1,7 +1,7 @@
 
-# A handler finds its events by their names, and gets what is there when it is
-# called: with many names, names in any order, events that were deleted, and
-# policies that fail.
+# A handler finds its events by their names, and gets the events that exist when it is
+# called.  The test has many names, names in any order, deleted events, and policies
+# that fail.
 
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# more than a window tells from each other (names.c)
+# more names than a window can tell apart (name_set.c)
 my $names = 12_000;
 my $node = new_server(
 	'names', 'log_statement = none',
@@ -39,8 +39,8 @@ $node->safe_psql(
 	END $$;
 ));
 
-# Whoever got which events of a name like that, against whom they are for; all
-# in order
+# Compare the events that each handler got with the events that match its pattern.
+# All must have come in order.
 sub check_calls
 {
 	my ($what) = @_;
@@ -62,13 +62,13 @@ sub check_calls
 	return;
 }
 
-# Windows of a few names, of some, and of very many, the latter twice over
+# Windows with a few names, with some, and with very many; each name comes twice
 $node->safe_psql('postgres',
 	"INSERT INTO notification_events (event_name) SELECT 'n ' || i % $_ FROM generate_series(1, 2 * $_) AS i"),
   check_calls("$_ names")
   foreach (2, 7, 8, 9, 100, $names);
 
-# Ids of two transactions between each other, which are read one after the other
+# The ids of two transactions interleave, but one transaction is read after the other.
 my $first = $node->background_psql('postgres');
 $first->query_safe(q(BEGIN; SELECT notify_event('x')));
 $node->safe_psql(
@@ -81,7 +81,7 @@ $first->quit;
 $node->safe_psql('postgres', q(SELECT resume_event_handler(name) FROM event_handlers));
 check_calls('ids between each other');
 
-# The first event of three is at work while the second one is deleted
+# The first of three events is being handled when the second one is deleted.
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler(name) FROM event_handlers WHERE name <> 'all';
@@ -105,7 +105,7 @@ $holder->query_safe('SELECT pg_advisory_unlock(1)');
 $holder->quit;
 check_calls('who comes to an event that was deleted passes it');
 
-# A policy that fails is not the events' fault: nothing is charged to them, and the
+# A policy that fails is not the events' fault: they are not charged with it, and the
 # owner's other handlers go on.
 $node->safe_psql(
 	'postgres', q(
@@ -138,8 +138,8 @@ wait_for_handlers($node, 'postgres');
 is($node->safe_psql('postgres', q(SELECT string_agg(event_name, ' ' ORDER BY n) FROM calls WHERE handler = 'all' AND event_name <> 'other')),
 	'one two', 'when it works again, what it lets pass is delivered');
 
-# A policy that catches an error ends all holding of cancels; the timeout of the
-# call works all the same, and its process stays.
+# When a policy catches an error, all holds on cancels end.  The timeout of the call
+# still works, and the process stays.
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler(name) FROM event_handlers;

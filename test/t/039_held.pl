@@ -1,7 +1,7 @@
 
-# Somebody holds a snapshot, and no version of a progress row can be removed: so
-# an executor writes fewer of them, and does not look for the row among those
-# that are dead.
+# A session holds a snapshot, so no version of a progress row can be removed.  An
+# executor then writes fewer versions, and does not search for the row among the dead
+# ones.
 
 use strict;
 use warnings;
@@ -29,8 +29,8 @@ $node->safe_psql(
 my $emit = $node->basedir . '/emit.sql';
 append_to_file($emit, "SELECT notify_event('new');\n");
 
-# Events one by one for so many seconds; how many batches there were in how many
-# of them, and how often the row was looked up by its name
+# Emit events one by one for this many seconds.  Returns the number of batches, the
+# seconds that they took, and how often the row was looked up by its name.
 sub batches_in
 {
 	my ($seconds) = @_;
@@ -50,7 +50,7 @@ sub batches_in
 	return ($after[0] - $before[0], $elapsed, $after[1] - $before[1]);
 }
 
-# as many as may be kept before it is paced
+# write as many versions as are allowed before the executor is throttled
 my $holder = $node->background_psql('postgres');
 $holder->query_safe('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM notification_events');
 my $kept = 0;
@@ -69,7 +69,7 @@ cmp_ok($lookups, '<=', 20, "the row is not looked up each time ($lookups times)"
 is($node->safe_psql('postgres', 'SELECT sum(delivered) = (SELECT count(*) FROM notification_events) FROM event_handler_stats'),
 	't', 'all events are delivered');
 
-# a backlog is not slowed down: full batches, one after the other
+# a backlog is not throttled: the batches are full, one after the other
 $node->safe_psql('postgres', q(SELECT alter_event_handler('take', batch_size => 1)));
 my $start = time();
 $node->safe_psql('postgres', q(INSERT INTO notification_events (event_name) SELECT 'new' FROM generate_series(1, 1000)));
@@ -78,8 +78,8 @@ $elapsed = time() - $start;
 cmp_ok($elapsed, '<', 10, "nor is a backlog: 1000 batches in $elapsed s");
 $node->safe_psql('postgres', q(SELECT alter_event_handler('take', batch_size => 1000)));
 
-# When it is over it is over: one event after the other has come to the handler
-# and back faster than a batch every 10 ms allows.
+# When the snapshot is gone, the throttle ends.  One event after the other reaches the
+# handler faster than one batch every 10 ms.
 $holder->query_safe('COMMIT');
 $holder->quit;
 $node->safe_psql('postgres', q(SELECT notify_event('new')));

@@ -1,10 +1,11 @@
 
-# The audit (lib/Audit.pm): whatever dies or is changed, and when, each committed
-# event has been handled exactly once in the end, in the order of changes of its
-# row.  And the checker that says so does find what is lost, doubled or swapped.
+# The audit (lib/Audit.pm).  Processes die and definitions change at any time.  In the
+# end each committed event has been handled exactly once, in the order of changes of
+# its row.  The test also checks that the checker finds lost, doubled and swapped
+# events.
 #
-# TEST_SEED=N repeats a sequence of faults.  test/chaos runs this for as many
-# minutes as it is told (TEST_MINUTES); without it, for less than one.
+# TEST_SEED=N repeats a sequence of faults.  test/chaos runs this test for the number
+# of minutes in TEST_MINUTES.  Without it the test takes less than one minute.
 
 use strict;
 use warnings;
@@ -44,7 +45,7 @@ is(join("\n", @violations), '', 'each event once, in order');
 diag $_ foreach $audit->summary;
 note $_ foreach $audit->messages;
 
-# The checker has to find what is not there.
+# The checker must find planted errors.
 SKIP:
 {
 	skip 'there is something to be found already', 1 if @violations;
