@@ -1,7 +1,8 @@
 
-# A handler is changed after its executor has read its events and before their
-# turn has come: what was read is void.  Two handlers of one owner share a round;
-# the first waits at a gate, an advisory lock, while the second is changed.
+# A handler is changed after its executor has read events for it, and before
+# their turn comes: the executor must discard what it has read.  Two handlers of
+# one owner share a round.  The first waits at a gate, an advisory lock, while
+# the second is changed.
 
 use strict;
 use warnings;
@@ -35,9 +36,9 @@ sub poll
 	return;
 }
 
-# overtake(CHANGE, MEANWHILE, AFTER, EXPECTED, NAME): three events; CHANGE when
-# they are read; then MEANWHILE has to become true, the gate opens, AFTER is
-# done, and EXPECTED is what "second" has recorded
+# overtake(CHANGE, MEANWHILE, AFTER, EXPECTED, NAME): a test.  It emits three
+# events, and runs CHANGE when they have been read.  When MEANWHILE is true it
+# opens the gate and runs AFTER.  EXPECTED is what "second" has recorded.
 sub overtake
 {
 	my ($change, $meanwhile, $after, $expected, $name) = @_;

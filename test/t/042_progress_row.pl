@@ -1,6 +1,6 @@
 
-# An executor looks for a handler's progress row where it was last.  It may be
-# elsewhere, or held by somebody.
+# An executor looks for a handler's progress row where the row was the last time.
+# The row may have moved, or another session may have locked it.
 
 use strict;
 use warnings;
@@ -43,7 +43,7 @@ sub place
 
 my $log_start = -s $node->logfile;
 
-# behind the end of the table
+# The row is remembered behind the present end of the table.
 $node->safe_psql('postgres', q(SELECT drop_event_handler('filler ' || i) FROM generate_series(1, 200) AS i));
 handle('ann');
 unlike(place('ann'), qr/^\(0,/, 'the row is not in the first page of the table');
@@ -54,8 +54,8 @@ handle('ann');
 
 handle('bob');
 
-# Where it was is that of another owner now, which says the same, and somebody
-# has the handler's own.
+# The place holds a row of another owner now, with the same values, and another
+# session has locked the handler's own row.
 handle('ann') foreach (1 .. 3);
 my $place = place('ann');
 $node->safe_psql('postgres', 'VACUUM FULL _event_handler_progress');

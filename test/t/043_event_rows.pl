@@ -1,7 +1,7 @@
 
-# An executor reads the rows of a window where they were when it has read that.
-# Until then they may be changed, move or vanish, another event may have come to
-# the place of one, and the buffer may hold another page.
+# An executor has read a window, and then reads its rows at the places that they
+# had.  Meanwhile rows may be changed, move or vanish, another event may take the
+# place of one, and the buffer may hold another page.
 
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# so few buffers that the pages of a window do not fit
+# too few buffers for the pages of a window
 my $node = new_server('event_rows', 'log_statement = none', 'autovacuum = off', 'shared_buffers = 1MB',
 	'max_connections = 20', 'pg_notify_events.announce = off');
 my $events = 400;
@@ -21,7 +21,7 @@ my $events = 400;
 $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_owner($node, 'postgres', 'ann');
 
-# An event is one page, and a batch is one event, which waits at its gate.
+# An event fills a page, a batch is one event, and its call waits at a gate.
 $node->safe_psql(
 	'postgres', qq(
 	ALTER TABLE notification_events ALTER COLUMN event_data SET STORAGE PLAIN;
@@ -84,8 +84,8 @@ like(place(4), qr/^\($block,/, 'event 4 is changed on its page');
 ($block) = $before{5} =~ /(\d+),/;
 unlike(place(5), qr/^\($block,/, 'event 5 is on another page');
 
-# The batch of event 2 has a snapshot from after the deletion.  Freezing waits for
-# whoever has a page pinned.
+# The batch of event 2 has a snapshot from after the deletion.  VACUUM (FREEZE)
+# waits for any process that has a page pinned.
 $gates->query_safe('SELECT pg_advisory_unlock(1)');
 wait_at_gate(2);
 $node->safe_psql('postgres', 'VACUUM (FREEZE, INDEX_CLEANUP ON) notification_events');
@@ -104,7 +104,7 @@ is( $node->safe_psql(
 is($node->safe_psql('postgres', 'SELECT count(*), count(DISTINCT id), max(id) FROM seen'),
 	join('|', $events + 1, $events + 1, $events + 2), 'all others are delivered once');
 
-# The table is shorter than it was.
+# The table is truncated, and so shorter than when the window was read.
 my $ddl = $node->background_psql('postgres');
 
 $gates->query_safe('SELECT pg_advisory_lock(1000)');

@@ -1,8 +1,8 @@
 
 # What triggers record while tables, triggers, types and schemas are altered at
 # random, also by another session and in transactions that are rolled back
-# (lib/altered_tables.py): what a session has kept of a trigger may never be of
-# yesterday.  sql/altered_tables.sql has the cases that are known.
+# (lib/altered_tables.py).  What a session has cached of a trigger must never be
+# out of date.  sql/altered_tables.sql has the known cases.
 
 use strict;
 use warnings;

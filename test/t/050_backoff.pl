@@ -1,6 +1,7 @@
 
-# Outages: errors that are not the events' fault make a handler back off. It
-# probes with one event per delay, and what was not tried is not charged.
+# Back-off: errors that the events do not cause make a handler back off.  After
+# each delay it makes a trial with one event.  Events that were not tried are not
+# charged.
 
 use strict;
 use warnings;
@@ -18,9 +19,9 @@ $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 make_recorder($node, 'postgres');
 make_owner($node, 'postgres', 'ann', 'bob');
 
-# What the weather is like, for whom: an SQLSTATE to fail with. Each call is
-# counted and clocked in sequences, which no rollback takes back. What was
-# delivered is noted with the attempts that its row had.
+# "weather" tells which handler fails on which events, and with which SQLSTATE.
+# Sequences count the calls and keep the time of the last one, as no rollback
+# resets them.  Delivered events are noted with the attempts in their retry row.
 $node->safe_psql(
 	'postgres', q(
 	CREATE TABLE weather (handler text, event_name text, sqlstate text);
@@ -84,8 +85,8 @@ sub start_over
 	return;
 }
 
-# A full disk: nothing of the handler's works. The events that were tried wait
-# uncharged, the others are not tried.
+# A full disk: every event of the handler fails.  Events that were tried are
+# deferred and not charged; the others are not tried.
 foreach my $function ('first', 'in_array')
 {
 	$node->safe_psql(
@@ -127,7 +128,7 @@ foreach my $function ('first', 'in_array')
 	start_over();
 }
 
-# An event that only looks like an outage is passed, and dies in the end.
+# A single event with such an error is deferred, and dies in the end.
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', 'poison', '58030');
@@ -135,7 +136,7 @@ $node->safe_psql(
 	SELECT count(notify_event(CASE i WHEN 10 THEN 'poison' ELSE 'event ' || i END)) FROM generate_series(1, 30) i;
 ));
 wait_for_figures('first', 'delivered = 29');
-# each attempt after the first is charged when something else succeeds
+# each attempt after the first is charged when another event succeeds
 foreach my $more (1 .. 5)
 {
 	last if figures('first', 'dead') eq '1';
@@ -152,7 +153,7 @@ seen_is_log($node, 'postgres', 'first', "event_name <> 'poison'",
 	'the others');
 start_over();
 
-# A hundred different events that fail in a row, whatever with.
+# A hundred different events fail in a row, with any error.
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', '%', 'AB123');
@@ -182,7 +183,8 @@ is( $node->safe_psql(
 	'those that had failed wait for their time');
 start_over();
 
-# The same for fewer than a hundred at a time: a success in between, none.
+# The same with a success in between: fewer than a hundred fail in a row, so the
+# handler does not back off.
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', 'bad%', 'AB123');
@@ -197,7 +199,7 @@ is( $node->safe_psql(
 	'not a hundred in a row');
 start_over();
 
-# Replayed events count as well: their first attempt is as good as any.
+# Replayed events count as well, with the first attempt of the replay.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('first', 'first', owner => 'ann', retry_delay => '1 h', max_attempts => 1);
@@ -217,8 +219,8 @@ is( $node->safe_psql(
 	'replayed: after a hundred no more are tried');
 start_over();
 
-# A serialization failure is tried again at once, and counts as no failure when
-# that helps; here the fourth call succeeds.
+# A serialization failure is retried at once.  It counts as no failure if a retry
+# succeeds; here the fourth call does.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION serialize(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
@@ -249,7 +251,7 @@ is($node->safe_psql('postgres', 'SELECT attempts FROM event_retries'),
 	'0', 'and not charged');
 start_over();
 
-# A lock that is not to be had
+# A lock that the handler does not get
 my $locker = $node->background_psql('postgres');
 $node->safe_psql(
 	'postgres', q(
@@ -276,7 +278,8 @@ seen_is_log($node, 'postgres', 'first', 'true', 'after the lock');
 $locker->quit;
 start_over();
 
-# An ordered handler has no next event: every probe after the first is charged.
+# An ordered handler has no next event to try: every trial after the first is
+# charged.
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', 'poison', '53200');
@@ -298,8 +301,8 @@ is( $node->safe_psql(
 	'ordered: in order');
 start_over();
 
-# With one place for two owners the executor leaves while its handler backs
-# off. The next one keeps to the delay.
+# Two owners share one executor slot, so the executor stops while its handler
+# backs off.  The next executor keeps to the delay.
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', '%', '53100');
@@ -325,7 +328,7 @@ cmp_ok($delay, '>=', 4500, "the next executor keeps to the delay ($delay ms)");
 isnt(worker_pid($node, 'executor', 'postgres', 'ann'),
 	$pid, 'and it is another one');
 
-# What was parked is charged also by an executor that has not parked it.
+# An executor also charges events that an earlier executor has deferred.
 $node->restart;
 $node->safe_psql('postgres', 'DELETE FROM weather');
 wait_for_figures('first', 'delivered = 2');
@@ -333,8 +336,8 @@ seen_is_log($node, 'postgres', 'first', "event_name LIKE 'a%'",
 	'after a restart');
 start_over();
 
-# resume_event_handler() has it tried at once, also where no executor runs, and
-# the outage is over for all of them.
+# resume_event_handler() makes the handler try at once, also where no executor
+# runs, and ends the back-off for all executors.
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', '%', '53100');
@@ -351,7 +354,7 @@ wait_for_figures('first', 'delivered = 1');
 like(figures('first', 'state'), qr/^(ready|running)$/, 'resumed');
 start_over();
 
-# An outage that another owner's executor has begun and ended
+# A back-off ends in the executor of another owner than it began in.
 $node->safe_psql(
 	'postgres', q(
 	SELECT create_event_handler('first', 'first', owner => 'ann', retry_delay => '50 ms');
@@ -370,7 +373,7 @@ wait_for_figures('first', 'delivered = 3');
 like(figures('first', 'state'), qr/^(ready|running)$/, 'back at the first owner');
 start_over();
 
-# An outage whose events are gone is over, too.
+# A back-off ends, too, when its events are gone.
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', '%', '53100');
@@ -383,7 +386,7 @@ wait_for_figures('first', "state IN ('ready', 'running') AND waiting = 0");
 is($node->safe_psql('postgres', 'SELECT state FROM event_retries'), 'discarded', 'nothing to probe with');
 start_over();
 
-# Resetting the figures ends no outage.
+# A reset of the statistics does not end a back-off.
 $node->safe_psql(
 	'postgres', q(
 	INSERT INTO weather VALUES ('first', '%', '53100');
@@ -393,7 +396,8 @@ $node->safe_psql(
 wait_for_figures('first', "state = 'backing off'");
 $node->safe_psql('postgres', 'SELECT reset_event_stats()');
 is(figures('first', 'state'), 'backing off', 'reset_event_stats()');
-# and a handler that waits for its probe is not done
+# wait_for_event_handlers() does not take a handler that waits for its trial for
+# done.
 my ($result, $stdout, $stderr) = $node->psql('postgres',
 	"SELECT notify_event('two'); CALL wait_for_event_handlers('1 ms')");
 like(

@@ -1,6 +1,6 @@
 
-# Events that end the process which handles them: the attempt counts, the event
-# dies after max_attempts, and all others are handled exactly once.
+# Events that end the process which handles them: each attempt is charged, the
+# event dies after max_attempts, and all others are handled exactly once.
 
 use strict;
 use warnings;
@@ -94,8 +94,9 @@ sub start_over
 	return;
 }
 
-# run(EVENT, FUNCTION, MAX_ATTEMPTS, OPTIONS): 41 events, one of them deadly,
-# and another handler, until all is over. Returns the offset of the log.
+# run(EVENT, FUNCTION, MAX_ATTEMPTS, OPTIONS): emits 41 events, one of them
+# deadly, and waits until its handler and another one have handled them all.
+# Returns the offset in the log.
 sub run
 {
 	my ($event, $function, $max_attempts, $options) = @_;
@@ -107,7 +108,7 @@ sub run
 			retry_delay => '50 ms', max_retry_delay => '50 ms', $options);
 		SELECT create_event_handler('other', 'other', owner => 'bob');
 	));
-	# the server may crash before the client has gone
+	# the server may crash before the client has disconnected
 	$node->psql('postgres',
 		"SELECT count(notify_event(CASE i WHEN 17 THEN '$event' ELSE 'event ' || i END)) FROM generate_series(1, 41) i"
 	);
@@ -131,7 +132,8 @@ foreach my $function ('one', 'many')
 {
 	my $offset = run('terminate', $function, 3, 'batch_size => 20');
 
-	# the first time it took its batch along and could not be told, then its group
+	# The first time the executor is lost with a whole batch, the second time with
+	# a group of it.  Neither tells which event was the cause.
 	is( in_log(
 			qr/executor FATAL:  terminating background worker "pg_notify_events executor" due to administrator command/,
 			$offset),
@@ -157,7 +159,7 @@ start_over();
 $offset = run('die of exit', 'one', 1, 'batch_size => 20');
 start_over();
 
-# a call that has ended before its process does
+# a call that returns before its process ends
 $offset = log_size();
 $node->safe_psql(
 	'postgres', qq(
@@ -170,8 +172,8 @@ wait_for("delivered = 40 AND dead = 1 FROM event_handler_stats WHERE handler = '
 is(in_log(qr/executor FATAL:  terminating/, $offset), 4, 'a call that ends before its process does');
 start_over();
 
-# however many events the filter refuses before it: they do not move what is
-# stored of the position
+# The filter refuses many events before the deadly one.  They do not move the
+# stored position.
 $offset = log_size();
 $node->safe_psql(
 	'postgres', q(
@@ -185,7 +187,7 @@ is(in_log(qr/executor FATAL:  terminating/, $offset), 4, 'behind 20000 refused e
 is($node->safe_psql('postgres', 'SELECT count(*) FROM event_retries'), '1', 'which are on no list');
 start_over();
 
-# a handler that keeps the order, and one event per batch
+# an ordered handler, and one event per batch
 $offset = run('terminate', 'one', 2, 'ordered => true, batch_size => 1');
 is( $node->safe_psql(
 		'postgres',
@@ -195,7 +197,7 @@ is( $node->safe_psql(
 	'ordered: in order');
 start_over();
 
-# first it fails, then it kills
+# a first attempt that fails, and a second one that kills
 $offset = run('fail, then terminate', 'one', 3, 'batch_size => 20');
 is(in_log(qr/executor FATAL:  terminating/, $offset),
 	2, 'a retry that kills is counted each time');
@@ -214,7 +216,7 @@ is( $node->safe_psql(
 	'a call of event handler "deadly" did not end at its timeout',
 	'event_worker_stats tells');
 
-# Care ends with the events that were there.
+# The crash guard ends when the events that were there have been handled.
 $node->safe_psql('postgres', q(SELECT alter_event_handler('deadly', timeout => '30 s')));
 $node->safe_psql('postgres',
 	"SELECT count(notify_event('more ' || i)) FROM generate_series(1, 6000) i"
@@ -227,7 +229,7 @@ is( in_log(
 	'goes on with whole batches');
 seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'carefully');
 
-# An orderly restart costs no care.
+# After an orderly restart no handler is guarded.
 $offset = log_size();
 $node->restart;
 $node->safe_psql('postgres', "SELECT notify_event('after')");
@@ -235,8 +237,8 @@ wait_for(
 	"delivered = 6041 FROM event_handler_stats WHERE handler = 'deadly'");
 is(in_log(qr/is guarded/, $offset), 0, 'an orderly restart');
 
-# Nor does a change of the definition or of the owner, a pause, or a handler of
-# the same name.
+# Nor is a handler guarded after a change of its definition or owner, after a
+# pause, or when it is dropped and created again.
 foreach my $change (
 	"alter_event_handler('deadly', batch_size => 19)",
 	"alter_event_handler('deadly', owner => 'bob')",
@@ -256,8 +258,8 @@ foreach my $change (
 }
 seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'changes');
 
-# Nor is an executor lost that is terminated while it is busy, but not in a call:
-# here it waits for a lock to see to a retry.
+# An executor that is terminated outside of a call is not lost, even if it is
+# busy: here it waits for a lock to process a retry.
 $node->safe_psql(
 	'postgres', q(
 	CREATE TABLE mended (at timestamptz);
@@ -286,8 +288,9 @@ isnt(worker_pid($node, 'executor', 'postgres', 'bob'), $terminated, 'terminated 
 is(in_log(qr/is guarded/, $offset), 0, 'that is no loss');
 $node->safe_psql('postgres', "SELECT drop_event_handler('failing')");
 
-# A process that was stopped past its timeout is cancelled and not ended.  It waits
-# again and again, as it may time out just before it is stopped.
+# A process that is stopped by SIGSTOP past the timeout of its call is cancelled
+# and not ended.  The call is retried again and again, as a timeout may come just
+# before the signal.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION slow(e notification_events) RETURNS void LANGUAGE plpgsql AS $$
@@ -318,7 +321,8 @@ wait_for_handlers($node, 'postgres');
 my $delivered = $node->safe_psql('postgres',
 	"SELECT delivered FROM event_handler_stats WHERE handler = 'deadly'");
 
-# A crash while nothing was being done does, until what was there is handled.
+# After a crash the handler is guarded even if it was idle, until the events that
+# were there have been handled.
 $offset = log_size();
 $node->stop('immediate');
 $node->start;

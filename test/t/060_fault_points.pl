@@ -1,7 +1,7 @@
 
-# Fault points: the server, or a process, is broken at chosen places of the
-# code, once each; afterwards every committed event has been handled exactly
-# once. The places are in builds made for this only (src/base/fault.c).
+# Fault points: the server or a process fails at chosen points of the code, once
+# at each.  Afterwards every committed event has been handled exactly once.  Only
+# builds made for this test have fault points (src/base/fault.c).
 
 use strict;
 use warnings;
@@ -39,7 +39,7 @@ $node->safe_psql(
 		$$ INSERT INTO public.seen (handler, id) SELECT 'array', id FROM unnest(e) $$;
 ));
 
-# until(TEXT, SUB): asks again until the answer is right
+# until_true(TEXT, SUB): calls SUB until it returns true, or dies
 sub until_true
 {
 	my ($what, $answer) = @_;
@@ -52,7 +52,7 @@ sub until_true
 	die "never: $what";
 }
 
-# wait_for(CONDITION): across crashes of the server
+# wait_for(CONDITION): like poll_query_until, across crashes of the server
 sub wait_for
 {
 	my ($condition) = @_;
@@ -67,7 +67,7 @@ sub wait_for
 	return;
 }
 
-# set_fault(PLACE, WHAT): the next process that comes by
+# set_fault(PLACE, WHAT): WHAT happens to the next process that reaches PLACE
 sub set_fault
 {
 	my ($place, $what) = @_;
@@ -109,8 +109,8 @@ sub start_over
 	return;
 }
 
-# The server may crash before the statement and after it: once more, until all
-# of its events are there.
+# The server may crash before or after the statement: repeats it until all of its
+# events are there.
 sub emit
 {
 	until_true(
@@ -128,7 +128,7 @@ sub emit
 	return;
 }
 
-# all_is_well(NAME): tests that it is in the end
+# all_is_well(NAME): a test that all events are delivered in the end, once each
 sub all_is_well
 {
 	my ($name) = @_;
@@ -141,9 +141,9 @@ sub all_is_well
 	return;
 }
 
-# The executor's places: after it left its mark, after it has read, before and
-# after a call, after the commit, before it records a failure, between counting
-# an attempt and making it.
+# Fault points of the executor: after it has set its owner token, after it has
+# read a window, before and after a call, after the commit, before it records a
+# failure, and between the charge of an attempt and the attempt.
 foreach my $place (
 	'after-token', 'after-window-read', 'before-call',
 	'after-call', 'after-commit', 'before-failure-commit',
@@ -160,7 +160,7 @@ foreach my $place (
 	}
 }
 
-# It leaves, and still has to take its mark back.
+# An executor that stops still has to release its owner token.
 foreach my $what ('error', 'fatal', 'crash')
 {
 	start_over();
@@ -180,7 +180,7 @@ foreach my $what ('error', 'fatal', 'crash')
 	end_fault('before-release');
 }
 
-# The listener after a look, the launcher before it starts an executor
+# The listener fails after a look, the launcher before it starts an executor.
 foreach my $what ('error', 'fatal', 'crash')
 {
 	start_over();
@@ -204,7 +204,7 @@ foreach my $what ('error', 'fatal', 'crash')
 	end_fault('before-start');
 }
 
-# The writer is killed after its commit, before it could ring.
+# The writer is killed after its commit, before it wakes the workers.
 start_over();
 set_fault('before-ring', 'crash');
 emit();
@@ -212,7 +212,7 @@ wait_for_hit('before-ring');
 all_is_well('crash at before-ring');
 end_fault('before-ring');
 
-# It only hangs there: the poll finds what nobody rang for.
+# The writer hangs there: the workers' poll finds the events without a wakeup.
 start_over();
 wait_for_handlers($node, 'postgres');
 set_fault('before-ring', 'wait');
@@ -229,8 +229,8 @@ end_fault('before-ring');
 $writer->finish;
 is("$stdout$stderr", "30\n", 'the writer has committed');
 
-# An attempt has failed, and before that is recorded the handler is paused; what
-# is recorded is the failure.
+# An attempt has failed, and the handler is paused before the failure is recorded.
+# The record says that the attempt has failed.
 start_over();
 $node->safe_psql(
 	'postgres', q(
@@ -250,8 +250,9 @@ wait_for('count(*) = 1 FROM event_retries WHERE last_error IS NOT NULL');
 is($node->safe_psql('postgres', 'SELECT state, attempts, last_error FROM event_retries'),
 	'dead|1|it fails', 'a failure is recorded though the handler was paused');
 
-# A handler changes hands while the executor that gets it is about to read its
-# definitions: it must not go back to before what the other one has done.
+# A handler gets a new owner, whose executor is about to read its definitions.
+# This executor must not go back to a position before what the executor of the
+# former owner has done.
 start_over();
 $node->safe_psql(
 	'postgres', q(
@@ -278,7 +279,7 @@ my $giver = IPC::Run::start(
 		q(SELECT alter_event_handler('record', owner => 'bob'))
 	]);
 wait_for_hit('before-ring');
-# and it has read its next window when the change lets go of the handler
+# It has also read its next window when the change releases the handler.
 $ann = worker_pid($node, 'executor', 'postgres', 'ann');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($ann)");
 wait_for("count(*) = 0 FROM pg_stat_activity WHERE pid = $ann");
@@ -295,7 +296,7 @@ end_fault('after-window-read');
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'record', 'true', 'a handler changes hands');
 
-# A copied database is woken up, and that fails before it is committed.
+# A copied database is activated, and that fails before the commit.
 foreach my $what ('error', 'crash')
 {
 	start_over();
@@ -327,8 +328,9 @@ foreach my $what ('error', 'crash')
 	all_is_well("$what at activated: the original");
 }
 
-# A notification becomes an event, and before that is committed it fails: the
-# notification is not forgotten.  It is with its listener, and that is counted.
+# The transaction that makes an event of a notification fails before its commit.
+# The notification is not lost by that.  It is lost with its listener, and then
+# it is counted as dropped.
 start_over();
 $node->safe_psql('postgres', q(SELECT listen_event_channel('bridged')));
 wait_for(q(state = 'listening' FROM event_channel_stats));
