@@ -1,9 +1,10 @@
 
-# Announcements by the listener: what it announces, when, and that it and the
-# emitting transactions share the work exactly, whatever is switched meanwhile.
+# Announcements by the listener: what it announces, and when.  The listener and
+# the emitting transactions together announce each event exactly once, whatever
+# settings change meanwhile.
 #
-# The little sleeps in a loop here make a change of settings meet many
-# transactions; nothing is waited for with them.
+# The short sleeps in a loop only let a change of settings meet many transactions.
+# No test waits for something by them.
 
 use strict;
 use warnings;
@@ -39,7 +40,7 @@ sub listener_figure
 }
 
 #
-# What is announced, by whom, and what is counted
+# What is announced, by which process, and what is counted
 #
 my $client = start_listening($node, 'postgres');
 my $received = listener_figure('notifications_received');
@@ -65,7 +66,7 @@ is( $node->safe_psql('postgres', 'SELECT string_agg(announce::text, $$,$$ ORDER 
 	'true,false,false,true', 'none of these is marked');
 is(listener_figure('notifications_received') - $received, 1, 'its own are no news to the listener');
 
-# Equal ones of a batch are one, a large transaction is announced in many.
+# Equal payloads of a batch are announced once, a large transaction in batches.
 my $before = listener_figure('events_announced');
 $node->safe_psql(
 	'postgres', q(
@@ -78,7 +79,7 @@ is(scalar @heard, 5, '5001 events of one transaction: one notification in each b
 is(listener_figure('events_announced') - $before, 5001, 'all are counted');
 stop_listening($client);
 
-# Payloads, and a channel of an odd name
+# Payloads, and a channel with an odd name
 configure($node, payload => 'id', channel => q('Odd "channel"'));
 $node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'id') or die 'no reload';
 $client = start_listening($node, 'postgres', 'Odd "channel"');
@@ -100,7 +101,7 @@ heard_until($client, qq({"id": $id, "name": "huge"}));
 is(wait_for_listener($node, 'postgres'), $listener, 'payload = json, numbers of huge length do the listener no harm');
 stop_listening($client);
 
-# What is set for the database reaches a listener that is there already.
+# Settings of the database reach a listener that runs already.
 $client = start_listening($node, 'postgres', 'of the database');
 $node->safe_psql('postgres', q(ALTER DATABASE postgres SET pg_notify_events.channel = 'of the database'));
 $listener = wait_for_other_listener($node, 'postgres', $listener);
@@ -111,7 +112,7 @@ stop_listening($client);
 $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET pg_notify_events.channel');
 wait_for_other_listener($node, 'postgres', $listener);
 
-# A transaction that was prepared, announced when that is committed
+# An event of a prepared transaction is announced by COMMIT PREPARED.
 configure($node, payload => 'name', channel => 'event_notification');
 $node->poll_query_until('postgres', q(SHOW pg_notify_events.payload), 'name') or die 'no reload';
 $client = start_listening($node, 'postgres');
@@ -131,7 +132,7 @@ is(scalar(grep { $_->[1] eq 'prepared 2' } @heard), 0, 'ROLLBACK PREPARED: nothi
 stop_listening($client);
 
 #
-# Nobody to relay: the emitting transaction announces.
+# Without a listener to relay, the emitting transaction announces.
 #
 $client = start_listening($node, 'postgres');
 my $n = 0;
@@ -163,7 +164,7 @@ wait_for_listener($node, 'postgres');
 stop_listening($client);
 
 #
-# Hand-overs: everything is switched to and fro under load.
+# Hand-overs: settings are switched back and forth under load.
 #
 configure($node, payload => 'id', naptime => q('1s'));
 my $script = "$PostgreSQL::Test::Utils::tmp_check/load.sql";
@@ -214,7 +215,7 @@ sub under_load
 	$node->poll_query_until('postgres',
 		q(SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'))
 	  or die "writers do not end";
-	# the last one, when everything is back in place
+	# the last event, when all settings are restored
 	wait_for_listener($node, 'postgres');
 	my $last = $node->safe_psql('postgres', q(SET pg_notify_events.announce = relay; SELECT notify_event('last', jsonb_build_object('pid', pg_backend_pid()))));
 	heard_until($client, $last);
@@ -240,7 +241,8 @@ $way = under_load('served or not', 3, 0,
 	sub { $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE false'); configure($node, enabled => 'on') });
 cmp_ok($way->{direct}, '>', 100, 'served or not: some were not relayed');
 
-# A listener that is lost announces late, and nobody does it for it.
+# The listener is lost: its events are announced late, and no writer announces
+# them instead.
 $way = under_load('listener terminated', 4, 1,
 	sub {
 		$node->safe_psql('postgres', q(SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -1,7 +1,7 @@
 
-# A notification queue that fills up, because a session listens and does not
-# read: direct announcements are left to the listener before it is full, and no
-# transaction fails for it.
+# A session listens and does not read, so the notification queue fills up.  Before
+# it is full, direct announcements are left to the listener, and no transaction
+# fails because of the queue.
 
 use strict;
 use warnings;
@@ -17,7 +17,7 @@ use Test::More;
 plan skip_all => 'python3 with psycopg2 is needed'
   if system('python3', '-c', 'import psycopg2') != 0;
 
-# 8 GB are too much to fill: some 170 kB are the limit here.
+# 8 GB are too much to fill: the limit here is about 170 kB.
 my $node = new_server(
 	'queue',
 	'log_statement = none',
@@ -30,7 +30,7 @@ $node->safe_psql('postgres', 'CREATE EXTENSION pg_notify_events');
 my $listener = wait_for_listener($node, 'postgres');
 my $client = start_listening($node, 'postgres');
 
-# emits so many events of some 2 kB, in one transaction
+# emits COUNT events of about 2 kB, in one transaction
 sub emit
 {
 	my ($name, $count) = @_;
@@ -40,7 +40,7 @@ sub emit
 	return;
 }
 
-# the same, in a transaction each
+# the same, each in a transaction of its own
 sub emit_each
 {
 	my ($name, $count) = @_;
@@ -50,7 +50,7 @@ sub emit_each
 	return;
 }
 
-# how many of the events that are named so were left to the listener or not
+# the number of events with this name that were left to the listener, or were not
 sub marked
 {
 	my ($name, $marked) = @_;
@@ -62,7 +62,7 @@ sub marked
 emit('early', 20);
 is(marked('early', 'true'), '0', 'an empty queue: direct');
 
-# somebody who listens and does not read, in another database even
+# A session listens and does not read.  It may even be in another database.
 $node->safe_psql('postgres', 'CREATE DATABASE other');
 my $blocker = $node->background_psql('other', on_error_stop => 0);
 $blocker->query_safe('LISTEN whatever');
@@ -75,15 +75,15 @@ cmp_ok(marked('filling', 'true'), '>', 20, 'the others were left to the listener
 emit('full', 20);
 is(marked('full', 'false'), '0', 'nothing is announced directly any more');
 
-# In one transaction, before any of it is in the queue: it is left to the
-# listener, too, as soon as it would come to more than the limit.
+# A large transaction, before any of its notifications is in the queue: the rest
+# is left to the listener, too, as soon as the transaction would exceed the limit.
 $blocker->query_safe('COMMIT');
 $node->poll_query_until('postgres', sprintf($usage, '< 0.4 *')) or die 'the queue does not get shorter';
 emit('at once', 200);
 cmp_ok(marked('at once', 'false'), '>', 20, 'a large transaction: the first ones are announced directly');
 cmp_ok(marked('at once', 'true'), '>', 20, 'the others are left to the listener');
 
-# And again after it was better: blocked, left to the listener.
+# The queue is read and then blocked again: left to the listener again.
 my $attempts = 0;
 do { emit('better', 1) } until marked('better', 'false') > 0 || $attempts++ > 1000;
 cmp_ok($attempts, '<', 1000, 'the queue is read: direct again');
@@ -94,7 +94,7 @@ cmp_ok(marked('again', 'true'), '>', 20, 'it is blocked again: left to the liste
 $blocker->query_safe('COMMIT');
 $blocker->quit;
 
-# Nothing was lost, and none came twice.
+# Nothing was lost or announced twice.
 $node->safe_psql('postgres', q(SELECT notify_event('the end')));
 my $id = $node->safe_psql('postgres', q(SELECT id FROM notification_events WHERE event_name = 'the end'));
 heard_until($client, qq({"id": $id, "name": "the end"}));
@@ -114,7 +114,7 @@ is( join(',', sort { $a <=> $b } @{ $from[1] }),
 	$node->safe_psql('postgres', q(SELECT string_agg(id::text, ',' ORDER BY id) FROM notification_events WHERE announce)),
 	'by the listener those that are marked');
 
-# Where no listener is to be expected there is nobody to leave it to.
+# Where no listener is expected, every announcement is direct.
 $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE true');
 wait_for_no_workers($node, 'postgres');
 $node->safe_psql('postgres', 'SET pg_notify_events.announce = direct; SELECT notify_event($$alone $$ || n) FROM generate_series(1, 3) n');

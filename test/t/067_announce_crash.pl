@@ -1,6 +1,6 @@
 
-# What a crash leaves of announcements: none is lost that was not made, and none
-# was made of an event that the crash has taken back.
+# Announcements and a crash: those that were not made before it are made after it,
+# and none is made of an event that the crash has taken back.
 
 use strict;
 use warnings;
@@ -24,7 +24,7 @@ my $node = new_server(
 	'restart_after_crash = on',
 	'max_connections = 50',
 	'pg_notify_events.payload = json',
-	# nobody else flushes
+	# no other process flushes
 	'wal_writer_delay = 10s',
 	'wal_writer_flush_after = 1GB');
 
@@ -44,8 +44,8 @@ sub start_load
 }
 
 #
-# Writers do not wait for the flush of their commits; whoever has heard of an
-# event finds it after the crash, and not another one under its id.
+# Writers do not wait for the flush of their commits.  A client that has heard of
+# an event finds it after the crash, and not another one under its id.
 #
 my %heard;
 
@@ -64,7 +64,7 @@ sub crash_under_load
 	return;
 }
 
-# Where nobody is told, it does take something back.
+# Without an announcement, a crash does take an event back.
 $node->safe_psql('postgres', 'CHECKPOINT');
 $node->safe_psql('postgres', q(SET pg_notify_events.announce = off; SELECT notify_event('taken back')));
 $node->stop('immediate');
@@ -88,7 +88,7 @@ foreach my $round (1 .. 4)
 	}
 	cmp_ok($count, '>', 500, "round $round: the client has heard of $count events");
 	$node->start;
-	# ids that the crash has given free are used again
+	# ids that the crash has freed are used again
 	$node->safe_psql('postgres',
 		q(INSERT INTO notification_events (event_name) SELECT gen_random_uuid()::text FROM generate_series(1, 500)));
 	my %log = map { split /\|/ } split /\n/, $node->safe_psql('postgres', 'SELECT id, event_name FROM notification_events');
@@ -97,8 +97,8 @@ foreach my $round (1 .. 4)
 }
 
 #
-# Events that are committed and not announced when the server, or only the
-# listener, is lost are announced by its successor.
+# The server, or only the listener, is lost when events are committed and not
+# announced.  The next listener announces them.
 #
 $node->safe_psql('postgres', q(ALTER SYSTEM SET wal_writer_delay = '200ms'));
 $node->safe_psql('postgres', 'ALTER SYSTEM SET synchronous_commit = on');
@@ -110,12 +110,12 @@ foreach my $how ('server', 'listener by kill -9', 'listener by pg_terminate_back
 	my $listener = wait_for_listener($node, 'postgres');
 	my @ids;
 
-	# it stands still, as if it were just not scheduled
+	# the listener is stopped, as if it were just not scheduled
 	kill 'STOP', $listener;
 	push @ids, $node->safe_psql('postgres', q(SELECT notify_event('unannounced'))) foreach 1 .. 5;
 	push @ids, split /\n/,
 	  $node->safe_psql('postgres', q(SELECT notify_event('unannounced') FROM generate_series(1, 3000)));
-	# the successor shall not begin before somebody listens
+	# the next listener must not start before the client listens
 	configure($node, enabled => 'off') if $how ne 'server';
 	if ($how eq 'server')
 	{
@@ -143,7 +143,7 @@ foreach my $how ('server', 'listener by kill -9', 'listener by pg_terminate_back
 }
 
 #
-# A million of them under load, each heard by its id
+# A million events under load, each heard by its id
 #
 $node->safe_psql('postgres', 'TRUNCATE notification_events');
 wait_for_listener($node, 'postgres');

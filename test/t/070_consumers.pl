@@ -1,11 +1,12 @@
 
-# Consumers: who waits for events is woken by what makes some fetchable, and
-# holds up nobody; who polls writes nothing; who holds a fetch open holds up
-# nobody else.  Copies of a database, a standby, a server without the workers.
+# Consumers.  A session that waits for events is woken by whatever makes some
+# fetchable, and blocks no other session.  A session that polls writes nothing.  A
+# session that holds a fetch open blocks no other one.  Copies of a database, a
+# standby, a server without the workers.
 #
 # A session that waits looks again once a second in any case, so what wakes it
-# shows in how soon: in the fastest of some rounds, for on a busy machine single
-# ones may take long.
+# shows in how soon it wakes.  The tests take the fastest of some rounds, as a
+# single one may take long on a busy machine.
 
 use strict;
 use warnings;
@@ -44,7 +45,7 @@ my $waiter = $node->background_psql('postgres', on_error_stop => 0);
 my $waiter_pid = $waiter->query_safe('SELECT pg_backend_pid()');
 my $session = $node->background_psql('postgres');
 
-# Has the waiter wait, and comes back when it sleeps.
+# Starts a wait of the waiter, and returns when it sleeps.
 sub start_waiting
 {
 	my ($timeout, $consumer) = @_;
@@ -58,7 +59,7 @@ sub start_waiting
 	return;
 }
 
-# Until it is through; returns when it woke.
+# Waits for the end of the waiter's wait; returns the time at which it woke.
 sub waited
 {
 	my $answer = $waiter->query_safe('SELECT 1');
@@ -67,7 +68,7 @@ sub waited
 	return $1;
 }
 
-# What there is for the consumer, fetched and acknowledged.
+# Fetches and acknowledges all events of the consumer.
 sub take
 {
 	$node->safe_psql('postgres',
@@ -75,8 +76,9 @@ sub take
 	return;
 }
 
-# wakes(NAME, SETUP, CAUSE): a waiter that sleeps after the statements of SETUP
-# wakes up soon after those of CAUSE, the last of which tells when that was
+# wakes(NAME, SETUP, CAUSE): a test that a waiter, asleep after the statements of
+# SETUP, wakes up soon after those of CAUSE.  The last one of these returns the
+# time.
 sub wakes
 {
 	my ($name, $setup, $cause) = @_;
@@ -99,7 +101,7 @@ sub wakes
 }
 
 #
-# What wakes
+# What wakes a waiter
 #
 wakes('an event', 'SELECT 1', 'SELECT go(); SELECT now_s()');
 wakes('an acknowledgement, where there is more',
@@ -124,7 +126,7 @@ wakes('the time for a retry',
 	q(SELECT go(); SELECT count(*) FROM fetch_events('c', 1); SELECT retry_event('c', max(id), '1500 ms') FROM notification_events),
 	q(SELECT extract(epoch FROM next_attempt_at) FROM event_delivery_status((SELECT max(id) FROM notification_events))));
 
-# A session that is killed lets go of it, too.
+# A session that is killed releases the consumer, and so wakes the waiter, too.
 {
 	my $killed = $node->background_psql('postgres', on_error_stop => 0);
 	my $pid = $killed->query_safe('SELECT pg_backend_pid()');
@@ -139,7 +141,7 @@ wakes('the time for a retry',
 }
 
 #
-# What does not
+# What does not wake it
 #
 sub sleeps_on
 {
@@ -177,13 +179,13 @@ $session->query_safe(q(
 	DROP POLICY ann ON notification_events;
 	SELECT drop_event_consumer('hidden')));
 
-# Only to look
+# A timeout of 0 does not wait.
 my $before = $session->query_safe('SELECT now_s()');
 $node->safe_psql('postgres', q(CALL wait_for_events('c', '0')));
 cmp_ok($session->query_safe('SELECT now_s()') - $before, '<', 60, 'timeout 0 only looks');
 
 #
-# A session that waits holds up nobody
+# A session that waits blocks no other session
 #
 start_waiting('5 min');
 is( $node->safe_psql(
@@ -200,8 +202,8 @@ $node->safe_psql(
 	LOCK TABLE notification_events, _event_consumers, _event_consumer_progress, _event_consumer_retries;
 	COMMIT));
 pass('nor is it in the way of a lock');
-# Several sessions at once: more events than sessions, of which each takes one, if
-# it does not find that another one is just doing so.
+# Several sessions wait at once, and there are more events than sessions.  Each
+# takes one, unless it finds that another session is just taking one.
 my @others = map { $node->background_psql('postgres') } 1 .. 3;
 $_->query_until(
 	qr/begins/, qq(\\echo begins
@@ -225,7 +227,7 @@ foreach (@others)
 cmp_ok($taken, '>', 0, 'of whom at least one gets an event');
 take();
 
-# Canceled, the session goes on.
+# The session goes on after a cancel.
 start_waiting('5 min');
 $node->safe_psql('postgres', "SELECT pg_cancel_backend($waiter_pid)");
 $waiter->query('SELECT 1');
@@ -233,7 +235,7 @@ like($waiter->{stderr}, qr/canceling statement due to user request/, 'a wait can
 $waiter->{stderr} = '';
 
 #
-# Who holds a fetch open holds up nobody else
+# An open fetch blocks nothing but its own consumer
 #
 $node->safe_psql(
 	'postgres', q(
@@ -264,7 +266,7 @@ $node->safe_psql('postgres', q(SELECT ack_events('c'); SELECT drop_event_handler
 $listen->quit;
 
 #
-# Who polls writes nothing
+# A session that polls writes nothing
 #
 $node->safe_psql('postgres', q(ALTER SYSTEM SET pg_notify_events.naptime = '1s'));
 $node->reload;
@@ -286,7 +288,7 @@ my $wal = (split /\n/, $result)[-1];
 cmp_ok($wal, '<', 1000, "who polls an idle consumer, or waits for it, writes nothing ($wal bytes)");
 
 #
-# A batch ends at about batch_bytes, and is no less when it is fetched again
+# A batch ends at about batch_bytes, and does not shrink when it is fetched again
 #
 $node->safe_psql(
 	'postgres', q(
@@ -305,7 +307,7 @@ is($node->safe_psql('postgres', q(SELECT count(*) FROM fetch_events('c'))), '2',
 $node->safe_psql('postgres', q(SELECT ack_events('c')));
 
 #
-# A prepared transaction has the consumer until it is committed
+# A prepared transaction holds the consumer until it is committed
 #
 $node->append_conf('postgresql.conf', "max_prepared_transactions = 2\npg_notify_events.announce = off");
 $_->quit foreach ($waiter, $session);
@@ -401,7 +403,7 @@ is( $standby->safe_psql('shop', q(SELECT consumer, state, batch, pending FROM ev
 $standby->stop;
 
 #
-# Without the workers all but waiting works
+# Without the workers everything but waiting works
 #
 $node->append_conf('postgresql.conf', "shared_preload_libraries = ''");
 $node->restart;

@@ -1,8 +1,8 @@
 
-# Consumers under load, while clients, sessions and the server are killed: where
+# Consumers under load, while clients, sessions and the server are killed.  Where
 # effects and acknowledgement are one transaction, each event has its effect
-# exactly once in the end; and what a client has seen is in the log, with the
-# same data, although the server forgets the commits of its last moments.
+# exactly once in the end.  What a client has seen is in the log, with the same
+# data, although the server forgets the commits of its last moments.
 
 use strict;
 use warnings;
@@ -53,10 +53,10 @@ append_to_file(
 	COMMIT;
 )) foreach qw(once odd);
 
-# Fetch on its own, with a lease; then effects and acknowledgement, which the
-# fence refuses to who was slow: some take longer than their lease.  Where the last
-# event has a round id, it is handed back the first time.  What was seen is told
-# outside of the server.
+# Fetch on its own, with a lease; then effects and acknowledgement.  Some clients
+# take longer than their lease; the fence refuses their acknowledgement.  If the
+# last event has a round id, it is handed back the first time.  Each client prints
+# what it has seen, so that the record is outside of the server.
 append_to_file(
 	"$tmp/leased.sql", q(
 	CALL wait_for_events('leased', '200 ms');
@@ -97,7 +97,7 @@ sub start_client
 
 my @fetchers = qw(once1 once2 odd1 odd2 leased1 leased2);
 
-# Starts those that are not there.
+# Starts the clients that do not run.
 sub start_clients
 {
 	foreach my $name ('write', @fetchers)
@@ -118,7 +118,7 @@ sub stop_client
 	return;
 }
 
-# Until each consumer has so many more events in the ledger; clients that end
+# Waits until each consumer has MORE more events in the ledger.  Clients that end
 # are started again.
 sub wait_for_progress
 {
@@ -138,7 +138,7 @@ sub wait_for_progress
 	}
 }
 
-# The server is gone: so are they.
+# The clients have ended with the server.
 sub forget_clients
 {
 	$clients{$_}->finish foreach keys %clients;
@@ -148,7 +148,7 @@ sub forget_clients
 
 foreach my $round (1, 2)
 {
-	# clients
+	# kill clients
 	start_clients();
 	wait_for_progress(100);
 	foreach my $name (@fetchers)
@@ -158,7 +158,7 @@ foreach my $round (1, 2)
 		wait_for_progress(20);
 	}
 
-	# a session, and with it all others
+	# kill a session, and with it all others
 	wait_for_progress(100);
 	crash_server(
 		$node,
@@ -169,7 +169,7 @@ foreach my $round (1, 2)
 	pass("round $round: a session is killed");
 	forget_clients();
 
-	# the server
+	# kill the server
 	start_clients();
 	wait_for_progress(100);
 	$node->stop('immediate');
@@ -178,7 +178,7 @@ foreach my $round (1, 2)
 	forget_clients();
 }
 
-# The rest: no more events, and all that are there.
+# No writers any more: the clients fetch all events that are left.
 start_client($_) foreach @fetchers;
 my $deadline = time() + $PostgreSQL::Test::Utils::timeout_default;
 while ($node->safe_psql('postgres', q(SELECT sum(pending + batch + waiting) FROM event_consumer_stats)) ne '0')
@@ -217,7 +217,7 @@ cmp_ok(
 	$node->safe_psql('postgres', q(SELECT retried FROM event_consumer_stats WHERE consumer = 'leased')),
 	'>', 0, 'some were handed back');
 
-# What clients saw is in the log, as they saw it.
+# What clients have seen is in the log, with the same data.
 my %token = map { split /\|/ } split /\n/,
   $node->safe_psql('postgres', q(SELECT id, event_data ->> 'token' FROM notification_events));
 my ($seen, $lost) = (0, 0);
@@ -239,7 +239,7 @@ cmp_ok(scalar(grep { slurp_file($_) =~ /is not in the open batch/ } glob "$tmp/l
 	'>', 0, 'who was slow was refused');
 is($lost, 0, 'what a client has seen is in the log');
 
-# A lease outlasts a crash, however little of what was committed around it does.
+# A lease survives a crash, even if most commits around it do not.
 $node->safe_psql(
 	'postgres', q(
 	SELECT notify_event('last');
@@ -249,9 +249,9 @@ $node->start;
 is($node->safe_psql('postgres', q(SELECT state, batch FROM event_consumer_stats WHERE consumer = 'once')),
 	'leased|1', 'a lease outlasts a crash');
 
-# So does an event that was fetched in a transaction which did not end.  Nothing
-# but the fetch writes WAL out here: it is less than a page, and nobody waits for
-# the commit of the event.
+# So does an event that was fetched in a transaction which did not end.  Only the
+# fetch flushes WAL here: it is less than a page, and no process waits for the
+# flush of the event's commit.
 my $session = $node->background_psql('postgres');
 my ($id, $fetched) = split /\n/, $session->query_safe(
 	q(SET pg_notify_events.announce = off;

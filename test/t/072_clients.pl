@@ -1,8 +1,7 @@
 
-# Clients in several languages, each as it stands in test/clients: every event
-# reaches them, also across a restart of the server; the durable one has each
-# event exactly once by its ledger, whatever is killed; and what works through a
-# pooler.
+# Clients in several languages, as they are in test/clients.  Every event reaches
+# them, also across a restart of the server.  The ledger of the durable client has
+# each event exactly once, whatever is killed.  What works through a pooler.
 
 use strict;
 use warnings;
@@ -33,7 +32,7 @@ sub emit
 		join('', map { q(SELECT notify_event('order ' || currval('notification_events_id_seq')::text) FROM nextval('notification_events_id_seq');) } 1 .. $count));
 }
 
-# of this consumer, all that there is
+# waits until this consumer has acknowledged all of its events
 sub wait_until_acknowledged
 {
 	my ($consumer) = @_;
@@ -44,7 +43,7 @@ sub wait_until_acknowledged
 	return;
 }
 
-# a client's program; NAME is its consumer's, if it has one
+# starts a client; NAME is that of its consumer, if it has one
 sub start
 {
 	my ($name, @command) = @_;
@@ -55,9 +54,9 @@ sub start
 	return \%client;
 }
 
-# Until it has printed these ids, and acknowledged them: what is not comes again
-# when its connection is ended.  They are what it has printed, each once, with
-# something behind it.
+# Waits until the client has printed these ids and acknowledged them; what is not
+# acknowledged comes again after its connection has ended.  The client must have
+# printed just these ids, each once, with some data behind the id.
 sub prints
 {
 	my ($client, $name, @ids) = @_;
@@ -74,7 +73,7 @@ sub prints
 }
 
 #
-# Those that print, each with a consumer of its own
+# Clients that print, each with a consumer of its own
 #
 my %command = map { $_ => [ client_command($_, $host, $port) ] } qw(async libpq node psql);
 
@@ -102,7 +101,7 @@ foreach my $name (sort keys %command)
 }
 
 #
-# Through a pooler, a transaction at a time: consumers work, LISTEN does not.
+# Through a pooler in transaction mode: consumers work, LISTEN does not.
 #
 my $pooler_port = PostgreSQL::Test::Cluster::get_free_port();
 append_to_file(
@@ -137,7 +136,8 @@ foreach my $name ('async', 'psql')
 	$node->safe_psql('postgres', "SELECT drop_event_consumer('$name')");
 }
 
-# It comes last: the server's session goes on listening, for whoever has it next.
+# This is last, as the server's session goes on listening, whichever client gets
+# it next.
 my $deaf = start('recipe', client_command('recipe', $host, $pooler_port));
 my $hears = start('recipe', client_command('recipe', $host, $port));
 $node->poll_query_until('postgres', q(SELECT count(*) = 2 FROM pg_stat_activity WHERE query = 'LISTEN event_notification' AND state = 'idle'))
@@ -150,7 +150,7 @@ $_->{run}->kill_kill(grace => 0) foreach $deaf, $hears;
 $pooler->kill_kill(grace => 5);
 
 #
-# The durable one: psycopg2, LISTEN and fetch, a ledger outside
+# The durable client: psycopg2, LISTEN and fetch, a ledger outside of the server
 #
 my $ledger = "$tmp/ledger.sqlite";
 
@@ -236,8 +236,8 @@ ok(ledger() eq "$expected\n", 'durable: its ledger has exactly the events that w
   or diag(join ' ', (split /\n/, $expected) + 0, 'events,', (split /\n/, ledger()) + 0, 'in the ledger');
 cmp_ok(scalar(split /\n/, $expected), '>', 3000, 'durable: there were some');
 
-# An idle one is woken by the announcement: with all the time in the world
-# instead of its own minute nothing else wakes it.
+# The announcement wakes an idle client.  Nothing else does, as the client looks
+# by itself only once a day here, instead of once a minute.
 my $looking = q(SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT id.*fetch_events' AND state = 'idle');
 
 $durable->{run}->kill_kill(grace => 0);

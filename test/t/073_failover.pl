@@ -1,6 +1,7 @@
 
 # A failover: the durable client goes on at the promoted standby, and its ledger
-# has each event that is there exactly once; handlers and announcements go on.
+# has each event of the new primary exactly once.  Handlers and announcements go
+# on.
 
 use strict;
 use warnings;
@@ -43,7 +44,7 @@ $primary->poll_query_until('postgres', q(SELECT sync_state = 'sync' FROM pg_stat
   or die 'the standby is not synchronous';
 is(scalar worker_pids($standby, 'listener'), 0, 'no listener on a standby');
 
-# It connects to whichever of the two can be written to.
+# The client connects to whichever server accepts writes.
 my $both = sprintf('host=%s,%s port=%d,%d dbname=postgres target_session_attrs=read-write',
 	$primary->host, $standby->host, $primary->port, $standby->port);
 my $client = IPC::Run::start(

@@ -1,6 +1,7 @@
 
-# Channels: what applications NOTIFY becomes events, whatever channel and payload
-# are, in order, through restarts and floods, and through nobody else's hands.
+# Channels: what applications NOTIFY becomes events, whatever the channel and the
+# payload are, in order, through restarts and floods, and no code of other roles
+# sees it on the way.
 
 use strict;
 use warnings;
@@ -16,7 +17,7 @@ use Test::More;
 my $node = new_server('channels', 'log_statement = none', 'pg_notify_events.naptime = 100ms');
 my ($offset, $listener);
 
-# a served database; the options are CREATE DATABASE's
+# creates a served database; the options are those of CREATE DATABASE
 sub make_database
 {
 	my ($database, $options) = @_;
@@ -27,7 +28,7 @@ sub make_database
 	return;
 }
 
-# wait_until(DATABASE, CONDITION): or die
+# wait_until(DATABASE, CONDITION): dies if the condition does not become true
 sub wait_until
 {
 	my ($database, $condition) = @_;
@@ -36,7 +37,7 @@ sub wait_until
 	return;
 }
 
-# until the state of the channels, or of one, is such
+# waits until all channels, or one, have this state
 sub wait_for_state
 {
 	my ($database, $state, $channel) = @_;
@@ -57,8 +58,8 @@ sub listen_channel
 	return;
 }
 
-# Notify on a channel, and wait until that one has become an event.  As they
-# become events in order, there are no earlier ones to come.
+# Sends a notification and waits until it has become an event.  As notifications
+# become events in order, all earlier ones are events then.
 my $marks = 0;
 sub mark
 {
@@ -81,7 +82,7 @@ sub restart_listener
 	return;
 }
 
-# how often the log has a line since then
+# the number of times that the log has this since then
 sub logged
 {
 	my ($pattern, $since) = @_;
@@ -90,7 +91,7 @@ sub logged
 	return scalar(() = $log =~ /$pattern/g);
 }
 
-# the data of the events of a name
+# the data of the events with this name
 sub data_of
 {
 	my ($database, $event_name) = @_;
@@ -99,7 +100,7 @@ sub data_of
 		"SELECT string_agg(event_data #>> '{}', ' ' ORDER BY id) FROM notification_events WHERE event_name = '$event_name'");
 }
 
-# What has not become an event was dropped.
+# Each notification became an event or was counted as dropped.
 sub is_accounted_for
 {
 	my ($database, $channel, $name) = @_;
@@ -140,8 +141,8 @@ is( $node->safe_psql(
 		SELECT count(*) FROM event_channel_stats WHERE notifications = 1 AND dropped = 0 AND last_received_at <= now())),
 	'33', 'each has its own figures');
 
-# Not listened on any more, in the server's eyes, too: the listener receives
-# nothing.
+# The server does not deliver to the listener any more, either: the listener
+# receives nothing.
 my $received = q(SELECT notifications_received FROM event_worker_stats WHERE kind = 'listener' AND database = current_database());
 $node->safe_psql('names', q(SELECT unlisten_event_channel(name) FROM names WHERE name <> 'plain'; SELECT listen_event_channel('last')));
 wait_for_state('names', 'listening', 'last');
@@ -189,7 +190,7 @@ is( $node->safe_psql('payloads',
 		q(SELECT bytes - 6 - (SELECT sum(octet_length(payload)) FROM payloads), notifications FROM event_channel_stats)),
 	'0|36', 'payloads: their bytes are counted');
 
-# What is too deep for the server's stack is a string.
+# A payload that is nested too deep for the server's stack becomes a string.
 make_database('shallow');
 $node->safe_psql('postgres', q(ALTER DATABASE shallow SET max_stack_depth = '400kB'));
 restart_listener('shallow');
@@ -199,7 +200,7 @@ mark('shallow', 'p');
 is( $node->safe_psql('shallow', 'SELECT jsonb_typeof(event_data), length(event_data #>> \'{}\') FROM notification_events ORDER BY id LIMIT 1'),
 	'string|7998', 'payloads: too deep');
 
-# An encoding into which \u cannot be converted
+# An encoding into which \u escapes cannot be converted
 make_database('ascii', q(TEMPLATE template0 ENCODING 'sql_ascii' LOCALE 'C'));
 listen_channel('ascii', 'p');
 $node->safe_psql('ascii', q(SELECT pg_notify('p', '"\u00fc"'), pg_notify('p', '"\u0041"'), pg_notify('p', E'\xfc')));
@@ -208,7 +209,7 @@ is( $node->safe_psql('ascii', q(SELECT string_agg(encode(convert_to(event_data::
 	q("\\\\"\\\\\\\\u00fc\\\\"" "A" "\\374"), 'payloads: SQL_ASCII');
 
 #
-# Order, and nobody else's notifications
+# Order, and no notifications of other databases or channels
 #
 make_database('shop');
 make_owner($node, 'shop', 'ann');
@@ -229,8 +230,8 @@ $node->safe_psql('shop', 'TRUNCATE notification_events');
 #
 # No loop
 #
-# An event of a channel is announced like any other, and that comes back from
-# nowhere; a handler that notifies is an application like any other.
+# An event of a channel is announced like any other, and the announcement does not
+# become an event.  A handler that notifies is an application like any other.
 $node->safe_psql(
 	'shop', q(
 	CREATE FUNCTION passes_on(name text, data jsonb) RETURNS void LANGUAGE plpgsql AS $$
@@ -259,7 +260,7 @@ is(data_of('shop', 'orders'), "once mark $marks", 'each notification is one even
 is(data_of('shop', 'passed on'), "once mark $marks", 'what a handler sends, too');
 $node->safe_psql('shop', q(SELECT drop_event_handler('passes_on'); TRUNCATE notification_events));
 
-# The setting comes to name an event channel.
+# pg_notify_events.channel is set to the name of an event channel.
 $offset = -s $node->logfile;
 $node->append_conf('postgresql.conf', q(pg_notify_events.channel = 'orders'));
 $node->reload;
@@ -270,7 +271,7 @@ $node->safe_psql('shop', q(NOTIFY orders, 'sent there'));
 mark('shop', 'passed on');
 is( $node->safe_psql('shop', 'SELECT string_agg(event_name, \' \' ORDER BY id) FROM notification_events'),
 	'announced there passed on', 'what is announced there is no event');
-# also not after a change of the definitions, and the log says so once
+# The same after a change of the definitions; the log says so once.
 listen_channel('shop', 'third');
 mark('shop', 'third');
 is($node->safe_psql('shop', q(SELECT count(*) FROM notification_events WHERE event_name = 'orders')), '0', 'nor later');
@@ -299,7 +300,7 @@ is(data_of('shop', 'orders'), join(' ', map { "mark $_" } $marks - 2 .. $marks),
 $node->safe_psql('shop', 'TRUNCATE notification_events; SELECT reset_event_stats()');
 
 #
-# Foreign triggers
+# Triggers of other roles on the log
 #
 $node->safe_psql(
 	'shop', q(
@@ -340,7 +341,7 @@ foreach (
 	wait_for_state('shop', 'suspended');
 	$node->safe_psql('shop', q(NOTIFY orders, '2'));
 	wait_until('shop', q((SELECT notifications = 2 FROM event_channel_stats)));
-	# for some naptimes
+	# wait for some naptimes
 	my $wakeups = $node->safe_psql('shop', q(SELECT wakeups FROM event_worker_stats WHERE kind = 'listener' AND database = 'shop'));
 	wait_until('shop', qq((SELECT wakeups > $wakeups + 3 FROM event_worker_stats WHERE kind = 'listener' AND database = 'shop')));
 	is($node->safe_psql('shop', 'SELECT count(*) FROM caught'), '0', "$name: not run");
@@ -356,8 +357,8 @@ mark('shop', 'orders');
 is($node->safe_psql('shop', 'SELECT state FROM event_channel_stats'), 'listening', 'a trigger that no INSERT fires is no matter');
 $node->safe_psql('shop', 'TRUNCATE notification_events; SELECT reset_event_stats()');
 
-# What a listener has kept when it leaves in good order is inserted before; what
-# one has kept that is ended was dropped.
+# A listener that stops in good order inserts what it has kept before it ends.
+# What a terminated listener has kept is dropped.
 $node->append_conf('postgresql.conf', q(pg_notify_events.naptime = '1h'));
 $node->reload;
 sub suspend_and_notify
@@ -397,7 +398,7 @@ is_accounted_for('shop', 'orders', 'afterwards');
 $node->safe_psql('shop', 'TRUNCATE notification_events; SELECT reset_event_stats()');
 
 #
-# Failures of another kind: they keep the listener from nothing else
+# Other failures: the listener does everything else meanwhile
 #
 $offset = -s $node->logfile;
 $node->safe_psql('shop', q(
@@ -424,7 +425,8 @@ is_accounted_for('shop', 'orders', 'an error');
 wait_for_state('shop', 'listening');
 $node->safe_psql('shop', 'TRUNCATE notification_events, seen; SELECT reset_event_stats()');
 
-# A lock that lets others read the log, for hours: the queue is read.
+# A lock on the log is held for long, one that permits reads: the listener goes on
+# reading the queue.
 my $locker = $node->background_psql('shop');
 $locker->query_safe('BEGIN; LOCK TABLE notification_events IN SHARE MODE');
 $node->safe_psql('shop', q(NOTIFY orders, '1'));
@@ -439,8 +441,8 @@ is(data_of('shop', 'orders'), "1 2 mark $marks", 'a lock: nothing is lost');
 wait_for_handlers($node, 'shop');
 $node->safe_psql('shop', 'TRUNCATE notification_events, seen; SELECT reset_event_stats()');
 
-# A standby that is not there: a sender of notifications does not wait for it,
-# and neither do we.
+# A synchronous standby that is absent: a session that notifies does not wait for
+# it, and neither does the listener.
 $node->append_conf('postgresql.conf', q(synchronous_standby_names = 'absent'));
 $node->reload;
 mark('shop', 'orders');
@@ -451,14 +453,14 @@ $node->reload;
 $node->safe_psql('shop', 'TRUNCATE notification_events, seen; SELECT reset_event_stats()');
 
 #
-# A flood, while a handler works.  Left alone the queue would come to 0.05 of its
-# 8 GB.
+# A flood, while a handler works.  If it were not read, the queue would reach 0.05
+# of its 8 GB.
 #
 my $script = "$PostgreSQL::Test::Utils::tmp_check/flood.sql";
 append_to_file($script, q(
 	SELECT count(pg_notify('orders', repeat('x', 7900) || :client_id || ' ' || nextval('flood'))) FROM generate_series(1, 10);
 ));
-# listeners of other databases have to follow the queue, too
+# listeners of other databases would have to follow the queue, too
 $node->safe_psql('postgres', "DROP DATABASE $_") foreach qw(names payloads shallow ascii other);
 $node->safe_psql('shop', 'CREATE SEQUENCE flood');
 sub flood
@@ -500,7 +502,7 @@ is( $node->safe_psql(
 wait_for_handlers($node, 'shop');
 seen_is_log($node, 'shop', 'record', 'true', 'a flood: handled');
 
-# More than can be kept: what there is no room for is dropped, and counted.
+# More than the listener can keep: what has no room is dropped and counted.
 $node->safe_psql('shop', 'TRUNCATE notification_events, seen; SELECT reset_event_stats()');
 $node->safe_psql('shop', 'CREATE TRIGGER steals BEFORE INSERT ON notification_events FOR EACH ROW EXECUTE FUNCTION steals()');
 flood(5, 400);
@@ -533,7 +535,7 @@ mark('shop', 'orders');
 is(data_of('shop', 'orders'), "mark $marks", 'the original goes on, by itself');
 is(logged(qr/event channel is dormant/, $offset), 1, 'the log said so once');
 
-# DROP EXTENSION: nothing is received any more, and nothing is left.
+# DROP EXTENSION: nothing is received any more, and no channel remains.
 $node->safe_psql('copy', 'DROP EXTENSION pg_notify_events CASCADE');
 ok(wait_for_no_workers($node, 'copy'), 'DROP EXTENSION with a channel');
 $node->safe_psql('copy', 'DROP TABLE seen; CREATE EXTENSION pg_notify_events');
