@@ -1,26 +1,26 @@
 
-# The documents tell the truth: their SQL runs, their clients are the ones that
-# are tested, their links lead somewhere, and the reference has all that there
-# is and nothing else.
+# The documents are correct: their SQL runs, their clients are those that are
+# tested, their links have targets, and the reference lists all that exists and
+# nothing else.
 #
-# What a document says to this test stands in comments, each on a line of its
-# own right before a fenced block:
+# A document has comments for this test, each on a line of its own right before a
+# fenced block:
 #
 #	<!-- test: NAME -->		This sql block belongs to the page's script NAME, without
 #							it to the script that has the name of the page.  The
 #							blocks of a script run one after the other, in one
 #							session of a superuser, in a new database of its name.
 #							It has the extension, unless the script creates it.
-#	<!-- error: SQLSTATE -->	The last statement of this sql block fails so.
-#	<!-- output -->			This block, behind an sql block, is what psql prints last
-#							for it.
+#	<!-- error: SQLSTATE -->	The last statement of this sql block fails with this.
+#	<!-- output -->			This block follows an sql block, and is the last output
+#							of psql for it.
 #	<!-- client: FILE -->	This block is the file of that name in test/clients.
 #
 # A comment that begins with the line "<!-- test" or "<!-- test: NAME" and ends
-# with the line "-->" has SQL of a script that readers do not see: what the page
-# takes for granted, and DO blocks with ASSERT for what it claims.
+# with the line "-->" contains SQL of a script that readers do not see: what the
+# page presupposes, and DO blocks with ASSERT for what it claims.
 #
-# Roles, databases and settings that a script makes are removed behind it.
+# Roles, databases and settings that a script makes are removed after it.
 
 use strict;
 use warnings;
@@ -44,9 +44,9 @@ my @pages = ('README.md', grep { m{^doc/} } sort keys %document);
 # Scripts
 #
 
-# What scripts begin with that is too long for a page.
+# what scripts need first and is too long for a page
 my %before = (
-	# the recipe, as tutorials have it
+	# the recipe, as tutorials show it
 	recipe => q(
 		CREATE TABLE notification_events (
 			id serial PRIMARY KEY,
@@ -65,7 +65,7 @@ my %before = (
 			FOR EACH ROW EXECUTE FUNCTION notify_event();
 		INSERT INTO orders VALUES (1), (2), (3);));
 
-# What they must have done.
+# what they must have done: a query, and its result
 my %after = (
 	recipe => [
 		q(INSERT INTO orders VALUES (4);
@@ -109,7 +109,7 @@ cmp_ok(scalar(map { @{ $_->{blocks} } } @scripts), '>=', 4, 'the documents have 
 
 my $node = new_server('documents');
 
-# With settings as in a new server, and neither databases nor roles of before.
+# resets the settings, and drops all databases and roles of the test before
 sub start_anew
 {
 	my $sql = $node->safe_psql('postgres', q(
@@ -176,7 +176,7 @@ foreach my $name (sort keys %after)
 	ok(scalar(grep { $_->{name} eq $name } @scripts), "there is a script $name");
 }
 
-# what psql prints, without blanks and empty lines at the ends
+# the output of psql without blanks and empty lines at its ends
 sub tidy
 {
 	my ($text) = @_;
@@ -187,7 +187,7 @@ sub tidy
 }
 
 #
-# Clients, and code that is none
+# Clients, and blocks without code
 #
 my %shown;
 foreach my $page (@pages)
@@ -243,7 +243,7 @@ foreach my $file (sort keys %document)
 }
 cmp_ok($links, '>=', 10, 'there are links');
 
-# The README is a front door: short, and each page is behind it.
+# The README is short, and leads to every page.
 cmp_ok(scalar @{ $document{'README.md'}{lines} }, '<=', 200, 'the README is short');
 foreach my $page (grep { m{^doc/} } @pages)
 {
@@ -251,8 +251,8 @@ foreach my $page (grep { m{^doc/} } @pages)
 }
 
 #
-# Messages that are quoted where a page says what one sees: those of the extension
-# and of the server.  What differs from case to case is "..." there.
+# Messages that a page quotes must be messages of the extension or of the server.
+# "..." stands for what differs from case to case.
 #
 my $messages = '';
 find(sub { $messages .= slurp_file($_) if /\.c$/ }, "$top/src");
@@ -323,7 +323,7 @@ my %settings = map { split /\|/, $_, 2 }
   catalog(q(SELECT name, current_setting(name) FROM pg_settings WHERE name LIKE 'pg\_notify\_events.%'));
 cmp_ok(scalar keys %settings, '>=', 13, 'there are settings');
 
-# SQLSTATEs that the sources raise, and all that they name
+# SQLSTATEs that the sources raise, and all SQLSTATEs that they name
 my %code = slurp_file(`pg_config --includedir-server` =~ s/\n//r . '/utils/errcodes.h') =~
   /^#define (ERRCODE_\w+) MAKE_SQLSTATE\(([^)]+)\)/mg;
 my (%raised, %named);
@@ -354,7 +354,7 @@ sub has_exactly
 }
 
 # the names in the first column of those tables of a section whose header begins
-# with such a word
+# with this word
 sub names_in_tables
 {
 	my ($header, @section) = @_;
@@ -363,8 +363,9 @@ sub names_in_tables
 	return { map { $_ => 1 } map { names_in($_->[0]) } map { @$_[ 1 .. $#$_ ] } @tables };
 }
 
-# A heading for each function, view, table and setting, or a row in a table of
-# settings; below it tables of the arguments and of the columns.
+# Each function, view, table and setting has a heading; a setting may have a row
+# in a table of settings instead.  Below the heading are tables of the arguments
+# and of the columns.
 sub check_reference
 {
 	my ($document) = @_;
@@ -388,7 +389,7 @@ sub check_reference
 			{
 				my %found = (%{ names_in_tables(qr/^argument/i, @section) });
 
-				# what a trigger is given has no names
+				# arguments of triggers have no names
 				next if $heading->{text} =~ /trigger/i;
 				$found_arguments{$name} = { %{ $found_arguments{$name} // {} }, %found };
 				$found_results{$name} =
@@ -423,8 +424,8 @@ sub check_reference
 	return;
 }
 
-# All that the sources raise stands in the list of SQLSTATEs, and nothing that
-# they do not name.
+# The list of SQLSTATEs has all that the sources raise, and none that they do not
+# name.
 sub check_sqlstates
 {
 	my ($document) = @_;

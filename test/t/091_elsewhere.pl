@@ -1,7 +1,6 @@
 
-# What the pages say of events that come to somewhere else: to a subscriber of
-# logical replication, to a client with a narrower encoding, to a database that
-# was restored.
+# What the pages say about events that get to another place: a subscriber of
+# logical replication, a client with a narrower encoding, a restored database.
 
 use strict;
 use warnings;
@@ -21,8 +20,8 @@ my $node = new_server(
 	'max_logical_replication_workers = 4',
 	'max_worker_processes = 20');
 
-# subscribe(PUBLICATION, OPTIONS): the database "subscriber" to "origin", which
-# is on the same server, so that the slot has to be made before
+# subscribe(PUBLICATION, OPTIONS): the database "subscriber" to "origin".  Both are
+# on the same server, so the slot has to be made first.
 sub subscribe
 {
 	my ($name, $options) = @_;
@@ -34,8 +33,8 @@ sub subscribe
 	return;
 }
 
-# events_are(DATABASE, WHICH, EXPECTED, NAME): a test: the names and operations
-# of events that a condition chooses, sorted
+# events_are(DATABASE, WHICH, EXPECTED, NAME): a test of the names and operations,
+# sorted, of the events that the condition WHICH selects
 sub events_are
 {
 	my ($database, $which, $expected, $name) = @_;

@@ -1,7 +1,8 @@
 
-# Who owns a function can replace its body.  So a handler calls a function only of
-# its owner, of a superuser, or of a role that may become its owner anyway; when
-# it is created, and before each batch.
+# The owner of a function can replace its body.  So a handler calls a function
+# only if its own owner, a superuser, or a role that may become its owner anyway
+# owns the function.  This is checked when the handler is created, and before each
+# batch.
 
 use strict;
 use warnings;
@@ -65,7 +66,7 @@ my $refused = sub {
 	return qr/ERROR:  event handler "h" cannot run: function \Q$function\E belongs to role "$owner", which may not become role "$handler_owner"\nHINT:  .*owner => '$owner'/;
 };
 
-# What a superuser makes a handler of, he runs as superuser.
+# The function of a superuser's handler runs as superuser.
 my $superuser = $node->safe_psql('postgres', 'SELECT current_user');
 foreach my $function (qw(event events txt definer))
 {
@@ -81,7 +82,8 @@ foreach my $function (qw(event events txt definer))
 }
 like(created('owner', 'of_app.event'), $refused->('of_app.event', 'app', 'owner'), 'an ordinary role by itself');
 
-# Memberships count in one direction, also through others, inherited or not.
+# Memberships count in one direction only, also through other roles, inherited or
+# not.
 $node->safe_psql('postgres', 'GRANT app TO owner');
 like(created('owner', 'of_app.event'),
 	$refused->('of_app.event', 'app', 'owner'),
@@ -105,7 +107,7 @@ if ($version >= 16)
 	$node->safe_psql('postgres', 'REVOKE owner FROM app');
 }
 
-# alter_event_handler() and or_replace ask the same.
+# alter_event_handler() and or_replace check the same.
 $node->safe_psql('postgres', q(SELECT create_event_handler('h', 'of_owner.event', owner => 'owner')));
 foreach my $change (
 	q(alter_event_handler('h', function => 'of_app.event')),
@@ -122,7 +124,7 @@ is($node->safe_psql('postgres', 'SELECT function, owner FROM event_handlers'),
 	'of_app.event(notification_events)|app', 'both at once');
 $node->safe_psql('postgres', q(SELECT drop_event_handler('h')));
 
-# It can cease to be so later.
+# The permission can end later.
 sub run_event
 {
 	my ($name) = @_;
@@ -141,7 +143,7 @@ sub wait_for_state
 	return;
 }
 
-# what anybody may do with a function of his
+# what any owner may do with a function
 sub replace_function
 {
 	my ($owner, $inserts) = @_;
@@ -189,7 +191,7 @@ foreach my $loss (@losses)
 	$node->safe_psql('postgres', 'REVOKE grp FROM app') if $what eq 'one in between';
 }
 
-# In the middle of a batch, the next one is not begun.
+# The permission ends in the middle of a batch: the next batch is not begun.
 $node->safe_psql(
 	'postgres', q(
 	GRANT owner TO app;
@@ -214,8 +216,8 @@ $node->poll_query_until('postgres', 'SELECT count(*) > 0 FROM ran') or die 'the 
 wait_for_state('suspended');
 is($node->safe_psql('postgres', 'SELECT * FROM ran'), 'first|owner', 'revoked during a batch: the next one is not begun');
 
-# The function's owner is another one: who may become the handler's owner has to be
-# confirmed all the same.
+# The function gets another owner.  The change has to be confirmed even if that
+# role may become the handler's owner.
 $node->safe_psql('postgres', 'GRANT owner TO heir; GRANT owner TO app; ALTER FUNCTION of_app.event OWNER TO heir');
 is( $node->safe_psql('postgres', 'SELECT suspended_reason FROM event_handler_stats'),
 	'function of_app.event belongs to role "heir" now', 'another owner');

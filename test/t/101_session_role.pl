@@ -1,6 +1,6 @@
 
-# A handler runs, and row security is asked, as its owner, whatever role the
-# settings of role or database have a session begin with.
+# A handler runs, and row security is checked, as the handler's owner, whatever
+# role the settings of a role or database give a session at its start.
 
 use strict;
 use warnings;
@@ -68,7 +68,7 @@ my @cases = (
 	],);
 my $n = 0;
 
-# run SQL as the superuser who is connected, though he be another role then
+# runs SQL as the superuser that connected, even if its role is another one then
 sub as_superuser
 {
 	my ($database, $sql) = @_;

@@ -1,7 +1,7 @@
 
-# Every call of a handler begins with the session as it is at the start: neither
-# settings nor roles that another call, a policy or what is deferred to the commit
-# has set are there, though events share a transaction.
+# Every call of a handler begins with the state that the session has at its start.
+# Settings and roles that another call, a policy or something deferred to the
+# commit has set are gone, even if events share a transaction.
 
 use strict;
 use warnings;
@@ -147,7 +147,7 @@ sub quoted
 	return "'" . ($text =~ s/'/''/gr) . "'";
 }
 
-# events, each with a statement, and a last one without
+# emits events, each with a statement, and a last one without
 sub emit
 {
 	my (@of) = @_;
@@ -159,8 +159,8 @@ sub emit
 	return;
 }
 
-# Every look at the session must have been the same as the first one, and behind
-# the statement before it.
+# Every look at the session must have found the same as the first one.  The test
+# names the statement before it.
 sub all_as_at_the_start
 {
 	my ($name, $looks) = @_;
@@ -203,8 +203,8 @@ foreach my $case (
 	$node->safe_psql('postgres', q(SELECT drop_event_handler('h')));
 }
 
-# Tenants: what is written without saying for whom fails, and is not written for
-# the one before.
+# Tenants: a row that is written without a tenant fails.  It is not written for
+# the tenant of the event before.
 $node->safe_psql(
 	'postgres', q(
 	DELETE FROM notification_events;
@@ -231,8 +231,8 @@ is( $node->safe_psql(
 		GROUP BY 1, 2 ORDER BY 1)),
 	"t||20\n|42501|10", 'each order is the tenant\'s whose it is, or fails');
 
-# An array has one call for all; the next batch, and what is deferred to the
-# commit, begin anew.
+# One call for a whole array: the next batch, and what is deferred to the commit,
+# begin with the initial state.
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler('h');
@@ -251,15 +251,16 @@ all_as_at_the_start('array and commit', 15);
 is($node->safe_psql('postgres', 'SELECT count(DISTINCT xid), count(*) FILTER (WHERE name = $$at commit$$) FROM probed'),
 	'5|10', 'array: batches, and what ran at the commit');
 
-# What a trigger sets at the commit is not there in the next batch.
+# A setting that a trigger makes at the commit is gone in the next batch.
 $node->safe_psql('postgres', q(SELECT drop_event_handler('h'); TRUNCATE probed; DELETE FROM notification_events;
 	SELECT create_event_handler('h', 'act', owner => 'ann', batch_size => 1)));
 emit('INSERT INTO public.setting VALUES (1)', 'SELECT 1', 'INSERT INTO public.setting VALUES (2)');
 wait_for_handlers($node, 'postgres');
 all_as_at_the_start('behind a commit', 4);
 
-# The role in which a trigger is queued is its own from 18 on; before, and always
-# for the rest, what is deferred runs in the session as it is at the start.
+# From version 18 on, a deferred trigger runs in the role in which it was queued.
+# Before 18, and in all versions for everything else, it runs in the session's
+# initial state.
 $node->safe_psql('postgres', q(TRUNCATE probed; DELETE FROM notification_events));
 emit(q(SET ROLE bob; SET app.tenant = 'x'; INSERT INTO public.deferred VALUES (1)));
 wait_for_handlers($node, 'postgres');
@@ -267,7 +268,7 @@ like($node->safe_psql('postgres', q(SELECT session FROM probed WHERE name = 'at 
 	$version >= 18 ? qr/^ann bob .* tenant role start/ : qr/^ann ann off none .* tenant role start/,
 	'deferred by another role');
 
-# A failure, its retry, and those behind it
+# A failure, its retry, and the events behind it
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler('h');
@@ -283,7 +284,7 @@ emit(q(SET app.tenant = 'x'),
 $node->poll_query_until('postgres', 'SELECT delivered = 4 AND waiting = 0 FROM event_handler_stats') or die 'no retry';
 all_as_at_the_start('retries', 4);
 
-# Policies of the log run before a call, as the owner.
+# Policies of the log run before a call, as the handler's owner.
 $node->safe_psql(
 	'postgres', q(
 	SELECT drop_event_handler('h');
@@ -304,7 +305,7 @@ like(all_as_at_the_start('policies', 4), qr/^ann ann off none .* work_mem=3072 u
 	'policies set nothing for calls');
 $node->safe_psql('postgres', q(ALTER TABLE notification_events DISABLE ROW LEVEL SECURITY; DROP POLICY sets ON notification_events));
 
-# By hand: the caller's settings are there before and after, and nothing else is.
+# Calls by hand: the caller's settings hold before and after, and no others.
 $node->safe_psql('postgres', q(TRUNCATE probed; SELECT pause_event_handler('h')));
 emit(@statements);
 my @ids = split(/\n/, $node->safe_psql('postgres', q(SELECT id FROM notification_events WHERE event_name <> 'last' ORDER BY id)));

@@ -1,7 +1,8 @@
 
-# Every change of what a handler's owner is, or of the settings that its sessions
-# begin with, reaches a running executor: it begins a new session, after the batch.
-# Changes of others, and lost invalidations, have none reconnect.
+# Every relevant change of a handler's owner as a role, or of the settings with
+# which the owner's sessions begin, reaches a running executor: it begins a new
+# session after the batch.  Changes of other roles, and lost invalidations, cause
+# no new session.
 
 use strict;
 use warnings;
@@ -87,7 +88,7 @@ foreach my $change (@changes)
 	($setting, $pid) = ($new_setting, $new_pid);
 }
 
-# In the middle of a batch: the next one has it.
+# A change in the middle of a batch: the next batch has it.
 my $gate = $node->background_psql('postgres');
 
 sub at_gate
@@ -111,8 +112,8 @@ $node->safe_psql('postgres', 'ALTER ROLE ann RESET ALL');
 ($setting, $pid) = next_call('ann');
 is($setting, 'none', 'and taken back');
 
-# More invalidations than the server keeps, from another database, while a handler
-# is called, which does not read them.
+# Another database sends more invalidations than the server keeps.  Meanwhile the
+# executor is in a call, which does not read them.
 (undef, $pid_of_bob) = next_call('bob');
 is( at_gate(
 		sub {

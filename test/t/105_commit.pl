@@ -1,8 +1,8 @@
 
-# What is committed is committed: while a commit waits for a standby, or for the
-# disk, neither a handler's timeout nor a cancel ends the wait, and nobody is
-# blamed for it.  Until then its deferred triggers are under the timeout, and the
-# lock that NOTIFY takes is not waited for any longer.
+# A commit that waits for a standby or for the disk is final.  Neither a handler's
+# timeout nor a cancel ends the wait, and no event is blamed for it.  Before the
+# commit, the timeout limits the deferred triggers and the wait for the lock that
+# NOTIFY takes.
 
 use strict;
 use warnings;
@@ -14,14 +14,14 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# the library that holds flushes of the WAL while this file exists
+# the library blocks flushes of the WAL while the file "held" exists
 my $library = "$PostgreSQL::Test::Utils::tmp_check/held_flush.so";
 my $held = "$PostgreSQL::Test::Utils::tmp_check/held";
 system_or_bail('gcc', '-shared', '-fPIC', '-O1', '-D_GNU_SOURCE', '-o', $library,
 	"$FindBin::RealBin/lib/held_flush.c");
 
-# Workers commit as the server says, and wait for the standby.  The test's own
-# sessions do not.
+# Workers commit as the server is configured, and wait for the standby.  The
+# test's own sessions do not.
 $ENV{PGOPTIONS} = '-c synchronous_commit=off';
 my $node;
 {
@@ -83,8 +83,8 @@ sub emit
 	return $node->safe_psql('postgres', "SELECT notify_event('$name')");
 }
 
-# hold_commits(HOW), let_commits_go(HOW): commits wait for a standby that is not
-# there, or for the disk
+# hold_commits(HOW), let_commits_go(HOW): commits wait for a standby that is
+# absent, or for the disk
 sub hold_commits
 {
 	my ($how) = @_;
@@ -97,7 +97,7 @@ sub hold_commits
 	$node->safe_psql('postgres', q(ALTER SYSTEM SET synchronous_standby_names = 'nobody'));
 	$node->reload;
 	poll(q(SELECT current_setting('synchronous_standby_names') = 'nobody'), 'the setting');
-	# the checkpointer tells the others, which then wait
+	# The checkpointer tells the other processes.  Only then do commits wait.
 	my $client = $node->background_psql('postgres');
 	my $pid = $client->query_safe('SELECT pg_backend_pid()');
 	$client->query_safe('SET synchronous_commit = on');
@@ -122,7 +122,8 @@ sub let_commits_go
 	return;
 }
 
-# wait_for_commit(PID, HOW, TIME): until its transaction is that old, and waits
+# wait_for_commit(PID, HOW, TIME): waits until the process waits in its commit and
+# its transaction is older than TIME
 sub wait_for_commit
 {
 	my ($pid, $how, $time) = @_;
@@ -141,25 +142,25 @@ sub log_since
 	return slurp_file($node->logfile, $offset);
 }
 
-# what no worker has to say
+# what no worker may log
 my $blame =
   qr/pg_notify_events \w+ .*(?:canceling (?:the )?wait for synchronous replication|is guarded|was lost|terminating)/;
 
-# what the handler does first, all in good order
+# a first event, before anything is held
 emit('first');
 wait_for_handlers($node, 'postgres');
 my $executor = worker_pid($node, 'executor', 'postgres', 'ann');
 
 foreach my $how (qw(standby disk))
 {
-	# what is flushed though nobody asked for it is, too: a session's temporary tables
+	# A commit is also flushed, unasked, in a session that makes temporary tables.
 	foreach my $name ('good', 'makes temporary tables')
 	{
 		my $offset = -s $node->logfile;
 
 		hold_commits($how);
 		emit($name);
-		# long enough for the process to be ended, were its call to blame
+		# long enough for the process to be ended, if the call were the cause
 		wait_for_commit($executor, $how, '2.5 s');
 		$node->safe_psql('postgres', "SELECT pg_cancel_backend($executor)");
 		wait_for_commit($executor, $how, '3 s');
@@ -172,7 +173,7 @@ foreach my $how (qw(standby disk))
 		unlike(log_since($offset), $blame, "$how, $name: no wait was cut short, nobody is to blame");
 	}
 
-	# What is recorded of an attempt waits, too
+	# The commit that records a failed attempt waits, too.
 	my $offset = -s $node->logfile;
 	hold_commits($how);
 	emit('fails');
@@ -186,7 +187,7 @@ foreach my $how (qw(standby disk))
 		DELETE FROM notification_events WHERE event_name = 'fails'));
 }
 
-# The listener waits for no standby: that would keep it from reading notifications
+# The listener waits for no standby: meanwhile it could not read notifications.
 hold_commits('standby');
 $node->safe_psql('postgres', q(NOTIFY bridge, '1'));
 poll(q(SELECT count(*) = 1 FROM notification_events WHERE event_name = 'bridged'), 'it is an event');
@@ -194,7 +195,8 @@ let_commits_go('standby');
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'work', 'true', 'bridged');
 
-# Who is terminated while it waits has done its work: no event is the cause
+# An executor that is terminated in this wait has done its work: no event is the
+# cause.
 {
 	my $offset = -s $node->logfile;
 	hold_commits('standby');
@@ -209,13 +211,13 @@ seen_is_log($node, 'postgres', 'work', 'true', 'bridged');
 	$executor = worker_pid($node, 'executor', 'postgres', 'ann');
 }
 
-# Before the commit's record there is a timeout: in deferred triggers
+# Before the commit record is written, the timeout holds for deferred triggers
 emit('slow at commit');
 poll(q(SELECT count(*) = 1 FROM event_retries WHERE state = 'dead' AND last_sqlstate = '57014'),
 	'the timeout of a deferred trigger');
 is(worker_pid($node, 'executor', 'postgres', 'ann'), $executor, 'the same executor');
 
-# and for the lock that NOTIFY takes: who has it waits for the standby.  No event
+# and for the lock that NOTIFY takes: its holder waits for the standby.  No event
 # is charged for that.
 configure($node, synchronous_commit => 'off');
 poll(q(SELECT current_setting('pg_notify_events.synchronous_commit') = 'off'), 'the setting');
@@ -223,7 +225,7 @@ emit('good');
 wait_for_handlers($node, 'postgres');
 hold_commits('standby');
 
-# who need not wait for the standby does not
+# An executor whose setting is "off" does not wait for the standby.
 emit('makes temporary tables');
 emit('good');
 wait_for_handlers($node, 'postgres');

@@ -1,7 +1,7 @@
 
-# A batch that fails is split in the turns of its handler: the owner's other
-# handlers have theirs meanwhile, whatever the kind of failure.  Batches stay small
-# where many events fail, and grow again where none does.
+# A batch that fails is split over several turns of its handler.  The owner's
+# other handlers have their turns in between, whatever the kind of failure.
+# Batches stay small where many events fail, and grow again where none does.
 
 use strict;
 use warnings;
@@ -64,8 +64,8 @@ $node->safe_psql(
 	GRANT SELECT ON event_retries TO PUBLIC;
 ));
 
-# emit(COUNT, CONDITION): events of one transaction, those bad whose number n meets
-# the condition, and one for the other handler
+# emit(COUNT, CONDITION): COUNT events in one transaction, and one more for the
+# other handler.  Event n is bad if the condition holds.
 sub emit
 {
 	my ($count, $condition) = @_;
@@ -79,7 +79,7 @@ sub emit
 }
 
 my @cases = (
-	# function, number of events, condition, events that may be worked on
+	# function, number of events, condition, the most events that may be processed
 	[ 'fail_at_commit', 200, 'n % 2 = 0', 600 ],
 	[ 'fail_at_commit', 90, 'true', 250 ],
 	[ 'fail_in_call', 200, 'n % 2 = 0', 600 ],
@@ -114,8 +114,8 @@ foreach my $case (@cases)
 		'SELECT drop_event_handler(name) FROM event_handlers; DELETE FROM notification_events; TRUNCATE seen, meanwhile');
 }
 
-# After a while the batches are large again; an ordered handler waits for what
-# failed, and loses nothing of the split by that.
+# After a while the batches are large again.  An ordered handler waits for the
+# event that failed, and keeps the state of the split meanwhile.
 $node->safe_psql(
 	'postgres', q(
 	CREATE FUNCTION fail_once(e notification_events) RETURNS void LANGUAGE plpgsql AS $$

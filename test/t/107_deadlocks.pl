@@ -1,7 +1,7 @@
 
-# Of a deadlock with a client the handler is the victim, whoever waits first, and
-# whatever deadlock_timeout the server has.  It runs the batch again in smaller
-# parts, and no event fails.  It looks often, and says nothing of that to the log.
+# In a deadlock with a client the handler is the victim, whichever waits first,
+# and whatever deadlock_timeout the server has.  It runs the batch again in smaller
+# parts, and no event fails.  It checks often, and logs nothing about that.
 
 use strict;
 use warnings;
@@ -13,7 +13,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-# by themselves executors would not look for a deadlock in this test
+# with this deadlock_timeout alone, executors would not check during this test
 my $node = new_server('deadlocks', 'log_statement = none', 'log_lock_waits = on', "deadlock_timeout = '30min'",
 	"pg_notify_events.batch_time = '1min'");
 
@@ -74,14 +74,14 @@ sub executor_waits
 my $total = 0;
 foreach my $first (qw(client executor))
 {
-	# the client has the second row, the batch the first
+	# the client has locked the second row, the batch the first
 	$gate->query_safe('SELECT pg_advisory_lock(1)');
 	$client->query_safe(q(BEGIN; UPDATE accounts SET n = n + 1000 WHERE name = 'second'));
 	$node->safe_psql('postgres', q(INSERT INTO notification_events (event_name)
 		SELECT CASE WHEN n < 5 THEN 'first' ELSE 'second' END FROM generate_series(1, 8) n));
 	executor_waits('advisory');
 
-	# and each wants the other one's
+	# each wants the row of the other
 	my $want = "\\echo begins\nUPDATE accounts SET n = n + 1000 WHERE name = 'first';\n";
 	if ($first eq 'client')
 	{
@@ -93,7 +93,7 @@ foreach my $first (qw(client executor))
 	{
 		$gate->query_safe('SELECT pg_advisory_unlock(1)');
 		executor_waits('transactionid');
-		# it has looked for a deadlock by then
+		# by then the executor has checked for a deadlock
 		poll(q(SELECT clock_timestamp() - waitstart > '200 ms' FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted),
 			'the executor has waited');
 		$client->query_until(qr/begins/, $want);

@@ -1,8 +1,8 @@
 
-# Locks that one role can make another wait for.  The locks of handlers and of
-# consumers go by numbers that the extension draws, so that no choice of a name
-# leads to the lock of somebody else's; and who has no right to something waits
-# for nobody who has it.
+# Locks that one role can make another wait for.  The locks of handlers and
+# consumers use numbers that the extension draws, so no choice of a name leads to
+# the lock of another role.  A role without a right to something does not wait for
+# a role that has the right.
 
 use strict;
 use warnings;
@@ -26,8 +26,8 @@ $node->safe_psql(
 	GRANT EXECUTE ON FUNCTION create_event_consumer TO ann, eve;
 	GRANT EXECUTE ON FUNCTION listen_event_channel TO ann));
 
-# as(ROLE, SQL): what it returns or, if it fails, its SQLSTATE.  What has to wait
-# for a lock fails with 55P03.
+# as(ROLE, SQL): returns the output or, if the SQL fails, its SQLSTATE.  SQL that
+# has to wait for a lock fails with 55P03.
 sub as
 {
 	my ($role, $sql) = @_;
@@ -41,7 +41,8 @@ sub as
 # Names that share a hash share no lock
 #
 
-# two names, the same 32 bits of the hash that names of all kinds are looked up by
+# two names with the same 32-bit hash, the one by which names of all kinds are
+# looked up
 my ($anns, $eves) = split(
 	/\|/,
 	$node->safe_psql(
@@ -63,7 +64,7 @@ foreach my $what (qq(pause_event_handler('$eves')), qq(drop_event_handler('$eves
 	$other->query_safe('ROLLBACK');
 }
 
-# and the same 48 bits of the longer one
+# two names that share 48 bits of the longer hash
 ($anns, $eves) = ('c15636842', 'c2186410');
 is( $node->safe_psql('postgres', qq(
 		SELECT (hashtextextended('$anns', 0) # hashtextextended('$eves', 0)) & (2 ^ 48 - 1)::bigint)),
@@ -86,7 +87,7 @@ foreach my $what (qq(count(*) FROM fetch_events('$eves')), qq(ack_events('$eves'
 }
 
 #
-# Who has no right waits for nobody
+# A role without the right waits for no lock
 #
 
 $node->safe_psql(
@@ -124,7 +125,8 @@ $other->quit;
 # Numbers
 #
 
-# numbers(DATABASE): of how many definitions, and how many different ones
+# numbers(DATABASE): how many definitions have a number, and how many different
+# numbers they have
 sub numbers
 {
 	my ($database) = @_;
@@ -135,7 +137,8 @@ sub numbers
 		SELECT count(number), count(DISTINCT number), bool_and(number > 0) FROM _event_consumers));
 }
 
-# make(DATABASE, PREFIX): 20 of each, and are they locked by numbers of their own?
+# make(DATABASE, PREFIX): creates 20 of each, and checks that they are locked by
+# their own numbers
 sub make
 {
 	my ($database, $prefix) = @_;
@@ -169,7 +172,7 @@ $node->safe_psql('postgres', q(SELECT drop_event_handler('a20'); SELECT create_e
 is( $node->safe_psql('postgres', "SELECT number > $last FROM _event_handlers WHERE name = 'a20'"),
 	't', 'a handler of the same name is another one');
 
-# a definition that is as it was, in a copy
+# a copy, with the definitions of the original
 $node->safe_psql('postgres', 'ALTER DATABASE postgres IS_TEMPLATE true');
 wait_for_no_workers($node, 'postgres');
 $node->safe_psql('template1', 'CREATE DATABASE copy TEMPLATE postgres');
@@ -177,7 +180,7 @@ $node->safe_psql('template1', 'ALTER DATABASE postgres IS_TEMPLATE false');
 is(make('copy', 'b'), '20|t', 'further ones in a copy made with TEMPLATE');
 is(numbers('copy'), "40|40|t\n40|40|t", '... have numbers of their own');
 
-# a restore, into a database where nothing is, and of the data alone
+# a restore into an empty database, and a restore of the data alone
 my $dumps = PostgreSQL::Test::Utils::tempdir;
 
 sub restore
@@ -205,7 +208,7 @@ foreach my $how ('data_only', 'without_triggers')
 	$node->safe_psql('template1', "CREATE DATABASE $how");
 	$node->safe_psql($how, 'CREATE EXTENSION pg_notify_events');
 	make_recorder($node, $how);
-	# numbers that have been drawn there already, and are those that come
+	# numbers that the database has drawn already, and that the dump has, too
 	make($how, 'b') if $how eq 'data_only';
 	restore($how, $how, @options);
 	is(make($how, 'c'), '20|t', "further ones after $how");

@@ -1,7 +1,7 @@
 
-# An id that returns, after TRUNCATE ... RESTART IDENTITY or setval(), is another
-# event's.  What is on record about the one before says nothing of it, and each
-# is delivered once.
+# An id that is used again, after TRUNCATE ... RESTART IDENTITY or setval(),
+# belongs to another event.  Records about the former event do not apply to the
+# new one, and each is delivered once.
 
 use strict;
 use warnings;
@@ -58,13 +58,13 @@ sub wait_for_all
 	return sql("CALL wait_for_event_handlers('${PostgreSQL::Test::Utils::timeout_default} s')");
 }
 
-# emit(NAME...): in one transaction
+# emits events with these names in one transaction
 sub emit
 {
 	return sql('SELECT ' . join(', ', map { "notify_event('$_')" } @_));
 }
 
-# A log without events, whose next id is 1, and nobody to handle them
+# empties the log, makes 1 the next id, and drops all handlers and consumers
 sub anew
 {
 	sql(q(SELECT drop_event_handler(name) FROM event_handlers;
@@ -86,7 +86,7 @@ foreach my $how (sort keys %returns)
 {
 	my $return = $returns{$how};
 
-	# dead
+	# a dead event
 	anew();
 	sql(q(SELECT create_event_handler('h', 'work', owner => 'ann', max_attempts => 1)));
 	emit('bad 22000', 'good');
@@ -105,7 +105,7 @@ foreach my $how (sort keys %returns)
 		'1|discarded|the event was deleted from notification_events',
 		'... but was deleted');
 
-	# waiting, and one of the same id that fails, too
+	# a waiting event, and another one with the same id that fails, too
 	anew();
 	sql(q(SELECT create_event_handler('h', 'work', owner => 'ann', retry_delay => '1 h', max_attempts => 3)));
 	emit('bad 22000');
@@ -134,7 +134,7 @@ foreach my $how (sort keys %returns)
 	is(sql('SELECT seen()'), '1 new, 1 new, 1 new', '... once');
 	is(sql('SELECT status(1)'), 'h delivered', '... and that was all');
 
-	# parked in an outage, whose end charges what was parked
+	# an event that a back-off has deferred; the end of the back-off charges it
 	anew();
 	sql(q(SELECT create_event_handler('h', 'work', owner => 'ann', retry_delay => '200 ms', max_retry_delay => '200 ms')));
 	emit('bad 53100');
@@ -146,7 +146,7 @@ foreach my $how (sort keys %returns)
 	is(sql('SELECT seen()'), '1 new', "$how: another event than the one that was parked");
 	is(sql('SELECT status(1)'), 'h delivered', '... is delivered');
 
-	# held by an event that is gone
+	# an ordered handler held by an event that is gone
 	anew();
 	sql(q(SELECT create_event_handler('h', 'work', owner => 'ann', ordered => true, retry_delay => '200 ms', max_retry_delay => '200 ms')));
 	emit('bad 22000');
@@ -159,7 +159,7 @@ foreach my $how (sort keys %returns)
 	poll(q(SELECT count(*) = 2 FROM seen), 'it succeeds');
 	is(sql('SELECT status(1), status(2)'), 'h delivered|h delivered', '... but by what is there');
 
-	# a consumer's open batch, all of which returns, or a part, or more
+	# a consumer's open batch: all of its ids return, or some, or more
 	foreach my $names ([ 'new 1', 'new 2' ], ['new 1'], [ 'new 1', 'new 2', 'new 3' ])
 	{
 		my $i = 0;
@@ -180,7 +180,7 @@ foreach my $how (sort keys %returns)
 		is(sql('SELECT status(1)'), 'c delivered', '... delivered');
 	}
 
-	# old batches, of one that wants the new event, and of one that does not
+	# open batches of a consumer that wants the new event, and of one that does not
 	anew();
 	sql(q(SELECT create_event_consumer('c'), create_event_consumer('d', 'old*')));
 	emit('old');
@@ -192,7 +192,7 @@ foreach my $how (sort keys %returns)
 	is(sql('SELECT status(1)'), 'c pending, d not matched', '... and that is not the new event');
 	is(sql(q(SELECT fetched('c'), fetched('d'))), '1 new|', '... which is fetched then');
 
-	# handed back
+	# an event that was handed back
 	foreach my $delay ('0', '1 h')
 	{
 		anew();
@@ -213,8 +213,8 @@ foreach my $how (sort keys %returns)
 		is(sql(q(SELECT fetched('c'))), '', '... and that is all');
 	}
 
-	# handed back, as was one of the same id that is gone, and both are due; how old
-	# what is gone was does not matter
+	# Both an event and a former one with the same id were handed back and are due.
+	# The age of the former one does not matter.
 	foreach my $gone ('3', '3, 4', '1000000000', '3, 1000000000')
 	{
 		anew();
@@ -234,7 +234,7 @@ foreach my $how (sort keys %returns)
 	}
 }
 
-# An executor has read a window, and the ids return before it comes to the events.
+# An executor has read a window, and the ids return before it gets to the events.
 # Two handlers share the window; the first waits at a gate.
 foreach my $batch_size (1, 1000)
 {
@@ -259,7 +259,8 @@ foreach my $batch_size (1, 1000)
 	$gate->quit;
 }
 
-# A restored event has another transaction than the row about it; a copy's has not.
+# A restored event has another transaction id than its record.  In a copy both
+# have the same.
 anew();
 sql(q(SELECT create_event_handler('h', 'work', owner => 'ann', max_attempts => 1), create_event_consumer('c')));
 emit('bad 22000', 'good');

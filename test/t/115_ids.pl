@@ -1,6 +1,7 @@
 
-# Ids: no writer fails for an id of somebody else's, nobody can use them up, and
-# they are drawn in the order of the changes, whatever the sequence is like.
+# Ids: no writer fails because of an id that another role has given, no role can
+# use the ids up, and ids are drawn in the order of the changes, however the
+# sequence is defined.
 
 use strict;
 use warnings;
@@ -44,7 +45,7 @@ sub make_database
 	return;
 }
 
-# all ways to record events, one or some at a time
+# all ways to record events, one or several at a time
 my $calls = 0;
 
 sub ways
@@ -61,7 +62,7 @@ sub ways
 		q(COPY notification_events (event_name) FROM PROGRAM 'echo copied'));
 }
 
-# write_all(DATABASE, NAME): a test: each way works
+# write_all(DATABASE, NAME): a test that each way works
 sub write_all
 {
 	my ($database, $name) = @_;
@@ -73,7 +74,7 @@ sub write_all
 	return is($err, '', $name);
 }
 
-# try(DATABASE, ROLE, SQL): what the server says of it
+# try(DATABASE, ROLE, SQL): returns "done" or the server's messages
 sub try
 {
 	my ($database, $role, $sql) = @_;
@@ -89,7 +90,7 @@ sub last_value
 	return $node->safe_psql($database, "SELECT last_value FROM $sequence");
 }
 
-# give(DATABASE, ROLE, IDS): rows with these ids, a query
+# give(DATABASE, ROLE, IDS): inserts the rows, with ids, that the query IDS returns
 sub give
 {
 	my ($database, $role, $ids) = @_;
@@ -98,7 +99,7 @@ sub give
 }
 
 #
-# Ids that somebody takes in advance.
+# Ids that are given in advance.
 #
 make_database('ahead');
 is(give('ahead', 'giver', q(SELECT g, 'given' FROM generate_series(1, 5) g)), 'done', 'ids of a sequence that was never used');
@@ -126,7 +127,7 @@ is(last_value('ahead'), $last + 50, 'the sequence is at the largest');
 write_all('ahead', 'taken by COPY');
 
 #
-# What a role without a right on the sequence may not.
+# What a role without a right on the sequence may not do.
 #
 my $refused = qr/^ERROR:  permission denied to give an event the id (-?\d+)\nDETAIL:  (.*)\nHINT:  .*"$sequence" granted\.$/m;
 my $too_few = 'It would leave too few ids to others.';
@@ -153,7 +154,7 @@ $node->safe_psql('ahead', "GRANT UPDATE ON SEQUENCE $sequence TO giver");
 is(give('ahead', 'giver', "VALUES (" . ($limit - 1) . ", 'given'), ($limit + 1000, 'given')"), 'done', 'with UPDATE on the sequence');
 write_all('ahead', 'behind that');
 $node->safe_psql('ahead', "REVOKE UPDATE ON SEQUENCE $sequence FROM giver");
-# a sequence with less room
+# a sequence with fewer numbers
 $node->safe_psql('ahead', "TRUNCATE notification_events; ALTER SEQUENCE $sequence MAXVALUE 1000 RESTART");
 like(give('ahead', 'giver', q(VALUES (501, 'given'))), $refused, 'half of a small sequence and one');
 is(give('ahead', 'giver', q(VALUES (500, 'given'), (1001, 'given'))), 'done', 'half of it, and more than it has');
@@ -163,7 +164,7 @@ $node->safe_psql('ahead', "ALTER SEQUENCE $sequence NO MAXVALUE; SELECT setval('
 write_all('ahead', 'over what was beyond its end');
 
 #
-# A sequence that is behind rows which are there.
+# A sequence that is behind the ids of existing rows.
 #
 make_database('behind');
 write_all('behind', 'at the start');
@@ -173,7 +174,7 @@ foreach my $to ("setval('$sequence', 1)", "setval('$sequence', 1, false)", "setv
 	$node->safe_psql('behind', "SELECT $to");
 	write_all('behind', "set back: $to");
 }
-# a session that has drawn before, and goes on in its transaction
+# a session that has drawn ids before, and goes on in its transaction
 $open = $node->background_psql('behind');
 foreach my $begin ('BEGIN', 'SELECT 1')
 {
@@ -187,7 +188,7 @@ foreach my $begin ('BEGIN', 'SELECT 1')
 	}
 	$open->query_safe('COMMIT') if $begin eq 'BEGIN';
 }
-# rows that came without the trigger
+# rows that were inserted without the trigger
 my $copy = "INSERT INTO notification_events (id, event_name, txid) SELECT %s, 'copied', '3' FROM generate_series(1, 200) g";
 
 $open->query_safe(q(SELECT notify_event('x')));
@@ -199,21 +200,21 @@ $node->safe_psql(
 		'ALTER TABLE notification_events ENABLE ALWAYS TRIGGER zz_notification_event_row', 'COMMIT'));
 is($open->query(q(SELECT notify_event('x');)) =~ /ERROR.*/ ? $& : 'done', 'done', 'copied without the trigger');
 write_all('behind', 'copied without the trigger');
-# one far ahead is in nobody's way
+# a single id far ahead blocks no writer
 $last = last_value('behind');
 is(give('behind', 'postgres', "VALUES ($max, 'given')"), 'done', 'the last id, given by a superuser');
 like(try('behind', 'writer', q(SELECT notify_event('x'))), qr/reached maximum value of sequence/, 'no id is left');
 $node->safe_psql('behind', "SELECT setval('$sequence', $last - 30)");
 write_all('behind', 'set back to where ids are free');
 cmp_ok(last_value('behind'), '<', $last + 100, 'it has not gone to the last one');
-# ids return
+# ids are used again
 $node->safe_psql('behind', 'TRUNCATE notification_events RESTART IDENTITY');
 is($node->safe_psql('behind', q(SELECT notify_event('x'))), 1, 'TRUNCATE RESTART IDENTITY');
 write_all('behind', 'behind it');
 $open->quit;
 
 #
-# Numbers that have a remainder keep it.
+# With INCREMENT BY, all ids keep the remainder of the first one.
 #
 make_database('steps');
 $node->safe_psql('steps', "ALTER SEQUENCE $sequence INCREMENT BY 10 START 3 MINVALUE 3 RESTART");
@@ -240,7 +241,7 @@ foreach my $cache (1, 2, 50, 3)
 	{
 		foreach my $session (@sessions)
 		{
-			# numbers that are left over in the session
+			# leave numbers over in the session
 			$session->query_safe("SELECT nextval('$sequence') FROM generate_series(1, $n)");
 			$session->query_safe('UPDATE items SET v = v + 1 WHERE id = 1');
 			$session->query_safe(q(WITH u AS (UPDATE items SET v = v + 1 WHERE id = 1 RETURNING v)
@@ -291,7 +292,7 @@ $node->safe_psql('cache', q(CREATE SEQUENCE numbers OWNED BY notification_events
 write_all('cache', 'with one again');
 
 #
-# Rows that come from elsewhere.
+# Rows that come from another database.
 #
 make_database('origin');
 make_database('subscriber');
@@ -307,7 +308,7 @@ $node->safe_psql('subscriber', "CREATE SUBSCRIPTION events CONNECTION '@{[$node-
 	PUBLICATION events WITH (create_slot = false, slot_name = 'events')");
 $node->wait_for_subscription_sync($node, 'events', 'subscriber');
 write_all('subscriber', 'behind the copy');
-# its ids are taken now, so those of the publisher go on behind them
+# the subscriber has taken these ids, so the publisher's ids go on behind them
 $node->safe_psql('origin', "SELECT setval('$sequence', 1000)");
 write_all('origin', 'the publisher goes on');
 $node->poll_query_until('subscriber', 'SELECT max(id) > 1000 FROM notification_events') or die 'nothing is replicated';
@@ -327,16 +328,16 @@ foreach my $case ([ 'restored', [] ], [ 'disabled', ['--disable-triggers'] ])
 	$node->command_ok([ 'pg_restore', @$options, '-d', $database, $dump ], "restore @$options");
 	$node->safe_psql($database, 'ALTER TABLE notification_events ENABLE ALWAYS TRIGGER zz_notification_event_row');
 	write_all($database, "behind it @$options");
-	# events that were recorded between the rows and the sequence
+	# events that are recorded after the rows and before the sequence are restored
 	$node->safe_psql($database, q(SELECT notify_event('x') FROM generate_series(1, 100)));
 	$node->safe_psql($database, "SELECT setval('$sequence', " . last_value('origin') . ')');
 	write_all($database, "when events came before the sequence @$options");
 }
 
 #
-# All at the same time: some write, some give ids just ahead, which is the moment
-# to lose numbers that are drawn meanwhile, or ids that may be on their way to a
-# row.  Each writer's statement works, each given id is stored or refused.
+# All at the same time: some sessions write, others give ids just ahead.  That may
+# lose numbers that are drawn meanwhile, or meet ids that are about to be stored.
+# Each writer's statement works, and each given id is stored or refused.
 #
 make_database('race');
 my $scripts = $node->basedir;
@@ -376,7 +377,7 @@ is( $node->safe_psql('race', "SELECT max(id) <= (SELECT last_value FROM $sequenc
 	't|t', 'the sequence is behind no row');
 
 #
-# A crash takes nothing back: no number is drawn twice, though its row is gone.
+# After a crash no number is drawn twice, even if its row is gone.
 #
 make_database('crash');
 is(give('crash', 'giver', q(VALUES (1, 'given'))), 'done', 'the first of all');
