@@ -1,32 +1,34 @@
 /*
  * announce.pml
- *		Every event is announced by one of two: who emits it, or the listener.
+ *		Every event is announced either by its emitter or by the listener.
  *
  * mirrors: announce_emitted() in src/emit/announce.c
  * mirrors: announcer_read() announcer_announce() announcer_announced() announcer_store() load_cursor() in src/listener/announcer.c
  * mirrors: look() follow_log() listener_stop() in src/listener/listener.c
  *
- * A transaction emits an event.  At that moment it is decided who announces it:
- * the emitter, which then notifies in its own commit; or the relay, which is
- * marked on the row; or nobody.  That depends on the setting, and on whether the
- * database is served; both change at any time, also before the commit.
+ * A transaction emits an event.  When it emits, it decides what announces the
+ * event: the emitter, which then notifies in its own commit; or the announcer in
+ * the listener, for which the row is marked; or nothing.  The decision depends on
+ * the setting and on whether the database is served.  Both can change at any time,
+ * even before the commit.
  *
- * The listener reads what has become visible since its cursor, has the WAL of
- * it flushed, announces the marked rows in a transaction, and stores the cursor
- * some time later.  It leaves when the database is not served any more, dies,
- * and is started again.  A server crash takes what is running or not flushed: a
- * commit need not wait for the flush, except where it announces by itself.
+ * The listener reads the rows that have become visible since its cursor, flushes
+ * their WAL, announces the marked rows in a transaction, and stores the cursor
+ * some time later.  It stops when the database is not served any more, it can die,
+ * and it is started again.  A server crash discards everything that is running or
+ * not flushed: a commit need not wait for the flush, unless it notifies itself.
  *
- * Left out: what is in an announcement and how equal ones are merged; the use
- * of the notification queue, which is one more reason to leave an event to the
- * relay; who is connected to hear it.  A snapshot is the set of transactions
- * that it calls done, a transaction is a bit, and so is its event (cursor.pml
- * has the cursor itself).
+ * Left out: the contents of an announcement and the merging of equal ones; the
+ * usage of the notification queue, which is one more reason to leave an event to
+ * the announcer; the clients that are connected.  A snapshot is the set of
+ * transactions that it considers done.  A transaction is a bit, and so is its
+ * event (cursor.pml models the cursor itself).
  *
- * Checked: nothing is announced before its commit is visible and, by the relay,
- * flushed; nothing twice but by a relay that lost its memory; nothing by both;
- * and when the database is served for good and nothing moves any more, each
- * event that is committed was announced by the one it was left to.
+ * Checked: no event is announced before its commit is visible, nor by the
+ * announcer before it is flushed; none is announced twice, except by an announcer
+ * that has lost its memory; none is announced by both.  When the database stays
+ * served and no process can take another step, each committed event was announced
+ * by the one it was left to.
  *
  * broken: BROKEN_NO_MARK the listener decides anew which rows are its own
  * broken: BROKEN_DECIDE_LATE whether to notify is decided again at commit
@@ -40,18 +42,18 @@
 
 mtype = { RELAY, DIRECT, OFF };
 
-/* what the settings say */
+/* the settings */
 mtype setting = RELAY;
 bit served = 0;
 
-/* transactions, and with them their events */
+/* transactions and their events */
 byte done = NONE;				/* committed or rolled back */
 byte rows = NONE;				/* committed */
 byte unflushed = NONE;
 byte marked = NONE;				/* left to the relay */
 byte silent = NONE;				/* left to nobody */
 
-/* what became of them */
+/* what has announced them */
 byte by_emitter = NONE;
 byte by_relay = NONE;
 byte by_this_listener = NONE;	/* as far as it can know */
@@ -110,7 +112,7 @@ proctype emitter(byte me)
 }
 
 /*
- * Those who change the settings; in the end the database is served.
+ * Changes the settings; in the end the database is served.
  */
 proctype operator()
 {
@@ -168,7 +170,7 @@ end:
 	do
 	:: !alive && served -> d_step { load_cursor() }
 
-	/* dies, even in the midst of an announcement */
+	/* it dies, even during an announcement */
 	:: d_step { alive && deaths -> deaths--; lose_memory() }
 
 	/* follow_log(): announcer_read() */
@@ -208,7 +210,7 @@ end:
 	/* announcer_store() */
 	:: d_step { alive && upto == NONE && stored != cursor -> stored = cursor }
 
-	/* listener_stop(): it stores the cursor before, if it can */
+	/* listener_stop(), which stores the cursor first if it can */
 	:: d_step { alive && !served && stored == cursor -> lose_memory() }
 	od
 	}
@@ -253,7 +255,7 @@ init
 		run server_crash()
 	};
 
-	/* nothing moves any more */
+	/* no process can take another step */
 	timeout;
 	assert(served);
 	assert(!(by_emitter & by_relay));

@@ -1,6 +1,6 @@
 /*
  * crash_guard.pml
- *		An event that kills whoever calls its handler is called a few times only.
+ *		An event whose handler kills the executor is called a few times only.
  *
  * mirrors: write_token() crash_guard_claim() crash_guard_bound() crash_guard_enter_group() in src/delivery/crash_guard.c
  * mirrors: crash_guard_release() crash_guard_release_at_exit() in src/delivery/crash_guard.c
@@ -9,35 +9,37 @@
  * mirrors: batch_turn() try_events() in src/delivery/batch.c
  * mirrors: progress_record_group() progress_store() in src/delivery/progress.c
  *
- * An executor works the events of a handler in batches, effects and position in
- * one commit that does not wait for its flush.  A crash of the server takes the
- * commits back that were not flushed yet.  One of the events, any, ends the
- * executor whenever it is called, mostly the server with it.
+ * An executor handles the events of a handler in batches.  One commit contains
+ * the effects of a batch and the position, and does not wait for its flush.  A
+ * crash of the server loses the commits that were not flushed yet.  One of the
+ * events, any of them, ends the executor whenever it is called, and in most cases
+ * the server, too.
  *
- * Before its first batch an executor sets a token and has it flushed; when it
- * exits in order it takes the token back.  That includes a stop of the server
- * that ends a call.  No more than LIMIT events are called, or a batch, before
- * the progress that was made is flushed.
+ * Before its first batch an executor sets its owner token and flushes it.  It
+ * clears the token when it exits in order, which includes a stop of the server
+ * that ends a call.  No more than LIMIT events, or a batch, are called before the
+ * progress is flushed.
  *
- * Whoever finds the token set works under guard: in groups, each written down and
- * flushed before its first call.  The commit that passes its last event clears
- * it.  So it goes for as many events as could have been called, and a batch, but
- * not past those that are there when the token is found.  Who finds the token set
- * and a group written down handles the events of the group one by one: the
- * attempt is written down, with a position past the event, and flushed before
- * the call.  So is every attempt of an event that has failed before, or is not
- * known not to have.  What succeeds in such a call is flushed, too: taken back,
- * it would be an attempt without a failure.  After MAX_ATTEMPTS the event is
- * dead.  An attempt that is under way when the executor exits in order is taken
- * back, by it or by who comes next.
+ * An executor that finds the token set works guarded: in groups, each recorded
+ * and flushed before its first call.  The commit that passes the last event of a
+ * group clears the record.  The guarded phase lasts for as many events as could
+ * have been called, and a batch more, but not past the events that exist when the
+ * token is found.  An executor that finds the token set and a group recorded
+ * handles the events of the group one by one: it records the attempt, with a
+ * position past the event, and flushes it before the call.  It does the same for
+ * every attempt of an event that has failed before, or may have.  A success of
+ * such a call is flushed, too: if it were lost, an attempt without a failure would
+ * stay.  After MAX_ATTEMPTS the event is dead.  If the executor exits in order
+ * during an attempt, the attempt is not counted: this executor or the next one
+ * takes it back.
  *
- * Left out: errors, the position's window (it is the number of events passed),
- * delays of retries.
+ * Left out: errors, the position's window (the position is the number of events
+ * passed), delays of retries.
  *
- * Checked: the event kills MAX_ATTEMPTS + 2 times at most and is dead in the
- * end; every other one is handled, once, and does not die, though the server
- * crashes for reasons of its own, once in a call, once elsewhere, and is stopped
- * once in a call.
+ * Checked: the event kills MAX_ATTEMPTS + 2 times at most and is dead in the end.
+ * Every other event is handled, once, and is not dead, although the server crashes
+ * for other reasons, once in a call and once elsewhere, and is stopped once in a
+ * call.
  *
  * also: SMALL_BATCHES a batch is less than a group
  * also: PROMOTION no event kills, and a standby that has what was flushed is promoted, which guards nobody
@@ -89,7 +91,7 @@
 #define ALL				((1 << EVENTS) - 1)
 #define BIT(event)		(1 << (event))
 
-/* what is committed, and what of it is flushed */
+/* the committed state, and the flushed state */
 typedef Progress
 {
 	bit token;
@@ -109,7 +111,7 @@ Progress flushed;
 byte killer;
 byte kills = 0;
 byte emitted = 0;				/* events that are there */
-/* crashes of the server for reasons of its own, to come */
+/* crashes of the server for other reasons, to come */
 byte crashes_in_call = 1;
 byte crashes_elsewhere = 1;
 byte exits = 1;					/* of an executor, in order, to come */
@@ -168,7 +170,7 @@ inline call(event)
 }
 
 /*
- * Its effects are committed.
+ * Commit its effects.
  */
 inline commit_effects(event)
 {
@@ -177,7 +179,7 @@ inline commit_effects(event)
 }
 
 /*
- * The attempt is counted.
+ * Count the attempt.
  */
 inline charge(event)
 {
@@ -204,7 +206,7 @@ inline commit_charged(event)
 }
 
 /*
- * The attempt that is under way, if any, is not counted.
+ * Do not count the attempt that is in progress, if any.
  */
 inline give_back()
 {
@@ -332,7 +334,7 @@ start:
 		fi;
 		event = 0
 
-	/* an event of a group whose executor was lost */
+	/* an event of a group in which the last executor was lost */
 	:: alone ->
 		event = committed.position;
 		/* one transaction */
@@ -353,7 +355,7 @@ start:
 	/* the guarded phase is over */
 	:: guarded_events && committed.position >= upto -> guarded_events = 0
 
-	/* a batch: of a group in the guarded phase */
+	/* a batch; in the guarded phase, a batch of a group */
 	:: !alone && committed.position < emitted && (!guarded_events || committed.position < upto) ->
 		if
 		:: guarded_events && group == 0 ->
@@ -400,17 +402,17 @@ start:
 			break
 		od
 
-	/* somebody emits the others */
+	/* the other events are emitted */
 	:: emitted < EVENTS -> emitted = EVENTS
 
 	/* the WAL writer */
 	:: d_step { true -> flush() }
 
-	/* an exit in order, and another executor */
+	/* the executor exits in order, and another one starts */
 	:: d_step { exits -> exits--; release() };
 		goto start
 
-	/* the server crashes for a reason of its own */
+	/* the server crashes for another reason */
 	:: crashes_elsewhere -> crashes_elsewhere--; goto crash
 
 #ifdef PROMOTION

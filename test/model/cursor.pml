@@ -1,6 +1,6 @@
 /*
  * cursor.pml
- *		The snapshot cursor: nothing is skipped, nothing doubled.
+ *		The snapshot cursor: no event is skipped, none is handled twice.
  *
  * mirrors: event_snapshot_build() event_snapshot_sees() event_position_passed() in src/log/position.c
  * mirrors: window_read() window_scan() in src/log/window.c
@@ -11,29 +11,29 @@
  * mirrors: load_runs() runs_take_window() in src/delivery/runs.c
  * mirrors: pne_create_event_handler() in src/handler/handler_definition.c
  *
- * Writers take an xid, draw ids and commit in any order; two of them change the
- * same row of a table, one after the other, as its lock has it.  An executor
- * reads windows and works them off event by event, each in a transaction that
+ * Writers take an xid, draw ids and commit in any order.  Two of them change the
+ * same row of a table, one after the other, because of its lock.  An executor
+ * reads windows and handles them event by event, each in a transaction that
  * stores the position (cursor, window, last id).  One event makes the handler
- * emit another.  Some events do not concern the handler: that it has passed
- * them is stored lazily.  Once the executor loses its transaction, or its
- * memory with it.  And
- *	- a crash of the server takes what is running, and the batches whose commit
- *	  was not flushed yet; a writer's commit flushes itself and what is before
- *	  it in the WAL;
- *	- or with TWO_EXECUTORS another one works for the same handler;
+ * emit another.  Some events do not concern the handler: the position that passes
+ * them is stored lazily.  The executor loses its transaction once, or its memory
+ * as well.  In addition,
+ *	- a crash of the server discards everything that is running, and the batches
+ *	  whose commit was not flushed yet; a writer's commit flushes itself and what
+ *	  is before it in the WAL;
+ *	- or with TWO_EXECUTORS another executor works for the same handler;
  *	- or with DDL the handler is created meanwhile, by a transaction that emits
- *	  an event, too; and somebody rewrites the log: whoever has an older snapshot
- *	  sees it empty then.
+ *	  an event, too; and the log is rewritten: for an older snapshot it is empty
+ *	  then.
  *
- * Left out: batches of several events and how a failed one is taken apart,
- * retries, subtransactions.  A snapshot is the set of transactions that it
- * calls done, an xid a set of one.  A transaction of an executor has an xid
- * only if it emits.
+ * Left out: batches of several events and the division of a failed one, retries,
+ * subtransactions.  A snapshot is the set of transactions that it considers done,
+ * an xid is a set of one.  A transaction of an executor has an xid only if it
+ * emits.
  *
- * Checked: no event is handled twice, nor one from before the handler; two
- * events of the row in order; when nothing moves any more, each event that is
- * committed was handled.
+ * Checked: no event is handled twice, and none that is older than the handler;
+ * the two events of the row are handled in order; when no process can take another
+ * step, each committed event was handled.
  *
  * also: TWO_EXECUTORS another executor of the same handler
  * also: DDL the handler is created meanwhile, the log rewritten
@@ -160,8 +160,8 @@ inline flush()
 }
 
 /*
- * event_snapshot_build(): xmax is behind the last transaction that is done, xip
- * are those running below it.  The server does not list the own one there.
+ * event_snapshot_build(): xmax is the xid after the last transaction that is done,
+ * xip contains the running ones below it.  The server leaves out the own one.
  */
 inline event_snapshot_build(result, own)
 {
@@ -192,12 +192,12 @@ inline event_snapshot_build(result, own)
 }
 
 /* ----------
- * Those who emit
+ * The writers
  * ----------
  */
 
 /*
- * Two of them, about one row.  The xid is there before the lock is.
+ * Two writers change one row.  Each has its xid before it has the lock.
  */
 proctype row_writer(byte me)
 {
@@ -205,7 +205,7 @@ proctype row_writer(byte me)
 	short i;
 
 	{
-		/* the two are alike: let the first be first */
+		/* the two are alike: the first one always begins first */
 		d_step { me == 1 || of_row_xids == 1 -> of_row_xids++; log_locks++; assign_xid(xid) };
 		d_step
 		{
@@ -221,8 +221,8 @@ proctype row_writer(byte me)
 }
 
 /*
- * One whose first event concerns nobody, and whose second makes the handler
- * emit.  It may roll back.
+ * A writer whose first event does not concern the handler, and whose second event
+ * makes the handler emit.  It may roll back.
  */
 proctype writer()
 {
@@ -288,7 +288,7 @@ proctype creator()
 }
 
 /*
- * ALTER TABLE that rewrites the log: whoever has an older snapshot sees it empty.
+ * ALTER TABLE that rewrites the log: for an older snapshot the log is empty.
  */
 proctype rewriter()
 {
@@ -301,7 +301,7 @@ end:
  * ----------
  */
 
-/* the position that a scan goes from: event_position_passed() */
+/* the position that a scan starts from: event_position_passed() */
 #ifdef BROKEN_ID_CURSOR
 #define WANTS(xid, id)	((id) > (last > k_last_id -> last : k_last_id))
 #else
@@ -349,7 +349,7 @@ inline finish_window()
 }
 
 /*
- * runs_take_window(), window_read().  A window that was begun goes first.
+ * runs_take_window(), window_read().  A window that was begun is finished first.
  */
 inline take_window()
 {
@@ -387,7 +387,7 @@ inline take_window()
 }
 
 /*
- * position_at(): where we are in the window is what is stored next.
+ * position_at(): store the current place in the window.
  */
 inline store_position()
 {
@@ -427,7 +427,7 @@ inline store_position()
 #define IS_STALE	(cursor != k_cursor || window != k_window || last_id != k_last_id)
 
 /*
- * The first of those that are left.
+ * The first of the events that are left.
  */
 inline first_event()
 {
@@ -450,7 +450,7 @@ inline first_event()
 }
 
 /*
- * It is done, or does not concern the handler.
+ * The event is done, or does not concern the handler.
  */
 inline pass_event()
 {
@@ -508,13 +508,13 @@ inline end_transaction()
 
 proctype executor(byte me)
 {
-	/* the position as far as we know: definition->position */
+	/* the position that this executor knows: definition->position */
 	bit loaded;
 	byte k_cursor;
 	byte k_window;
 	byte k_last_id;
 
-	/* run->cursor; the window from there; what is left of it; the last that is not */
+	/* run->cursor; the window from there; the events left in it; the last one passed */
 	byte my_cursor;
 	byte upto;
 	byte rest;
@@ -535,7 +535,7 @@ restart:
 	{
 end:
 	do
-	/* it ends, and there is another one */
+	/* the executor ends, and another one starts */
 	:: d_step { executor_failure && upto != NONE && locked != me -> executor_failure = 0; forget() }
 
 	/* progress_flush() */
@@ -548,7 +548,7 @@ end:
 			fi
 		}
 
-	/* read_windows(); it sleeps where there is nothing new */
+	/* read_windows(); the executor sleeps if there is nothing new */
 	:: created && upto == NONE && (!loaded || my_cursor != done) && (me == 1 || looked) ->
 #if defined(BROKEN_SNAPSHOT_FIRST) || defined(BROKEN_OWN_XID) || defined(BROKEN_RAISED_XMAX)
 		d_step { load(); event_snapshot_build(snapshot, NONE); blind = !rewritten };
@@ -578,7 +578,7 @@ end:
 				:: else
 				fi
 
-			/* progress_lock(): somebody has it */
+			/* progress_lock(): another process has the lock */
 			:: event & concerns && locked != 0 -> event = NONE
 #ifndef BROKEN_NO_CHECK
 			:: event & concerns && locked == 0 && IS_STALE -> event = NONE; forget()
@@ -609,7 +609,7 @@ end:
 			end_transaction()
 		}
 
-	/* an error: it is still to be done */
+	/* an error: the event is still to be handled */
 	:: d_step
 		{
 			locked == me && executor_failure ->
@@ -700,7 +700,7 @@ init
 #endif
 	};
 
-	/* nothing moves any more */
+	/* no process can take another step */
 	timeout;
 	d_step
 	{

@@ -7,22 +7,22 @@
  * mirrors: worker_sleep() in src/base/worker.c
  * mirrors: executor_cycle() executor_work() read_windows() executor_attach() executor_on_exit() in src/delivery/executor.c
  *
- * Three transactions make one event each visible and ring the bell of a worker;
- * with TWO_WORKERS, two of them ring the bells of two.  A worker answers its
- * bell, takes a snapshot, works, and sleeps only if its flag is still clear.
- * Nobody polls.  While it works, anything may reset its latch: handler code that
- * waits, or a lock wait of the server.  A worker may leave and a successor take
- * its bell over.
+ * Three transactions make one event each visible and ring the bell of a worker.
+ * With TWO_WORKERS, two transactions ring the bells of two workers.  A worker
+ * answers its bell, takes a snapshot, works, and sleeps only if its flag is still
+ * clear.  No worker polls.  While a worker works, its latch may be reset by handler
+ * code that waits, or by a lock wait of the server.  A worker may stop, and a
+ * successor takes its bell over.
  *
- * The processor may keep a committer's store to the flag back until the next
- * barrier, which is the one SetLatch() begins with; a latch that is set already
- * is left alone.  All other accesses are barriers themselves or are followed by
- * one.  (That part is left out with TWO_WORKERS.)
+ * The processor may delay a committer's store to the flag until the next barrier,
+ * which is at the beginning of SetLatch().  SetLatch() does not change a latch that
+ * is set already.  All other accesses are barriers themselves or are followed by
+ * one.  (TWO_WORKERS leaves this part out.)
  *
- * Left out: what the server does inside WaitLatch(), deadlines, the listener's
- * poll, bells of several databases.  A snapshot is how many events it sees.
+ * Left out: the inside of WaitLatch(), deadlines, the listener's poll, bells of
+ * several databases.  A snapshot is the number of events that it sees.
  *
- * Checked: when nothing moves any more, every worker has seen every event.
+ * Checked: when no process can take another step, every worker has seen every event.
  *
  * also: TWO_WORKERS two workers, two committers
  * broken: BROKEN_RESET_BEFORE_SLEEP the latch is reset after the flag was tested
@@ -54,10 +54,10 @@ byte procno[WORKERS];			/* UNUSED, or which process it wakes */
 bit rung[WORKERS];
 byte seen[WORKERS];				/* events that the worker has seen */
 
-/* latches of all processes there are in turn */
+/* the latches of all processes that exist one after the other */
 bit latch[WORKERS * LIVES];
 
-/* of each committer: a bell whose flag it has set, but not for others yet */
+/* for each committer: a bell whose flag it has set, not visible to others yet */
 byte kept_back[COMMITTERS];
 
 #define LATCH(w, life)	latch[(w) * LIVES + (life)]
@@ -79,7 +79,7 @@ end:
 #endif
 
 /*
- * doorbell_ring_database(): each bell, always.
+ * doorbell_ring_database(): ring each bell, always.
  */
 inline ring_all()
 {
@@ -121,7 +121,7 @@ proctype committer(byte me)
 #ifdef BROKEN_RING_EARLY
 	ring_all();
 #endif
-	/* they are all alike: let them commit in this order */
+	/* the committers are all alike: they commit in this order */
 	d_step { visible == me -> visible++ };
 #ifndef BROKEN_RING_EARLY
 	ring_all();
@@ -129,7 +129,7 @@ proctype committer(byte me)
 }
 
 /*
- * Handler code that resets the latch, or the server in a lock wait.
+ * Handler code or a lock wait of the server resets the latch.
  */
 inline eat_latch()
 {
@@ -185,7 +185,7 @@ start:
 		:: else -> snapshot = 0
 		fi;
 
-		/* executor_stop(), executor_on_exit(); the next one attaches */
+		/* executor_stop(), executor_on_exit(); the next executor attaches */
 		if
 		:: life + 1 < LIVES ->
 			procno[me] = UNUSED;
@@ -228,7 +228,7 @@ init
 		i = 0
 	};
 
-	/* nothing moves any more */
+	/* no process can take another step */
 	timeout;
 	d_step
 	{
