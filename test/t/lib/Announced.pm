@@ -1,6 +1,6 @@
 
-# Clients that LISTEN and write down what they hear, and the audit of that: who
-# announced which event.
+# Clients that LISTEN and record what they receive, and the audit of that: which
+# process announced which event.
 
 package Announced;
 
@@ -22,7 +22,8 @@ our @EXPORT = qw(
 
 my $count = 0;
 
-# start_listening(NODE, DATABASE, [CHANNEL]): a client whose LISTEN is committed
+# start_listening(NODE, DATABASE, [CHANNEL]): starts a client; returns when its LISTEN
+# is committed
 sub start_listening
 {
 	my ($node, $database, $channel) = @_;
@@ -48,8 +49,8 @@ sub start_listening
 	return \%client;
 }
 
-# heard_until(CLIENT, PAYLOAD): waits until it has heard that; all that it has
-# heard so far, as [pid, payload] each
+# heard_until(CLIENT, PAYLOAD): waits until the client has received this payload;
+# returns all that it has received so far, as a list of [pid, payload]
 sub heard_until
 {
 	my ($client, $last) = @_;
@@ -66,8 +67,8 @@ sub heard_until
 	die "the client does not hear \"$last\"";
 }
 
-# stop_listening(CLIENT): all that it has heard in the end, what the listener has
-# announced before now included
+# stop_listening(CLIENT): stops the client; returns all that it has received, including
+# what the listener has announced before this call
 sub stop_listening
 {
 	my ($client) = @_;
@@ -77,11 +78,11 @@ sub stop_listening
 	return map { [ split / /, $_, 2 ] } split /\n/, slurp_file($client->{file});
 }
 
-# is_announced_once_each(NODE, DATABASE, HEARD, NAME, [TWICE_OK]): tests: with
-# payload = id, each event that is marked for the listener was heard from it and
-# from nobody else, each other one from the process that emitted it, which
-# event_data says, and exactly once.  TWICE_OK: the listener was lost, and may
-# have announced again.
+# is_announced_once_each(NODE, DATABASE, HEARD, NAME, [TWICE_OK]): a test, with
+# payload = id, that each event was announced exactly once.  An event that is marked
+# for the listener must come from the listener only.  Any other event must come from
+# the process that emitted it; event_data holds its pid.  TWICE_OK: the listener was
+# lost, and may have announced events again.
 sub is_announced_once_each
 {
 	my ($node, $database, $heard, $name, $twice_ok) = @_;

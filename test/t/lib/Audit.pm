@@ -1,6 +1,6 @@
 
 # The audit: writers that keep books, handlers that record each of their calls,
-# faults, and a checker that compares it all event by event.
+# faults, and a checker that compares all of these event by event.
 #
 #	my $node = new_server('audit', Audit->settings(SEED));
 #	my $audit = Audit->new(NODE, SEED);
@@ -9,17 +9,17 @@
 #	$audit->finish;					# no more faults: until all is quiet
 #	my @found = $audit->violations;
 #
-# Books: each writer (test/clients/audit_writer.py) writes its changes to the
-# table "ledger" in the transaction that makes them, and to a file of its own
-# what the server has acknowledged.  Each update of a row increments the row's
-# version, so the versions of a row say in which order it was changed.
+# Books: each writer (test/clients/audit_writer.py) writes its changes to the table
+# "ledger", in the transaction that makes them.  It also writes what the server has
+# acknowledged to a file of its own.  Each update of a row increments the row's
+# version, so the versions of a row show the order of its changes.
 #
-# Handlers write into the table "seen", whose key is the order of calls: those
-# of one handler are never at the same time.
+# Handlers write into the table "seen", whose key is the order of calls.  Calls of the
+# same handler never overlap.
 #
-# Which faults there are, and in what order, is drawn from the seed beforehand.
-# What they meet is not: that is up to chance, and what they wait for is the
-# progress of writers or handlers, not time.
+# The seed determines beforehand which faults there are, and in what order.  It does
+# not determine what they hit: that is up to chance.  Faults wait for the progress of
+# writers or handlers, not for time.
 
 package Audit;
 
@@ -37,9 +37,9 @@ use Time::HiRes qw(time usleep);
 my $database = 'postgres';
 my $timeout = $PostgreSQL::Test::Utils::timeout_default;
 
-# What may happen: how often in one round; what it is, a statement or a method
-# with its argument; what must not be while a transaction is open: "crash" ends
-# it, "lock" would wait for it.
+# The faults that may happen.  "count" is how often in one round.  "do" is a method with
+# its argument, "sql" a statement.  While a transaction is open, some faults are not
+# allowed: "crash" would end the transaction, "lock" would wait for it.
 my %faults = (
 	kill_executor => { count => 3, do => [ 'kill', 'executor' ], crash => 1 },
 	kill_listener => { count => 1, do => [ 'kill', 'listener' ], crash => 1 },
@@ -68,12 +68,12 @@ my %faults = (
 		lock => 1,
 		once => 1,
 	},
-	# these two are put around some of the others
+	# these two enclose some of the others
 	open_transaction => { count => 0, do => ['open_transaction'] },
 	commit_transaction => { count => 0, do => ['commit_transaction'] },);
 
-# handler => how it is made; "condition" is what it has to see of the log "l".
-# "recreated" is not among them: it is made and dropped by a fault.
+# handler => how it is created; "condition" selects the events of the log "l" that it
+# must see.  "recreated" is not in this list: a fault creates and drops it.
 my %handlers = (
 	plain => { owner => 'ann', batch_size => 40 },
 	single => { owner => 'ann', batch_size => 1 },
@@ -91,7 +91,7 @@ my %handlers = (
 my @owners = qw(ann bob cat);
 my @batch_sizes = (2, 5, 10, 40, 200);
 
-# A generator of our own: nobody else takes numbers from it.
+# A random generator of our own: no other code takes numbers from it.
 sub random_generator
 {
 	my $state = $_[0] % 2147483647 || 1;
@@ -103,12 +103,12 @@ sub random_generator
 		return int($state / 2147483647 * $below);
 	};
 
-	# the first ones are small where the seed is
+	# the first numbers are small if the seed is small
 	$draw->(1) foreach 1 .. 3;
 	return $draw;
 }
 
-# settings(SEED): of the server; some are drawn from the seed, too
+# settings(SEED): settings of the server; the seed determines some of them, too
 sub settings
 {
 	my ($class, $seed) = @_;
@@ -123,7 +123,7 @@ sub settings
 		"deadlock_timeout = '200 ms'",
 		"autovacuum_naptime = '5 s'",
 		"pg_notify_events.batch_time = '" . $any->(5, 20, 100) . " ms'",
-		# two: the owners take turns
+		# if it is two, the owners take turns
 		'pg_notify_events.max_executors = ' . $any->(2, 4, 4),
 		"pg_notify_events.executor_idle_timeout = '" . $any->(0, 0, 50) . " ms'");
 }
@@ -148,7 +148,7 @@ sub new
 	return $self;
 }
 
-# sql(TEXT): a result; the server is there, so an error is a failure
+# sql(TEXT): returns the result; the server is up, so an error fails the test
 sub sql
 {
 	my ($self, $sql) = @_;
@@ -296,7 +296,7 @@ sub _create_objects
 			INSERT INTO audited VALUES ('$name', '$event_name', $ordered);
 		));
 	}
-	# last, as all that were there before have to see every event
+	# create this trigger last: all handlers created before must see every event
 	$self->sql(
 		q(
 		CREATE TRIGGER items_changed AFTER INSERT OR UPDATE ON items
@@ -318,7 +318,7 @@ sub _file
 	return "$self->{files}/writer_$writer";
 }
 
-# start_writers(COUNT): and one more, which prepares its transactions
+# start_writers(COUNT): starts them, and one more, which prepares its transactions
 sub start_writers
 {
 	my ($self, $count) = @_;
@@ -348,7 +348,7 @@ sub start_writers
 	return;
 }
 
-# how many transactions the writers have behind them
+# returns how many transactions the writers have finished
 sub _transactions
 {
 	my ($self) = @_;
@@ -365,7 +365,7 @@ sub _transactions
 	return sum0(map { $_->{transactions} } @{ $self->{writers} });
 }
 
-# about how often handlers were called
+# returns about how often handlers were called
 sub _calls
 {
 	my ($self) = @_;
@@ -373,7 +373,7 @@ sub _calls
 	return $self->sql('SELECT last_value FROM seen_n_seq');
 }
 
-# _wait(WHAT, CONDITION, [INTERVAL]): until it holds
+# _wait(WHAT, CONDITION, [INTERVAL]): waits until the condition holds
 sub _wait
 {
 	my ($self, $what, $condition, $interval) = @_;
@@ -406,10 +406,10 @@ sub _wait_for_handlers
 }
 
 #
-# The harness is a writer, too: number 0
+# The harness is also a writer: number 0
 #
 
-# a change of the rows of "items", with its rows of the ledger
+# returns a statement that changes rows of "items" and records them in the ledger
 sub _ledger_statement
 {
 	my ($self, $statement) = @_;
@@ -418,7 +418,7 @@ sub _ledger_statement
 	  . "INSERT INTO ledger SELECT 0, $self->{transaction}, id, version FROM c RETURNING item, version;\n";
 }
 
-# the transaction at hand is acknowledged; rows are "item|version"
+# records that the current transaction is acknowledged; rows are "item|version"
 sub _record
 {
 	my ($self, @rows) = @_;
@@ -434,7 +434,8 @@ sub _record
 	return;
 }
 
-# _change(STATEMENT...): in one transaction; those that change items, and others
+# _change(STATEMENT...): executes statements in one transaction: those that change
+# items, and others
 sub _change
 {
 	my ($self, @statements) = @_;
@@ -453,9 +454,9 @@ sub _change
 # Faults
 #
 
-# _draw_round(FIRST, MEANWHILE): the faults of one round, each with its
-# parameters, all of them drawn from the seed; MEANWHILE is how many come while
-# the transaction is open
+# _draw_round(FIRST, MEANWHILE): returns the faults of one round, each with its
+# parameters, all determined by the seed.  MEANWHILE is the number of faults while the
+# transaction is open.
 sub _draw_round
 {
 	my ($self, $first, $meanwhile) = @_;
@@ -488,10 +489,10 @@ sub _draw_round
 		  {
 			kind => $kind,
 			open => $open,
-			# what to wait for before, and for how many
+			# what to wait for before the fault, and for how many of these
 			wait => ($random->(3) == 0 ? 'handlers' : 'writers'),
 			share => $random->(1000) / 1000,
-			# which process, handler, owner, size
+			# selects the process, handler, owner or size
 			choice => $random->(1_000_000),
 		  };
 		$open = 1 if $kind eq 'open_transaction';
@@ -499,8 +500,8 @@ sub _draw_round
 	return @drawn;
 }
 
-# inject(OPTION => VALUE...): the faults.  seconds: not longer than this, once
-# the first "least" faults were injected; rounds: not more; open_faults,
+# inject(OPTION => VALUE...): injects faults.  seconds: stop after this time, but not
+# before "least" faults were injected; rounds: at most so many; open_faults,
 # open_seconds: how long a transaction stays open
 sub inject
 {
@@ -547,7 +548,7 @@ sub inject
 	return;
 }
 
-# Writers pause until handlers have caught up: or these might never.
+# Writers pause until handlers have caught up; otherwise handlers might never catch up.
 sub _catch_up
 {
 	my ($self) = @_;
@@ -559,7 +560,7 @@ sub _catch_up
 	return;
 }
 
-# how many there were
+# returns how many faults there were
 sub faults
 {
 	my ($self) = @_;
@@ -567,7 +568,7 @@ sub faults
 	return sum0(values %{ $self->{counts} });
 }
 
-# a line that tells how far it is
+# returns a line about the progress
 sub progress
 {
 	my ($self) = @_;
@@ -577,7 +578,7 @@ sub progress
 		$self->_transactions, $self->_calls);
 }
 
-# lines that tell what was done
+# returns lines that tell what was done
 sub summary
 {
 	my ($self) = @_;
@@ -600,8 +601,8 @@ sub summary
 			FROM (SELECT handler, count(*) AS n, count(*) FILTER (WHERE tried) AS tried FROM seen GROUP BY handler) s)));
 }
 
-# _processes(CONDITION): that are there; waits until there are any; those at
-# work first
+# _processes(CONDITION): waits until such processes exist; returns the active ones, or
+# all of them if none is active
 sub _processes
 {
 	my ($self, $condition) = @_;
@@ -680,7 +681,7 @@ sub _restart
 	return;
 }
 
-# Launcher and listener take all there are.
+# The launcher and the listener take all worker slots.
 sub _take_worker_slots
 {
 	my ($self) = @_;
@@ -694,7 +695,7 @@ sub _take_worker_slots
 	return;
 }
 
-# Handlers that are always there
+# Returns one of the handlers that always exist.
 sub _handler
 {
 	my ($self, $fault) = @_;
@@ -719,13 +720,13 @@ sub _change_batch_size
 	my $name = $self->_handler($fault);
 	my $size = $batch_sizes[ int($fault->{choice} / 1000) % @batch_sizes ];
 
-	# each of its events has a transaction of its own: that is audited, too
+	# the audit checks that each event of "single" has a transaction of its own
 	$name = 'plain' if $name eq 'single';
 	$self->sql("SELECT alter_event_handler('$name', batch_size => $size)");
 	return;
 }
 
-# It stays so during the next two faults.
+# The handler stays paused during the next two faults.
 sub _pause_handler
 {
 	my ($self, $fault) = @_;
@@ -749,7 +750,7 @@ sub _resume_handlers
 	return;
 }
 
-# Owners take turns.
+# There is one executor slot, so owners take turns.
 sub _take_places
 {
 	my ($self) = @_;
@@ -762,8 +763,8 @@ sub _take_places
 	return;
 }
 
-# A transaction that stays open: changes of rows of its own before, meanwhile
-# and at its end.
+# Open a transaction that stays open.  It changes rows of its own at the start,
+# meanwhile and at its end.
 sub _open_transaction
 {
 	my ($self) = @_;
@@ -775,7 +776,7 @@ sub _open_transaction
 	return;
 }
 
-# What the session tells of its doings is not for the one who watches.
+# Hide the output of this session.
 sub _open_query
 {
 	my ($self, $query) = @_;
@@ -826,9 +827,8 @@ sub _commit_transaction
 	return;
 }
 
-# A handler that is made while others write has to see exactly what the
-# snapshot of its creation does not see, and all of the transaction that makes
-# it.
+# A handler that is created while others write must see exactly what the snapshot of
+# its creation does not see, and all events of the transaction that creates it.
 sub _create_handler
 {
 	my ($self) = @_;
@@ -845,8 +845,8 @@ sub _create_handler
 	return;
 }
 
-# One that is dropped has seen exactly what its position says, less what failed
-# and had not been tried again.
+# A dropped handler has seen exactly what its position says, except for events that
+# failed and had not been retried.
 sub _drop_handler
 {
 	return (
@@ -874,8 +874,8 @@ sub _recreate_handler
 # The end
 #
 
-# finish(): no more faults: until everything has been handled.  Returns what was
-# wrong with that.
+# finish(): ends the faults, and waits until everything has been handled.  Returns what
+# went wrong with that.
 sub finish
 {
 	my ($self) = @_;
@@ -884,7 +884,7 @@ sub finish
 
 	$self->_commit_transaction if $self->{open};
 	$self->_resume_handlers(1);
-	# so that there is one that was dropped
+	# so that at least one handler was dropped
 	$self->_recreate_handler({ choice => 1 });
 	$self->{finishing} = 1;
 	$_->{process}->signal('TERM') foreach @{ $self->{writers} };
@@ -896,7 +896,7 @@ sub finish
 	my $prepared = $self->sql('SELECT count(*) FROM pg_prepared_xacts');
 	push @wrong, "$prepared transactions are still prepared" if $prepared > 0;
 
-	# what is retried may emit: once more, then
+	# retries may emit events: so wait once more
 	foreach my $pass (1, 2)
 	{
 		$self->sql("CALL wait_for_event_handlers('$timeout s')");
@@ -916,7 +916,7 @@ sub finish
 	return @wrong;
 }
 
-# messages(): what the workers complained about, with how often
+# messages(): returns the complaints of the workers, with how often each was logged
 sub messages
 {
 	my ($self) = @_;
@@ -932,8 +932,8 @@ sub messages
 	return map { "$messages{$_} x $_" } sort keys %messages;
 }
 
-# violations([SQL]): what is wrong, as lines "kind|handler|how many|for example".
-# With SQL: what would be if that had happened.
+# violations([SQL]): returns what is wrong, as lines "kind|handler|how many|for example".
+# With SQL: as if that SQL had been executed before.
 sub violations
 {
 	my ($self, $change) = @_;

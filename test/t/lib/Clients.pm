@@ -1,5 +1,5 @@
 
-# The clients of test/clients: how each is called, and what it is written in.
+# The clients of test/clients: how to run each one, and its language.
 
 package Clients;
 
@@ -18,7 +18,7 @@ our @EXPORT = qw(
 
 our $client_directory = "$FindBin::RealBin/../clients";
 
-# by the name of its consumer, if it has one
+# the programs, by the name of the consumer if the client has one
 our %client_program = (
 	async => 'async_consumer.py',
 	durable => 'durable_listener.py',
@@ -42,8 +42,8 @@ sub compile
 	return $program;
 }
 
-# client_command(NAME, HOST, PORT, [USER, [DIRECTORY]]): what to run for a client
-# that connects there as its application_name NAME; its program is in DIRECTORY
+# client_command(NAME, HOST, PORT, [USER, [DIRECTORY]]): the command that runs a client,
+# which connects there with its NAME as application_name; its program is in DIRECTORY
 sub client_command
 {
 	my ($name, $host, $port, $user, $directory) = @_;

@@ -2,7 +2,7 @@
 # The documents of the repository, as the tests read them: fenced blocks with
 # the comments in front of them, headings with their anchors, links, and tables.
 #
-# It knows the Markdown that is in use here, not all of Markdown.
+# It knows the Markdown that these documents use, not all of Markdown.
 
 package Documents;
 
@@ -22,7 +22,7 @@ our @EXPORT = qw(
   names_in
 );
 
-# document_files(TOP): the paths of all documents below TOP, relative to it
+# document_files(TOP): returns the paths of all documents below TOP, relative to TOP
 sub document_files
 {
 	my ($top) = @_;
@@ -40,7 +40,7 @@ sub document_files
 	return sort @files;
 }
 
-# What GitHub makes of a heading, but for the number behind one that repeats
+# The anchor that GitHub makes of a heading, without the number of a repeated heading
 sub anchor_of
 {
 	my ($text) = @_;
@@ -52,13 +52,13 @@ sub anchor_of
 	return $text;
 }
 
-# read_document(PATH): a hash of
+# read_document(PATH): returns a hash of
 #
 #	lines		its lines
 #	blocks		its fenced blocks, and the hidden ones: language, text, line, and
 #				"marks", the comments <!-- NAME: VALUE --> on the lines before it
 #	headings	level, text, line, anchor
-#	anchors		whatever a link to it may have behind its #
+#	anchors		the anchors that a link to it may have after "#"
 #	links		target, line
 #
 # A hidden block is a comment whose first line is "<!-- NAME: VALUE" and which
@@ -115,7 +115,7 @@ sub read_document
 	}
 	die "$path: the block that begins in line $block->{line} does not end" if $block;
 
-	# code is no link; it may go from one line to the next
+	# a code span contains no link; it may continue on the next line
 	$prose =~ s{(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)}{ $2 =~ tr/\n//cdr }sge;
 	while ($prose =~ /\]\(\s*<?([^\s)>]+)|^\[[^\]]+\]:\s*<?([^\s>]+)|\b(?:href|src)="([^"]+)"/mg)
 	{
@@ -125,8 +125,8 @@ sub read_document
 	return \%document;
 }
 
-# section_of(DOCUMENT, HEADING): the lines below it, up to the next heading that
-# is not of a deeper level
+# section_of(DOCUMENT, HEADING): returns the lines below the heading, up to the next
+# heading of the same or a higher level
 sub section_of
 {
 	my ($document, $heading) = @_;
@@ -136,7 +136,7 @@ sub section_of
 	return @lines[ $heading->{line} .. ($next ? $next->{line} - 2 : $#lines) ];
 }
 
-# tables_of(LINE...): its tables, each an array of rows, each an array of cells;
+# tables_of(LINE...): returns the tables, each an array of rows, each an array of cells;
 # the first row is the header
 sub tables_of
 {
@@ -158,8 +158,8 @@ sub tables_of
 	return @tables;
 }
 
-# names_in(TEXT): the names that stand in it as code, each without what is behind
-# it: of "`CALL wait_for_events(text, interval)`" it is wait_for_events
+# names_in(TEXT): returns the names that TEXT has as code, without what follows the name:
+# of "`CALL wait_for_events(text, interval)`" it is wait_for_events
 sub names_in
 {
 	my ($text) = @_;

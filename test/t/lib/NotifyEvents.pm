@@ -1,9 +1,9 @@
 
 # What the tests of pg_notify_events have in common.
 #
-# A server is a PostgreSQL::Test::Cluster with the extension preloaded.  Nothing
-# in these tests sleeps: they wait for handlers with wait_for_event_handlers(),
-# for all else by asking the server until the answer is right.
+# A server is a PostgreSQL::Test::Cluster with the extension preloaded.  Nothing in
+# these tests sleeps.  They wait for handlers with wait_for_event_handlers(), and for
+# everything else by asking the server until the answer is right.
 
 package NotifyEvents;
 
@@ -34,8 +34,8 @@ our @EXPORT = qw(
   crash_server
 );
 
-# A session of background_psql() may last longer than one query of it may: on a
-# slow machine a timer for the whole session ends a test that is all right.
+# A session of background_psql() may last longer than the timeout of one query.  A timer
+# for the whole session would fail a correct test on a slow machine.
 {
 	no warnings 'redefine';
 	my $background_psql = \&PostgreSQL::Test::Cluster::background_psql;
@@ -48,8 +48,8 @@ our @EXPORT = qw(
 	};
 }
 
-# new_server(NAME, SETTING...): a running server, UTF8, with the extension
-# preloaded and the given lines in postgresql.conf
+# new_server(NAME, SETTING...): returns a running UTF8 server with the extension preloaded
+# and these lines in postgresql.conf
 sub new_server
 {
 	my ($name, @settings) = @_;
@@ -68,8 +68,8 @@ sub new_server
 	return $node;
 }
 
-# preload(LIBRARY): what LD_PRELOAD is for a server with that library.  The runtime
-# of AddressSanitizer refuses to start unless it comes first.
+# preload(LIBRARY): returns the LD_PRELOAD of a server with that library.  The runtime of
+# AddressSanitizer must come first, or it refuses to start.
 sub preload
 {
 	my ($library) = @_;
@@ -80,7 +80,7 @@ sub preload
 	return join(':', grep { ($_ // '') ne '' } $sanitizer, $ENV{LD_PRELOAD}, $library);
 }
 
-# configure(NODE, NAME => VALUE...): settings of the extension, in the running
+# configure(NODE, NAME => VALUE...): changes settings of the extension in the running
 # server
 sub configure
 {
@@ -92,7 +92,7 @@ sub configure
 	return;
 }
 
-# make_owner(NODE, DATABASE, ROLE...): roles that may write and read events and
+# make_owner(NODE, DATABASE, ROLE...): creates roles that may write and read events and
 # own handlers
 sub make_owner
 {
@@ -114,8 +114,8 @@ sub make_owner
 	return;
 }
 
-# make_recorder(NODE, DATABASE): a table "seen", and functions for handlers that
-# write there which event they were called with, when, where and by whom.  Any
+# make_recorder(NODE, DATABASE): creates a table "seen" and functions for handlers.  They
+# write there which event they were called with, when, where and by which role.  Any
 # role may use them.
 sub make_recorder
 {
@@ -137,8 +137,8 @@ sub make_recorder
 	return;
 }
 
-# wait_for_handlers(NODE, DATABASE): until all that is committed is handled or
-# parked
+# wait_for_handlers(NODE, DATABASE): waits until all committed events are handled or
+# deferred
 sub wait_for_handlers
 {
 	my ($node, $database) = @_;
@@ -149,8 +149,8 @@ sub wait_for_handlers
 	return;
 }
 
-# worker_pids(NODE, KIND, [DATABASE, [OWNER]]): of the workers that are there,
-# as the server's processes tell
+# worker_pids(NODE, KIND, [DATABASE, [OWNER]]): returns the process ids of the workers, as
+# pg_stat_activity shows them
 sub worker_pids
 {
 	my ($node, $kind, $database, $owner) = @_;
@@ -162,8 +162,8 @@ sub worker_pids
 	return split(/\n/, $node->safe_psql('postgres', "$sql ORDER BY pid"));
 }
 
-# worker_pid(NODE, KIND, [DATABASE, [OWNER]]): of the one worker; waits until
-# there is one
+# worker_pid(NODE, KIND, [DATABASE, [OWNER]]): returns the process id of the only such
+# worker; waits until there is exactly one
 sub worker_pid
 {
 	my ($node, $kind, $database, $owner) = @_;
@@ -178,12 +178,12 @@ sub worker_pid
 		  or die "there is not exactly one $kind";
 		my @pids = worker_pids(@_);
 
-		# it may be replaced at this moment, for settings that were altered
+		# a changed setting may cause its replacement at this moment
 		return $pids[0] if @pids == 1;
 	}
 }
 
-# wait_for_listener(NODE, DATABASE): until its LISTEN is committed; returns its
+# wait_for_listener(NODE, DATABASE): waits until its LISTEN is committed; returns its
 # process id
 sub wait_for_listener
 {
@@ -197,7 +197,7 @@ sub wait_for_listener
 	return worker_pid($node, 'listener', $database);
 }
 
-# wait_for_other_listener(NODE, DATABASE, PID): the same, of one that is not PID
+# wait_for_other_listener(NODE, DATABASE, PID): the same, for a listener other than PID
 sub wait_for_other_listener
 {
 	my ($node, $database, $pid) = @_;
@@ -210,7 +210,7 @@ sub wait_for_other_listener
 	return worker_pid($node, 'listener', $database);
 }
 
-# wait_for_no_workers(NODE, DATABASE): until all of them have left
+# wait_for_no_workers(NODE, DATABASE): waits until all of them have stopped
 sub wait_for_no_workers
 {
 	my ($node, $database) = @_;
@@ -222,7 +222,7 @@ sub wait_for_no_workers
 	));
 }
 
-# peak_memory(PID): the most memory of its own that a process has had, in kB
+# peak_memory(PID): returns the highest private memory of a process so far, in kB
 sub peak_memory
 {
 	my ($pid) = @_;
@@ -233,9 +233,9 @@ sub peak_memory
 	return $peak - $shared;
 }
 
-# has_assertions(NODE): such a server makes a new copy of a list whenever it grows.
-# For a filter to list 20,000 elements takes it 17 seconds, and nothing cancels it
-# meanwhile.
+# has_assertions(NODE): whether assertions are on.  Such a server copies a list whenever
+# it grows.  A filter that lists 20,000 elements then takes 17 seconds, and nothing
+# cancels it meanwhile.
 sub has_assertions
 {
 	my ($node) = @_;
@@ -243,8 +243,8 @@ sub has_assertions
 	return $node->safe_psql('postgres', 'SHOW debug_assertions') eq 'on';
 }
 
-# seen_is_log(NODE, DATABASE, HANDLER, CONDITION, NAME): a test: what the handler
-# recorded are exactly the events of the log that meet the condition, each once
+# seen_is_log(NODE, DATABASE, HANDLER, CONDITION, NAME): a test that the handler has
+# recorded exactly the events of the log that meet the condition, each once
 sub seen_is_log
 {
 	my ($node, $database, $handler, $condition, $name) = @_;
@@ -261,8 +261,8 @@ sub seen_is_log
 	return is($difference, '0|0|0', "$name: missing, doubled, not in the log");
 }
 
-# Whether the process stands still now.  One that has ended, or is about to,
-# does not; to be signalled is no sign of life, a zombie can be, too.
+# Stops the process, and returns whether it is stopped.  It is not if it has ended or is
+# about to end.  A successful kill() does not show that: a zombie accepts signals, too.
 sub _stopped
 {
 	my ($pid) = @_;
@@ -277,9 +277,9 @@ sub _stopped
 	}
 }
 
-# crash_server(NODE, CHOOSE): kill -9 of the process whose id CHOOSE returns, and
-# until the server, which ends all others for it, has recovered.  CHOOSE is asked
-# again if there is none, or if it has ended by itself: the server would not mind.
+# crash_server(NODE, CHOOSE): kills (-9) the process whose id CHOOSE returns.  Waits until
+# the server has ended all other processes and has recovered.  CHOOSE is called again if
+# there is no such process, or if it has ended by itself, which causes no crash.
 sub crash_server
 {
 	my ($node, $choose) = @_;

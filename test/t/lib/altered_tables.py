@@ -46,7 +46,7 @@ CREATE TRIGGER meddler BEFORE INSERT ON a.bulk
     FOR EACH STATEMENT WHEN (current_setting('fuzzer.meddle', true) <> '') EXECUTE FUNCTION types.meddle();
 """
 
-# how each table's trigger is made: its name, the table, the arguments
+# how to create each table's trigger: its name, the table, the arguments
 TRIGGERS = {
     "plain": "CREATE OR REPLACE TRIGGER {} AFTER INSERT OR UPDATE OR DELETE ON {}"
              " FOR EACH ROW EXECUTE FUNCTION notify_event({})",
@@ -57,10 +57,10 @@ TRIGGERS = {
 }
 TRIGGERS["parts"] = TRIGGERS["plain"]
 
-# those whose writes can replace it
+# the tables whose writes can replace the trigger
 MEDDLED = ("plain", "bulk")
 
-# values of each type of a column; of pair and pair_domain see Fuzzer.value()
+# values for each column type; for pair and pair_domain see Fuzzer.value()
 VALUES = {
     "int4": ["-7", "0", "NULL"],
     "float8": ["0.1", "'Infinity'", "NULL"],
@@ -162,7 +162,7 @@ class Fuzzer:
     def query(self, sql):
         return self.session.query(sql)
 
-    # What is there now: asked, as anything may have been rolled back.
+    # Queries for the current state: it is not kept here, because it may be rolled back.
 
     def table_name(self, oid):
         return self.query(f"SELECT nspname, relname FROM pg_class AS c JOIN pg_namespace AS n"

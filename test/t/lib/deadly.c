@@ -1,5 +1,5 @@
 /*
- * Handlers that end their process, for the tests that compile this.
+ * Handlers that end their own process, for the tests that compile this file.
  */
 #include "postgres.h"
 
@@ -18,8 +18,8 @@ PG_FUNCTION_INFO_V1(die_late);
 PG_FUNCTION_INFO_V1(linger_at_exit);
 
 /*
- * die_of(text): of a segmentation fault, of SIGKILL as the kernel sends it when
- * memory is short, or by exit() behind the server's back.
+ * die_of(text): ends the process by a segmentation fault, by SIGKILL as the kernel sends
+ * it when memory is short, or by exit() without the server's knowledge.
  */
 Datum
 die_of(PG_FUNCTION_ARGS)
@@ -43,9 +43,8 @@ die_of(PG_FUNCTION_ARGS)
 }
 
 /*
- * die_late(notification_events): an event "die late" terminates its process, as
- * pg_terminate_backend() would; but the call comes to its end before anybody
- * looks.
+ * die_late(notification_events): an event "die late" sends its process SIGTERM, as
+ * pg_terminate_backend() does.  The call ends before the process checks for that.
  */
 Datum
 die_late(PG_FUNCTION_ARGS)
@@ -69,8 +68,8 @@ linger(int code, Datum milliseconds)
 }
 
 /*
- * linger_at_exit(integer): when the process ends, it stays for so many
- * milliseconds after it has left shared memory.
+ * linger_at_exit(integer): when the process ends, it stays for this many milliseconds
+ * after it has detached from shared memory.
  */
 Datum
 linger_at_exit(PG_FUNCTION_ARGS)

@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * held_flush.c
- *	  A disk that flushes the WAL when a test lets it, by LD_PRELOAD.
+ *	  A WAL flush that a test can hold, by LD_PRELOAD.
  *
- * With wal_sync_method = fdatasync the server flushes its WAL with that, and
- * nothing else.  Here it does not return as long as the file exists that the
- * environment names in HELD_FLUSH.
+ * With wal_sync_method = fdatasync the server flushes its WAL with fdatasync(), and
+ * uses that for nothing else.  This version does not return while the file exists
+ * that the environment variable HELD_FLUSH names.
  *
  *-------------------------------------------------------------------------
  */

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * lost_hook.c
- *	  A module that, once loaded, takes the hook behind parse analysis away from
- *	  all others.
+ *	  A module that clears the post_parse_analyze hook when it is loaded, so all
+ *	  others lose it.
  *
  *-------------------------------------------------------------------------
  */

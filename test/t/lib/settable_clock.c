@@ -1,12 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * settable_clock.c
- *		A time of day that a test can set, for a whole server at once.
+ *		A time of day that a test can set for a whole server at once.
  *
- * Preloaded (LD_PRELOAD).  What the system's clock says is changed by as many
- * seconds as stand, as a 64-bit number, in the file that SETTABLE_CLOCK names.
- * All other clocks, and timers, go on as they were: that is what setting the
- * clock does.
+ * Preloaded with LD_PRELOAD.  The file that SETTABLE_CLOCK names holds a 64-bit number.
+ * The system's time of day is changed by this many seconds.  All other clocks, and
+ * timers, are not affected, as when somebody sets the system's clock.
  *
  *-------------------------------------------------------------------------
  */

@@ -1,8 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * throttle.c
- *		src/base/throttle.c with a clock and transactions that are made up, so that years
- *		of a worker pass in a moment.  Prints what was found, in TAP.
+ *		src/base/throttle.c with a simulated clock and simulated transactions, so that
+ *		years of a worker pass in a moment.  Prints the results in TAP.
  *
  *-------------------------------------------------------------------------
  */
@@ -40,9 +40,9 @@ ok(bool right, const char *what)
 }
 
 /*
- * So many rounds as fast as they may come, each with a transaction for each of so
- * many handlers, while so many others are running.  Returns how many ms they took;
- * held: nothing can be removed.
+ * Runs this many rounds as fast as they may come.  Each has a transaction for each of
+ * nhandlers handlers, while nxids other transactions are running.  held: nothing can be
+ * removed.  Returns the duration in ms.
  */
 static int64
 run_rounds_among(int nxids, int rounds, int nhandlers, bool held)
@@ -108,7 +108,7 @@ main(void)
 	ms = run_rounds_among(900, 100, 1, false);
 	ok(ms >= 450 && ms <= 550, "whatever their size");
 
-	/* a transaction is watched, and is not one of the future some billions later */
+	/* a watched transaction is not taken for a future one some billions later */
 	for (int i = 1; i <= 4; i++)
 	{
 		(void) run_rounds(100, 1, true);
