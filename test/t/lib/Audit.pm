@@ -501,7 +501,7 @@ sub _draw_round
 }
 
 # inject(OPTION => VALUE...): injects faults.  seconds: stop after this time, but not
-# before "least" faults were injected; rounds: at most so many; open_faults,
+# before "least" faults were injected; rounds: at most this many; open_faults,
 # open_seconds: how long a transaction stays open
 sub inject
 {
