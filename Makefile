@@ -2,16 +2,16 @@
 #
 #   make                 build against the pg_config in the PATH
 #   make PG_CONFIG=...   build against another one
-#   make WERROR=1        as above, every warning is an error
-#   make FAULTS=1        with fault points (src/base/fault.c): for tests only
-#   make install         put module, control file and script where that server looks for them
+#   make WERROR=1        build with warnings as errors
+#   make FAULTS=1        build with fault points (src/base/fault.c): for tests only
+#   make install         install module, control file and script into that server
 #   make installcheck    run the tests against a running server that preloads the module
-#   make demo            see it work, on a throwaway server (test/demo)
+#   make demo            show how it works, on a throwaway server (test/demo)
 #   make check           run every test, on throwaway servers (test/check)
 
-# "check" is PGXS's own target for saying that it does not support check, so
-# the two targets that need no PGXS are served without it.  That also lets
-# them work where no pg_config is installed yet: the scripts install it.
+# PGXS defines a "check" target of its own, which only reports that "check" is
+# not supported.  So "check" and "demo" do not include PGXS.  They also work
+# without pg_config: the scripts install it.
 ifneq (,$(filter check demo,$(MAKECMDGOALS)))
 
 .PHONY: $(MAKECMDGOALS)
@@ -19,7 +19,7 @@ ifneq (,$(filter check demo,$(MAKECMDGOALS)))
 check demo:
 	./test/$@
 
-# other goals of the same command line, each in a make of its own
+# Other goals on the same command line run in a make of their own.
 $(filter-out check demo,$(MAKECMDGOALS)):
 	$(MAKE) $@
 
@@ -34,7 +34,7 @@ OBJS = \
 	$(patsubst $(srcdir)/%.c,%.o,$(sort $(wildcard $(srcdir)/src/*.c $(srcdir)/src/*/*.c)))
 PGFILEDESC = "pg_notify_events - durable events, delivered by the server"
 
-# pg_regress, one topic per file, in this order
+# pg_regress tests, one topic per file, run in this order
 REGRESS = \
 	install \
 	emit \
@@ -54,8 +54,8 @@ REGRESS = \
 	schema
 
 # Isolation tests: test/specs/*.spec and test/expected/*.out.  The database
-# comes with the extension.  From PostgreSQL 16 on the two directories are set
-# apart.
+# is created with the extension.  PostgreSQL 16 and later need --expecteddir in
+# addition to --inputdir.
 ISOLATION = \
 	cursor \
 	altered_table \
@@ -68,16 +68,16 @@ ISOLATION_OPTS = \
 	$(if $(filter 15,$(MAJORVERSION)),,--expecteddir=$(srcdir)/test) \
 	--load-extension=pg_notify_events
 
-# Perl TAP tests.  They make servers of their own, so root cannot run them.
+# Perl TAP tests.  They start their own servers, so root cannot run them.
 TAP_TESTS = 1
 PROVE_TESTS = test/t/*.pl
 
-# headers by folder and name: "base/catalog.h"
+# Headers are included by folder and name: "base/catalog.h".
 PG_CPPFLAGS = -I$(srcdir)/src
 
-# The warnings that PostgreSQL's own headers survive.  Unused parameters are
-# the nature of hooks and callbacks; -Wpedantic trips over __int128 and
-# flexible array members in the server's headers.
+# The warnings that PostgreSQL's own headers do not trigger.  Hooks and callbacks
+# often have unused parameters; -Wpedantic warns about __int128 and flexible
+# array members in the server's headers.
 PG_CFLAGS = \
 	-Wall \
 	-Wextra \
@@ -98,7 +98,7 @@ GCC_WARNINGS = \
 	-Wlogical-op \
 	-Wshadow=compatible-local
 
-# of a build with --coverage
+# files of a build with --coverage
 EXTRA_CLEAN = src/*.gcda src/*.gcno src/*/*.gcda src/*/*.gcno
 
 PG_CONFIG ?= pg_config
@@ -112,27 +112,27 @@ ifneq (,$(filter 9.% 10 11 12 13 14,$(MAJORVERSION)))
 $(error pg_notify_events needs PostgreSQL 15 or newer, $(PG_CONFIG) is of $(VERSION))
 endif
 
-# PGXS tracks no dependencies on headers where PostgreSQL itself was built
-# without: rebuild all objects when a header or the flags change.
+# PGXS tracks header dependencies only if PostgreSQL itself was built with
+# --enable-depend.  So rebuild all objects when a header or the flags change.
 $(OBJS) $(OBJS:.o=.bc): $(wildcard $(srcdir)/src/*.h $(srcdir)/src/*/*.h) $(firstword $(MAKEFILE_LIST))
 
-# A build outside of the source tree has no folders for them yet.  Their whole
-# names keep make from finding those of the sources instead.
+# A build outside of the source tree has to create the folders for the objects.
+# Absolute names keep make from finding the source folders through VPATH.
 OBJECT_FOLDERS = $(addprefix $(CURDIR)/,$(sort $(dir $(OBJS))))
 $(OBJS) $(OBJS:.o=.bc): | $(OBJECT_FOLDERS)
 $(OBJECT_FOLDERS):
 	mkdir -p $@
 
-# the pictures in the documents; needs graphviz
+# The pictures in the documents.  Needs graphviz.
 doc/%.svg: doc/%.dot
 	dot -Tsvg $< -o $@
 
-# those of doc/benchmarks.md, from its tables; needs gnuplot
+# The plots of doc/benchmarks.md, drawn from its tables.  Needs gnuplot.
 .PHONY: plots
 plots:
 	doc/bench/draw
 
-# what a variable holds, for scripts: make -s print-REGRESS
+# Prints the value of a variable, for scripts: make -s print-REGRESS
 print-%:
 	@echo '$($*)'
 

@@ -1,31 +1,32 @@
 # shellcheck shell=bash
 #
-# test/lib.sh - what test/demo, test/check and others have in common.  Sourced,
-# not run.
+# test/lib.sh - functions shared by test/demo, test/check and other scripts.
+# Sourced, not run.
 #
-# These scripts all go the same way:
+# All these scripts take the same steps:
 #
-#	begin					a temporary directory; an exit trap that stops every
-#							server in it and removes it
-#	install_packages ...	what is missing of the Debian packages they need
-#	server_from_source ...	a server with assertions or sanitizers, where one is wanted
-#	copy_server				a private copy of the server's files, in that directory
-#	build					the extension, from a copy of the checkout, "make install"ed
-#							into the private copy of the server
-#	start_server ...		a throwaway cluster on a private socket
+#	begin					makes a temporary directory, and sets an exit trap that
+#							stops every server in it and removes it
+#	install_packages ...	installs the Debian packages that are missing
+#	server_from_source ...	builds a server with assertions or sanitizers, if wanted
+#	copy_server				makes a private copy of the server's files in the
+#							temporary directory
+#	build					builds the extension from a copy of the checkout and
+#							installs it into the private copy of the server
+#	start_server ...		starts a throwaway cluster on a private socket
 #
-# PostgreSQL finds its libraries and its share directory relative to where its
-# programs lie, and so does pg_config.  So a copy of the programs, with links
-# for all the rest, is an installation of its own, and the extension that is
-# under test goes there: the system's server, which may run another version of
-# it, is never touched, nobody needs to be root, and nothing stays behind.
+# PostgreSQL finds its libraries and its share directory relative to the directory
+# of its programs, and so does pg_config.  So a copy of the programs, with links
+# for everything else, is a separate installation.  The extension under test is
+# installed there.  The system's server, which may run another version of the
+# extension, is never touched; the scripts need no root and leave nothing behind.
 #
-# initdb refuses to work for root.  So all but the packages is done as an
-# unprivileged user: the caller, or "postgres" when the caller is root.
+# initdb refuses to run as root.  So everything but the installation of packages
+# runs as an unprivileged user: the caller, or "postgres" if the caller is root.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# Settings of the caller's own sessions and of a make around us are not ours.
+# Ignore settings of the caller's own sessions and of an enclosing make.
 pg_config=${PG_CONFIG-}
 unset "${!PG@}" MAKEFLAGS MFLAGS MAKELEVEL
 export LANG=C.UTF-8
@@ -43,7 +44,7 @@ keep=				# "files": leave the temporary directory, "all": the servers in it, too
 steps=0				# numbers the log files
 
 #
-# What is needed.  NN stands for the major version of PostgreSQL.
+# Required packages.  NN stands for the major version of PostgreSQL.
 #
 server_packages=(postgresql-NN postgresql-server-dev-NN)
 # shellcheck disable=SC2034  # used by the scripts
@@ -63,7 +64,7 @@ test_packages=(
 	python3-psycopg2						# the same
 	spin									# model
 )
-# Where npm is there already, it need not be the distribution's.
+# If npm is already installed, the distribution's package is not needed.
 node_packages=()
 command -v npm >/dev/null || node_packages=(nodejs npm)
 test_packages+=("${node_packages[@]}")
@@ -79,20 +80,20 @@ source_packages=(
 	valgrind								# the server tells valgrind about its memory
 )
 
-# say TEXT: one line of progress
+# say TEXT: prints one line of progress
 say()
 {
 	printf '== %s\n' "$*"
 }
 
-# die TEXT: give up, with the reason
+# die TEXT: exits with the reason
 die()
 {
 	printf '%s: %s\n' "${0##*/}" "$*" >&2
 	exit 1
 }
 
-# excerpt FILE [LINES]: the end of a log, indented
+# excerpt FILE [LINES]: prints the end of a log, indented
 excerpt()
 {
 	[[ -s $1 ]] || return 0
@@ -110,7 +111,7 @@ as_root()
 	fi
 }
 
-# as_user COMMAND...: as the unprivileged user, in the temporary directory
+# as_user COMMAND...: runs it as the unprivileged user, in the temporary directory
 as_user()
 {
 	local -a how=(env -C "$tree" "HOME=$work/home" "TMPDIR=$work/tmp" "PATH=${bindir:+$bindir:}$PATH" "${reports[@]}")
@@ -121,9 +122,9 @@ as_user()
 	"${how[@]}" "$@"
 }
 
-# launch OUTPUT COMMAND...: in the background, as $child.  The command is a job
-# with a process group of its own, which the shell waits for with "wait": so a
-# signal is acted upon at once, and takes the command's children along.
+# launch OUTPUT COMMAND...: starts it in the background, as $child.  The command
+# is a job with its own process group, and the shell waits for it with "wait".
+# So the shell handles a signal at once and can end the command's children too.
 child=
 launch()
 {
@@ -137,7 +138,7 @@ launch()
 	children[$child]=yes
 }
 
-# in_background OUTPUT COMMAND...: waits for it
+# in_background OUTPUT COMMAND...: launches it and waits for it
 in_background()
 {
 	local status=0 group
@@ -149,10 +150,10 @@ in_background()
 	return "$status"
 }
 
-# The output of COMMAND goes to a log file.
+# The log file with the output of the last COMMAND.
 last_log=
 
-# run TEXT COMMAND...: a step; its output is shown when it fails
+# run TEXT COMMAND...: runs a step; shows its output if it fails
 run()
 {
 	local status=0
@@ -165,7 +166,7 @@ run()
 	return "$status"
 }
 
-# show TEXT COMMAND...: a step whose output is shown while it comes, through sed
+# show TEXT COMMAND...: runs a step and shows its output as it appears, through sed
 show_filter='s/^/   /'
 show()
 {
@@ -204,12 +205,12 @@ cleanup()
 	exit "$status"
 }
 
-# begin: the temporary directory
+# begin: makes the temporary directory
 begin()
 {
 	local base=${TMPDIR:-/tmp}
 
-	# A socket's path may have 107 bytes.
+	# A socket's path is limited to 107 bytes.
 	((${#base} <= 40)) || base=/tmp
 	trap cleanup EXIT
 	trap 'exit 129' HUP
@@ -220,7 +221,7 @@ begin()
 	mkdir "$work"/{home,log,socket,tmp,tree}
 }
 
-# give_to_user DIRECTORY: below the temporary directory, or that itself
+# give_to_user DIRECTORY: the temporary directory or one below it
 give_to_user()
 {
 	((EUID == 0)) || return 0
@@ -235,7 +236,7 @@ is_installed()
 	[[ $(dpkg-query -W -f='${Status}' "$1" 2>/dev/null) == 'install ok installed' ]]
 }
 
-# The newest PostgreSQL below /usr/lib/postgresql that has PROGRAM
+# Prints the newest PostgreSQL below /usr/lib/postgresql that has PROGRAM.
 newest_with()
 {
 	local path
@@ -247,14 +248,14 @@ newest_with()
 	done | sort -n | tail -n 1
 }
 
-# Which PostgreSQL it is going to be: that of $PG_CONFIG, else the newest that
-# is installed as a package, else the one that the distribution has.
+# Chooses the PostgreSQL to use: that of $PG_CONFIG, else the newest that is
+# installed as a package, else the one of the distribution.
 choose_version()
 {
 	if [[ -n $pg_config ]]; then
 		[[ $pg_config == */* ]] || pg_config=$(type -P "$pg_config") || die "PG_CONFIG: there is no such program in the PATH"
 		[[ -x $pg_config ]] || die "PG_CONFIG: $pg_config is no program"
-		# packages are in charge of it only if it is below /usr/lib/postgresql
+		# It belongs to packages only if it is below /usr/lib/postgresql.
 		[[ $("$pg_config" --bindir) == /usr/lib/postgresql/* ]] || server_packages=()
 		major=$("$pg_config" --version | sed 's/^PostgreSQL \([0-9]*\).*/\1/')
 		return
@@ -264,7 +265,7 @@ choose_version()
 	[[ -n $major ]] || major=$(apt-cache depends postgresql 2>/dev/null | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' || true)
 }
 
-# apt_get ARGUMENTS...: as root, output to the log
+# apt_get ARGUMENTS...: runs apt-get as root; output goes to the log
 apt_get()
 {
 	as_root env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" </dev/null >"$last_log" 2>&1 && return
@@ -272,13 +273,13 @@ apt_get()
 	return 1
 }
 
-# Debian makes and starts a cluster when the server is installed, and a pooler
-# with its package.  Nobody asked for that here, so it is switched off while we
-# install.
+# Debian creates and starts a cluster when it installs the server, and starts the
+# pooler when it installs its package.  This is switched off during the
+# installation.
 no_main_cluster=/etc/postgresql-common/createcluster.d/pg_notify_events_test.conf
 no_services=/usr/sbin/policy-rc.d
 
-# install_packages PACKAGE...: those of them that are missing
+# install_packages PACKAGE...: installs those that are missing
 install_packages()
 {
 	local package status=0
@@ -294,7 +295,7 @@ install_packages()
 	last_log=$work/log/packages.log
 	choose_version
 	if [[ -z $major ]]; then
-		# nothing is known of any package yet
+		# There are no package lists yet.
 		need_root "apt-get update"
 		say "reading the package lists"
 		apt_get update || die "apt-get update failed"
@@ -328,7 +329,7 @@ install_packages()
 	[[ -n $pg_config ]] || pg_config=/usr/lib/postgresql/$major/bin/pg_config
 }
 
-# install_modules MODULE...: of npm, into the temporary directory
+# install_modules MODULE...: installs npm modules into the temporary directory
 install_modules()
 {
 	mkdir -p "$work/node"
@@ -337,7 +338,7 @@ install_modules()
 	export NODE_PATH=$work/node/node_modules
 }
 
-# need_root LINE: this is what root would have to run; we go on if we can do it
+# need_root LINE: exits if there is no way to become root; LINE is what root has to run
 need_root()
 {
 	((EUID != 0)) || return 0
@@ -347,27 +348,28 @@ need_root()
 }
 
 #
-# A server from source.  Three kinds of it find what others keep quiet about:
+# A server from source.  There are three kinds; each finds errors that a normal
+# server does not report:
 #
-#	cassert		assertions; freed memory is overwritten
-#	asan		the same with AddressSanitizer and UndefinedBehaviorSanitizer in
+#	cassert		with assertions; freed memory is overwritten
+#	asan		the same, with AddressSanitizer and UndefinedBehaviorSanitizer in
 #				the server, its programs and the extension.  They also know the
 #				chunks of memory contexts and which shared buffers are pinned
 #				(test/asan)
-#	valgrind	each postmaster of a server with assertions runs under valgrind,
-#				some 30 times slower, with the options in $VALGRIND_OPTS
+#	valgrind	a server with assertions whose postmasters run under valgrind,
+#				about 30 times slower, with the options in $VALGRIND_OPTS
 #
-# The source is the distribution's.  It takes some minutes, once: the server is
-# kept in ${XDG_CACHE_HOME:-~/.cache}/pg_notify_events/NN.MINOR-KIND, where root
-# calls in the one of the user postgres, and made anew when the way to make it
-# has changed.  Who wants that of a newer minor version removes it.
+# The source is the distribution's.  The build takes some minutes, once: the
+# server is kept in ${XDG_CACHE_HOME:-~/.cache}/pg_notify_events/NN.MINOR-KIND; if
+# the caller is root, that is the cache of the user postgres.  The server is built
+# again when its build recipe changes.  To get a newer minor version, remove it.
 #
 
 source=				# where fetch_source put it
 source_version=
 suppressions=		# valgrind's file of what is known to be harmless in the server
 
-# server_from_source KIND: sets kind, and pg_config to that of the server
+# server_from_source KIND: sets kind, and sets pg_config to that of the server
 server_from_source()
 {
 	local what=$1 header=$top/test/asan/valgrind/memcheck.h cache recipe lock prefix
@@ -397,7 +399,7 @@ server_from_source()
 	fi
 	recipe="${configure[*]} ${recipe-}"
 
-	# Who comes while another one builds it waits, and takes that.
+	# If another script is building the server, wait and use that build.
 	as_user mkdir -p "$cache"
 	as_user touch "$cache/lock-$what"
 	exec {lock}<"$cache/lock-$what"
@@ -423,12 +425,12 @@ server_from_source()
 	pg_config=$prefix/bin/pg_config
 }
 
-# fetch_source: PostgreSQL's source, from Debian's source package, in the
-# directory $source; of the version that is installed if the archive still has
-# it, else the newest.  Debian's patches are left out: they put things below
-# /usr, whatever the prefix.  The system's lists of archives, which mostly name
-# no sources, stay as they are, and nobody needs to be root: all is done with
-# lists of our own.
+# fetch_source: puts PostgreSQL's source, from Debian's source package, into the
+# directory $source.  It takes the installed version if the archive still has it,
+# else the newest.  Debian's patches are not applied: they install files below
+# /usr, whatever the prefix.  The system's lists of archives mostly name no
+# sources.  They stay unchanged: the function uses lists of its own, so it does
+# not need root.
 fetch_source()
 {
 	local name=postgresql-$major to=$work/source file version
@@ -462,9 +464,10 @@ fetch_source()
 	die "there is no source package of $name to be had"
 }
 
-# reports_to FILE: where sanitizers and valgrind write what they find, one
-# FILE.PID for each process, if they are told so by the environment.  A segfault
-# is left to the server: tests have handlers that make one.
+# reports_to FILE: sets "reports" to the environment that makes sanitizers and
+# valgrind write their findings to FILE.PID, one for each process.  They do not
+# handle segfaults, but leave them to the server: some tests have handlers that
+# cause one.
 reports_to()
 {
 	reports=("REPORTS=$1")
@@ -474,8 +477,8 @@ reports_to()
 	)
 }
 
-# wrap_postgres: in the copy of the server, for valgrind; but initdb is to be
-# quick
+# wrap_postgres: replaces postgres in the copy of the server by a script that
+# runs it under valgrind, except for what initdb runs, which would take too long
 wrap_postgres()
 {
 	mv "$bindir/postgres" "$bindir/postgres.real"
@@ -492,8 +495,8 @@ wrap_postgres()
 	chmod +x "$bindir/postgres"
 }
 
-# copy_server [DIRECTORY]: see the top of this file.  Sets tree, bindir and
-# pg_config to those of the copy.
+# copy_server [DIRECTORY]: copies the server (see the top of this file).  Sets
+# tree, bindir and pg_config to those of the copy.
 copy_server()
 {
 	local to=${1:-$work} what program source copy
@@ -521,7 +524,7 @@ copy_server()
 		mkdir -p "$(dirname "$copy${dir[$what]}")"
 		ln -s "${dir[$what]}" "$copy${dir[$what]}"
 	done
-	# an installed version of the extension must neither be found nor written to
+	# An installed version of the extension must neither be found nor overwritten.
 	rm -f "$copy${dir[pkglibdir]}"/pg_notify_events* "$copy${dir[sharedir]}"/extension/pg_notify_events*
 
 	bindir=$copy${dir[bindir]}
@@ -531,31 +534,32 @@ copy_server()
 	[[ $("$pg_config" --pkglibdir) == "$copy${dir[pkglibdir]}" && $("$pg_config" --sharedir) == "$copy${dir[sharedir]}" ]] ||
 		die "a copy of this PostgreSQL does not find its own files"
 	if [[ -n $kind ]]; then
-		# pgTAP is nothing but SQL, so the distribution's fits
+		# pgTAP consists of SQL only, so the distribution's package can be used.
 		cp --symbolic-link "/usr/share/postgresql/$major"/extension/pgtap* "$copy${dir[sharedir]}/extension/" 2>/dev/null || true
 	fi
 	[[ $kind != valgrind ]] || wrap_postgres
 
-	# the sources, without what an earlier build left there
+	# Copy the sources, without the files of an earlier build.
 	tar -C "$top" -cf - --exclude=./.git --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
 		--exclude=./results --exclude=./output_iso --exclude=./tmp_check . | tar -C "$tree" -xf -
 	give_to_user "$to"
 }
 
-# in_tree TARGET... [VARIABLE=...]: make there
+# in_tree TARGET... [VARIABLE=...]: runs make in the copy of the checkout
 in_tree()
 {
 	as_user make --no-print-directory "PG_CONFIG=$pg_config" with_llvm=no "$@"
 }
 
-# build [VARIABLE=...]: and install into the copy of the server
+# build [VARIABLE=...]: builds, and installs into the copy of the server
 build()
 {
 	run "building the extension${*:+ with $*}" in_tree -j "$cores" all "$@" || return
 	run "installing it for the throwaway servers" in_tree install "$@"
 }
 
-# start_server [SETTING...]: $work/data, socket in $work/socket, superuser postgres
+# start_server [SETTING...]: creates and starts a cluster in $work/data, with its
+# socket in $work/socket and the superuser postgres
 start_server()
 {
 	run "making a throwaway cluster in $work/data" as_user initdb -D "$work/data" -U postgres -A trust \
@@ -571,8 +575,8 @@ start_server()
 	start_again
 }
 
-# start_again [VARIABLE=VALUE...]: the server of that cluster, with these in its
-# environment
+# start_again [VARIABLE=VALUE...]: starts the server of that cluster, with these
+# variables in its environment
 # shellcheck disable=SC2120
 start_again()
 {
@@ -584,7 +588,7 @@ start_again()
 	fi
 }
 
-# stop_server: a server that does not stop is a failure
+# stop_server: stops it; a server that does not stop is a failure
 stop_server()
 {
 	if ! run "stopping the server" as_user pg_ctl stop -s -w -t 60 -m fast -D "$work/data"; then
@@ -593,14 +597,14 @@ stop_server()
 	fi
 }
 
-# with_server COMMAND...: with the environment of a client
+# with_server COMMAND...: runs it with the environment of a client
 with_server()
 {
 	as_user env "PGHOST=$work/socket" PGUSER=postgres PGDATABASE=postgres "$@"
 }
 
-# as_tester BASE COMMAND...: as a TAP test is run, which leaves servers and logs
-# in BASE/tmp_check
+# as_tester BASE COMMAND...: runs it in the environment of a TAP test; servers and
+# logs are kept in BASE/tmp_check
 as_tester()
 {
 	local base=$1 logs=$1/tmp_check/log timeout=180 pgxs
@@ -611,17 +615,18 @@ as_tester()
 	[[ $kind != valgrind ]] || timeout=1800
 	pgxs=$(dirname "$("$pg_config" --pgxs)")/../..
 	reports_to "$logs/reports"
-	# PostgreSQL 15 takes $TESTDIR/tmp_check and the log below it, 16 and later name both
+	# PostgreSQL 15 uses $TESTDIR/tmp_check and its folder log; 16 and later have a
+	# variable for each.
 	as_user mkdir -p "$logs"
-	# those that run at the same time agree on ports in PG_TEST_PORT_DIR
+	# Tests that run at the same time reserve their ports in PG_TEST_PORT_DIR.
 	as_user env "TESTDIR=$base" "TESTDATADIR=$base/tmp_check" "TESTLOGDIR=$logs" \
 		"PG_REGRESS=$pgxs/src/test/regress/pg_regress" PGPORT=65432 "PG_TEST_PORT_DIR=$work/tmp/ports" \
 		"PG_TEST_TIMEOUT_DEFAULT=$timeout" "PERL5LIB=$pgxs/src/test/perl:$tree/test" "$@"
 }
 
-# What no server may say, also where a test kills its processes on purpose:
+# What no server's log may contain, even if a test kills its processes on purpose:
 # failed assertions, findings of sanitizers and valgrind, damaged memory, and
-# what a transaction left behind.
+# warnings about resources that a transaction did not release.
 trouble='^TRAP: |ERROR: AddressSanitizer|: runtime error: |VALGRIND-BEGIN'
 trouble+='|(WARNING|ERROR|FATAL|PANIC):  .*('
 trouble+='(reference|refcount|file|memory|context) leak: |leaking still-referenced|nonzero refcount'
@@ -630,7 +635,8 @@ trouble+='|lock .* (is )?already held|you don.t own a lock|tuple lock held at co
 trouble+='|non-empty SPI stack|while in .* state|not closed at end-of-transaction'
 trouble+='|problem in (alloc set|slab|bump|[Gg]eneration)|write past chunk end)'
 
-# no_trouble FILE...: none of it there, nor what is in the pattern $more_trouble
+# no_trouble FILE...: succeeds if the files match neither $trouble nor the pattern
+# $more_trouble
 more_trouble=
 no_trouble()
 {
