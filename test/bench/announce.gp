@@ -1,8 +1,8 @@
 # The plot of test/bench/announce: reads throughput.dat and latency.dat in the
-# directory "area", writes "target".  A line of each is a contender:
+# directory "area", writes "target".  Each line is a contender:
 #
-#	title, and for each condition median, lowest and highest tps
-#	title, and for each condition p50 and p99 in ms
+#	throughput.dat	title, and for each condition median, lowest and highest tps
+#	latency.dat		title, and for each condition p50 and p99 in ms
 
 set terminal svg size 1200,480 font 'sans-serif,13' background '#ffffff'
 set output target

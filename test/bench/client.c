@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * client.c
- *	  What the measuring clients have in common.
+ *	  Functions shared by the measuring clients.
  *
- * They are plain libpq and wait in poll(), so that they take as little of the
- * processor as can be from what they measure.  Where the server is and which
- * database they use is told by libpq's environment variables.  Times are
- * microseconds of CLOCK_MONOTONIC.
+ * The clients use plain libpq and wait in poll(), so that they take as little
+ * processor time as possible from what they measure.  libpq's environment
+ * variables name the server and the database.  Times are microseconds of
+ * CLOCK_MONOTONIC.
  *
  *-------------------------------------------------------------------------
  */
@@ -82,8 +82,8 @@ read_input(PGconn *conn)
 }
 
 /*
- * The result of the statement that was sent, when the server is done with it,
- * and NULL before.  The caller clears it.
+ * Returns the result of the statement that was sent, or NULL while the server
+ * has not completed it.  The caller clears the result.
  */
 PGresult *
 result_if_complete(PGconn *conn)
@@ -102,8 +102,9 @@ result_if_complete(PGconn *conn)
 }
 
 /*
- * Sleeps until one of the connections, or the other file if that is not -1,
- * has something to read, or until that time.  The connections' input is read.
+ * Sleeps until one of the connections, or the other file if it is not -1, has
+ * something to read, but at most until the given time.  Reads the connections'
+ * input.
  */
 void
 wait_for_input(PGconn *a, PGconn *b, int other_fd, int64_t until)

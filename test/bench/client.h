@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * client.h
- *	  What the measuring clients have in common.
+ *	  Functions shared by the measuring clients.
  *
  *-------------------------------------------------------------------------
  */

@@ -3,18 +3,18 @@
 # test/bench/contenders.sh - the databases that benchmarks compare.  Sourced,
 # after lib.sh.
 #
-#	make_orders DATABASE		with the table "orders" alone: what is possible at all
-#	make_recipe DATABASE		the recipe that applications write by hand
-#	make_extension DATABASE ANNOUNCE PAYLOAD	pg_notify_events
-#	make_noting DATABASE		in one of make_extension: a function note() for a handler,
-#								which notes in "calls" when it began
-#	make_pgq DATABASE			PgQ, with its trigger in C
-#	$insert_order				what a transaction of the load does to "orders"
-#	$insert_both				the same and an event row, in one statement: no trigger
-#								can do it with less, in a database of make_recipe
+#	make_orders DATABASE		has only the table "orders": the upper limit
+#	make_recipe DATABASE		has the recipe that applications write by hand
+#	make_extension DATABASE ANNOUNCE PAYLOAD	has pg_notify_events
+#	make_noting DATABASE		adds to one of make_extension a handler function note(),
+#								which records its start time in "calls"
+#	make_pgq DATABASE			has PgQ, with its trigger in C
+#	$insert_order				the statement of a transaction of the load
+#	$insert_both				the same and an event row, in one statement, for a
+#								database of make_recipe; no trigger can be cheaper
 #
-# make_recipe and make_extension make a function probe(name), too, which emits an
-# event and returns what its announcement says.
+# make_recipe and make_extension also make a function probe(name), which emits an
+# event and returns the text of its announcement.
 
 # shellcheck disable=SC2034  # used by the scripts
 insert_order="INSERT INTO orders (customer, amount) VALUES ('Ada', 12.50);"
@@ -80,7 +80,7 @@ make_extension()
 	SQL
 }
 
-# The clock is read before anything else is done.
+# note() reads the clock before it does anything else.
 make_noting()
 {
 	script "$1" <<-'SQL'

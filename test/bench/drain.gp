@@ -1,5 +1,5 @@
 # The plot of test/bench/drain: reads drain.dat in the directory "area", writes
-# "target".  A line is a contender: title, median, lowest and highest events/s.
+# "target".  Each line is a contender: title, median, lowest and highest events/s.
 
 set terminal svg size 1300,480 font 'sans-serif,13' background '#ffffff'
 set output target

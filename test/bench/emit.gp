@@ -3,7 +3,7 @@
 #
 #	plain, slow		a block for each contender: its title, then a line for each
 #					number of clients: median, lowest and highest tps
-#	bulk			a line for each contender: title, and the same in rows/s
+#	bulk			a line for each contender: title, median, lowest and highest rows/s
 
 set terminal svg size 1400,480 font 'sans-serif,13' background '#ffffff'
 set output target

@@ -1,11 +1,11 @@
 # The plot of test/bench/endurance: reads held.dat and memory.dat in the directory
-# "area", writes "target".  Of which parts is said by "parts".
+# "area", writes "target".  "parts" names the parts to draw.
 #
 #	held.dat	a line for each minute: its number, p99 of transactions and of the
 #				handler in ms, size of _event_handler_progress in kB, p99 of
 #				transactions without a trigger in ms
-#	memory.dat	a line for each portion of events: how many there were until then,
-#				kB of launcher, listener and executor
+#	memory.dat	a line for each portion of events: the number of events so far, kB
+#				of launcher, listener and executor
 
 held = strstrt(parts, 'held') > 0
 memory = strstrt(parts, 'memory') > 0

@@ -1,13 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * flush.c
- *	  How long a flush takes: fdatasync() of one page in a file that exists.
+ *	  Measures how long a flush takes: fdatasync() of one page in an existing file.
  *
  * usage: flush FILE COUNT
  *
- * Prints the microseconds that each of COUNT flushes took, one a line.  The
- * file, which is made and removed, should be where the WAL is.  With
- * slow_flush.c loaded it tells what that makes of it.
+ * Prints the microseconds that each of COUNT flushes took, one per line.  The
+ * program creates and removes the file, which should be on the disk of the WAL.
+ * With slow_flush.c loaded it shows the effect of that.
  *
  *-------------------------------------------------------------------------
  */

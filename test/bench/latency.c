@@ -1,23 +1,24 @@
 /*-------------------------------------------------------------------------
  *
  * latency.c
- *	  From the start of an INSERT to its announcement, on an idle server.
+ *	  Measures the time from an INSERT to its announcement, on an idle server.
  *
  * usage: latency COUNT RATE [insert | listen]
  *
  * One connection inserts COUNT rows into "orders", RATE a second, one at a
- * time; another one LISTENs.  Prints for each how many microseconds passed from
- * sending the INSERT to receiving its announcement, one a line.  The next one is
- * sent when its time has come and both the announcement and the result of the
- * last one are there.  The first few, for which the server fills its caches,
- * are not counted.
+ * time; another one LISTENs.  Prints for each row the microseconds from sending
+ * the INSERT to receiving its announcement, one per line.  It sends the next
+ * INSERT when its time has come and both the announcement and the result of the
+ * last one have arrived.  The first few INSERTs, for which the server fills its
+ * caches, do not count.
  *
- * Who else is to receive does the same in two programs.  With "insert" there is
- * only the former connection: printed is when each INSERT was sent, and the next
- * one waits for the result only.  With "listen" there is only the latter: printed
- * is "listening" when it does, then when each announcement was received.  Both
- * are microseconds since the epoch, as that is the clock of others, too, and
- * COUNT includes the first few.
+ * The two connections can also run in separate programs, so that other programs
+ * can replace one of them.  With "insert" there is only the first connection.  It
+ * prints the time when each INSERT was sent, and waits only for the result before
+ * the next one.  With "listen" there is only the second connection.  It prints
+ * "listening" when it listens, then the time when each announcement was received.
+ * These times are microseconds since the epoch, a clock that other programs have
+ * too, and COUNT includes the first few.
  *
  *-------------------------------------------------------------------------
  */
@@ -64,7 +65,7 @@ send_insert(void)
 		fail("%s", PQerrorMessage(inserting));
 }
 
-/* Sleeps until that time. */
+/* Sleeps until the given time. */
 static void
 wait_until(int64_t time)
 {
@@ -72,7 +73,7 @@ wait_until(int64_t time)
 		wait_for_input(inserting, listening != NULL ? listening : inserting, -1, time);
 }
 
-/* One INSERT; returns how long its announcement took. */
+/* Makes one INSERT; returns how long its announcement took. */
 static int64_t
 insert_and_receive(void)
 {
@@ -105,7 +106,7 @@ insert_and_receive(void)
 	return received - start;
 }
 
-/* Inserts alone. */
+/* Only inserts. */
 static void
 insert_all(int count, int64_t interval)
 {
@@ -130,7 +131,7 @@ insert_all(int count, int64_t interval)
 	PQfinish(inserting);
 }
 
-/* Receives alone. */
+/* Only receives. */
 static void
 receive_all(int count)
 {
@@ -157,7 +158,7 @@ receive_all(int count)
 	PQfinish(listening);
 }
 
-/* Does both, and prints how long it took. */
+/* Inserts and receives, and prints how long each announcement took. */
 static void
 insert_and_receive_all(int count, int64_t interval)
 {

@@ -1,6 +1,6 @@
 # The plot of test/bench/latency: reads latency.dat in the directory "area",
-# writes "target".  A line is a contender: title, then median, lowest and highest
-# of the rounds, in ms, of p50 and of p99.
+# writes "target".  Each line is a contender: title, then median, lowest and highest
+# of the rounds, in ms, first for p50, then for p99.
 
 set terminal svg size 700,480 font 'sans-serif,13' background '#ffffff'
 set output target

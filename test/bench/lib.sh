@@ -1,29 +1,29 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2119  # functions with optional arguments
 #
-# test/bench/lib.sh - what benchmarks have in common, on top of test/lib.sh.
+# test/bench/lib.sh - functions shared by the benchmarks, on top of test/lib.sh.
 # Sourced, not run.
 #
-# A benchmark compares contenders, which are databases of one server, in rounds:
-# each round runs all of them, one after the other, beginning with another one
-# than the last round.  So what the machine does besides hits all of them alike.
-# Each run yields figures.  They are kept in a CSV file,
+# A benchmark compares contenders, which are databases of one server, in rounds.
+# Each round runs all of them, one after the other, and each round starts with
+# another one.  So other load on the machine affects all of them alike.  Each run
+# yields figures.  They are kept in a CSV file,
 #
 #	condition,contender,round,figure,value
 #
-# and everything that is printed or drawn comes from there.
+# and everything that is printed or drawn comes from this file.
 #
-#	bench_begin				packages, server, extension, the measuring clients
-#	bench_server			the server, with test/bench/postgresql.conf
-#	slow_flush on|off		starts it again, with a WAL flush that takes 1 ms, or without
-#	settle DATABASE			between two runs
-#	measured ...			a run, again while others disturb it and there is patience
-#	watched ...				what it does besides the load of run_load, with cores_others
-#	load_with, run_load ...	pgbench, with a LISTEN client that measures
-#	handler_latency ...		from an INSERT to its handler
-#	record, figure			to and from the CSV file
-#	target ...				says whether one is met.  No time is ever a failure
-#	problem TEXT			what is wrong whatever the time: reported at the end
+#	bench_begin				installs packages, builds server, extension and clients
+#	bench_server			starts the server, with test/bench/postgresql.conf
+#	slow_flush on|off		restarts it, with or without a WAL flush that takes 1 ms
+#	settle DATABASE			runs between two runs
+#	measured ...			makes a run; repeats it if others disturb it (--patience)
+#	watched ...				runs anything else than run_load, and records cores_others
+#	load_with, run_load ...	run pgbench, with a LISTEN client that measures
+#	handler_latency ...		measures the time from an INSERT to its handler
+#	record, figure			write to and read from the CSV file
+#	target ...				says whether it is met; a missed one is not a failure
+#	problem TEXT			reports an error, which makes the benchmark fail
 
 # shellcheck source=test/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
@@ -44,14 +44,14 @@ first_few=20	# of them, for which the server fills its caches, are left out
 python=			# that has psycopg2
 problems=()
 
-# bench_begin CSV: everything up to the programs; $output exists afterwards
+# bench_begin CSV: prepares everything including the programs, and makes $output
 bench_begin()
 {
 	local include library
 
 	begin
 	install_packages "${build_packages[@]}" "${bench_packages[@]}"
-	# the copy of the server has no libpq
+	# The copy of the server has no libpq.
 	library=$("$pg_config" --libdir)
 	copy_server
 	build || die "the build failed"
@@ -67,7 +67,7 @@ bench_begin()
 	echo 'condition,contender,round,figure,value' >"$csv"
 }
 
-# build_clients INCLUDE LIBRARY: directories of libpq
+# build_clients INCLUDE LIBRARY: the arguments are directories of libpq
 build_clients()
 {
 	local program
@@ -80,8 +80,8 @@ build_clients()
 	"${compile[@]}" -shared -fPIC -o "$area/slow_flush.so" test/bench/slow_flush.c
 }
 
-# find_python: $python is the one that has psycopg2; the distribution's need not be the
-# first in the PATH
+# find_python: sets $python to the one that has psycopg2; the distribution's may not
+# be the first in the PATH
 find_python()
 {
 	for python in python3 /usr/bin/python3; do
@@ -94,7 +94,7 @@ find_python()
 # The server
 #
 
-# bench_server [SETTING...]: made and started
+# bench_server [SETTING...]: makes and starts it
 bench_server()
 {
 	start_server "include '$tree/test/bench/postgresql.conf'" "$@" || die "the server did not start"
@@ -117,19 +117,19 @@ slow_flush()
 	grep -q -F "$library" "/proc/$postmaster/maps" || die "the server has not loaded $library"
 }
 
-# query DATABASE SQL: what it returns, unadorned
+# query DATABASE SQL: prints the result, unaligned and without headers
 query()
 {
 	with_server psql -X -A -t -q -v ON_ERROR_STOP=1 -d "$1" -c "$2"
 }
 
-# script DATABASE: SQL from standard input
+# script DATABASE: runs SQL from standard input
 script()
 {
 	with_server psql -X -q -v ON_ERROR_STOP=1 -d "$1" >/dev/null
 }
 
-# settle DATABASE: nothing is left to do of what came before
+# settle DATABASE: completes the pending work of the last run
 settle()
 {
 	query "$1" 'VACUUM ANALYZE'
@@ -137,7 +137,8 @@ settle()
 	sleep "$settle_time"
 }
 
-# flush_times on|off: of a page in a file where the WAL is, a line each
+# flush_times on|off: prints the times of flushes of one page in a file next to the
+# WAL, one per line
 flush_times()
 {
 	local -a preload=()
@@ -147,18 +148,18 @@ flush_times()
 }
 
 #
-# What the machine does
+# The load of the machine
 #
 
-# processor_ticks: of the whole machine, and of the server with all processes
-# that it has or had
+# processor_ticks: prints those of the whole machine, and those of the server with
+# all its present and past processes
 processor_ticks()
 {
 	local postmaster
 
 	postmaster=$(head -n 1 "$work/data/postmaster.pid")
 	awk '/^cpu / { printf "%d ", $2 + $3 + $4 + $7 + $8 + $9 }' /proc/stat
-	# fields 4, 14 to 17 of proc(5); a name may have spaces
+	# fields 4 and 14 to 17 of proc(5); a name may contain spaces
 	cat /proc/[0-9]*/stat 2>/dev/null | awk -v postmaster="$postmaster" '
 		{ pid = $1; sub(/^.*\) /, "") }
 		pid == postmaster { ticks += $12 + $13 + $14 + $15 }
@@ -166,7 +167,7 @@ processor_ticks()
 		END { print ticks + 0 }'
 }
 
-# wal_flushes: how many the server has made, and the milliseconds they took
+# wal_flushes: prints how many the server has made, and how many milliseconds they took
 wal_flushes()
 {
 	local from='wal_sync, wal_sync_time FROM pg_stat_wal'
@@ -177,7 +178,7 @@ wal_flushes()
 	query postgres "SELECT $from" | tr '|' ' '
 }
 
-# describe_machine COMMAND: what the figures depend on
+# describe_machine COMMAND: prints what the figures depend on
 describe_machine()
 {
 	local commit
@@ -198,13 +199,14 @@ describe_machine()
 # Figures
 #
 
-# calculate EXPRESSION: of awk
+# calculate EXPRESSION: prints the value of an awk expression
 calculate()
 {
 	awk "BEGIN { print ($1) }"
 }
 
-# percentiles FILE P...: of numbers, a line each; nearest rank, "-" of none
+# percentiles FILE P...: prints those of the numbers in FILE, which has one per line,
+# by nearest rank; "-" if it is empty
 percentiles()
 {
 	sort -g "$1" | awk -v wanted="${*:2}" '
@@ -220,7 +222,7 @@ percentiles()
 		}'
 }
 
-# summary ms FILE: of a file of microseconds
+# summary ms FILE: prints median and p99 of a file of microseconds
 summary()
 {
 	local p50 p99 max
@@ -229,7 +231,7 @@ summary()
 	printf 'median %s ms, p99 %s ms' "$(milliseconds "$p50")" "$(milliseconds "$p99")"
 }
 
-# milliseconds N: of microseconds
+# milliseconds N: converts from microseconds
 milliseconds()
 {
 	if [[ $1 == - ]]; then
@@ -247,13 +249,13 @@ record()
 	echo "$*" >>"$csv"
 }
 
-# figures CONDITION CONTENDER FIGURE: of all rounds, a line each
+# figures CONDITION CONTENDER FIGURE: prints the values of all rounds, one per line
 figures()
 {
 	awk -F , -v key="$1,$2,$3" '$1 "," $2 "," $4 == key && $5 != "-" { print $5 }' "$csv"
 }
 
-# figure CONDITION CONTENDER FIGURE: the median of the rounds
+# figure CONDITION CONTENDER FIGURE: prints the median of the rounds
 figure()
 {
 	figures "$@" | sort -g | awk '
@@ -261,7 +263,7 @@ figure()
 		END { print (NR == 0 ? "-" : NR % 2 ? value[(NR + 1) / 2] : (value[NR / 2] + value[NR / 2 + 1]) / 2) }'
 }
 
-# lowest, highest CONDITION CONTENDER FIGURE: of the rounds
+# lowest, highest CONDITION CONTENDER FIGURE: print that of the rounds
 lowest()
 {
 	figures "$@" | sort -g | awk 'NR == 1 { value = $1 } END { print (NR == 0 ? "-" : value) }'
@@ -272,7 +274,7 @@ highest()
 	figures "$@" | sort -g | awk '{ value = $1 } END { print (NR == 0 ? "-" : value) }'
 }
 
-# ratio A B: rounded; "-" if there is none
+# ratio A B: prints it rounded; "-" if there is none
 ratio()
 {
 	if [[ $1 == - || $2 == - ]]; then
@@ -282,7 +284,7 @@ ratio()
 	fi
 }
 
-# rounded N: "-" stays
+# rounded N: prints it rounded; "-" stays "-"
 rounded()
 {
 	if [[ $1 == - ]]; then
@@ -305,7 +307,7 @@ target()
 	printf '   %-52s %9s%-3s target %-2s %-4s%-3s %s\n' "$1" "$2" "${5-}" "$3" "$4" "${5-}" "$outcome"
 }
 
-# warn_of_others CONDITION
+# warn_of_others CONDITION: warns if other processes disturbed runs
 warn_of_others()
 {
 	awk -F , -v condition="$1" -v limit="$disturbed" '
@@ -325,7 +327,7 @@ problem()
 # Runs
 #
 
-# rotated N WORD...: the words, beginning with the Nth, counted from 0
+# rotated N WORD...: prints the words, starting with the Nth, counted from 0
 rotated()
 {
 	local n=$1
@@ -335,21 +337,21 @@ rotated()
 	echo "${@:n+1}" "${@:1:n}"
 }
 
-# reported NAME: by listen.c or pgbench, in the last run
+# reported NAME: prints the value that listen.c or pgbench reported in the last run
 reported()
 {
 	sed -n "s/^$1 //p" "$last_log"
 }
 
-# load_with SQL: what run_load has pgbench do
+# load_with SQL: sets what pgbench runs in run_load
 load_with()
 {
 	echo "$1" | as_user tee "$area/load.sql" >/dev/null
 }
 
-# run_load CONDITION CONTENDER ROUND SECONDS [LISTEN_OPTION...]: pgbench with
-# $area/load.sql in the database CONTENDER, and test/bench/listen.c around it.
-# Round 0 warms up: nothing of it is recorded.
+# run_load CONDITION CONTENDER ROUND SECONDS [LISTEN_OPTION...]: runs
+# test/bench/listen.c, which runs pgbench with $area/load.sql, in the database
+# CONTENDER.  Round 0 is a warm-up: none of its figures are recorded.
 run_load()
 {
 	local condition=$1 contender=$2 round=$3 seconds=$4
@@ -373,9 +375,10 @@ run_load()
 	record_processors "$@" "$((after[0] - before[0]))" "$((after[1] - before[1]))" "$((after[4] - before[4]))"
 }
 
-# record_processors CONDITION CONTENDER ROUND MACHINE SERVER US: who used how many
-# of the processors while the load ran; given are ticks of machine and server,
-# and the time in which they were counted, which is a little longer
+# record_processors CONDITION CONTENDER ROUND MACHINE SERVER US: records how many
+# processors the server, its listener, the backend of the LISTEN client, the clients
+# and others used during the load.  MACHINE and SERVER are ticks, counted during US
+# microseconds, a little longer than the load.
 record_processors()
 {
 	local name us tick load_us others
@@ -393,9 +396,10 @@ record_processors()
 	record "${@:1:3}" cores_listener "$(ratio "$(reported listener_processor_us)" "$load_us")"
 }
 
-# measured CONDITION CONTENDER ROUND COMMAND...: a run that records cores_others.
-# Where commits wait for each other each of them waits for a processor, too: so
-# whoever else uses the machine spoils not only the figures but their ratio.
+# measured CONDITION CONTENDER ROUND COMMAND...: makes a run that records
+# cores_others, and repeats it while others disturb it and there is patience.
+# Commits that wait for each other also wait for each other's processor time.  So
+# other load on the machine changes not only the figures, but also their ratios.
 measured()
 {
 	local others
@@ -411,8 +415,8 @@ measured()
 	done
 }
 
-# watched CONDITION CONTENDER ROUND COMMAND...: runs it here, and records
-# cores_others; the clients' little is among it
+# watched CONDITION CONTENDER ROUND COMMAND...: runs it in this shell, and records
+# cores_others; that includes the clients' processor time, which is small
 watched()
 {
 	local status=0
@@ -426,8 +430,8 @@ watched()
 	return "$status"
 }
 
-# insert_paced DATABASE COUNT: INSERTs, $rate a second, one at a time, the first
-# few and COUNT; $area/starts is when each was sent
+# insert_paced DATABASE COUNT: runs $rate INSERTs a second, one at a time: the first
+# few, which do not count, and COUNT.  $area/starts gets the time of each.
 insert_paced()
 {
 	run "$2 INSERTs, $rate a second: $1" with_server env "PGDATABASE=$1" \
@@ -435,9 +439,9 @@ insert_paced()
 	cp "$last_log" "$area/starts"
 }
 
-# times_from_start FILE COUNT: $area/times is the microseconds from $area/starts
-# to FILE, line by line, without the first few.  Fails where they are not the
-# same INSERTs, which what ends before it starts shows, too.
+# times_from_start FILE COUNT: writes the microseconds from $area/starts to FILE,
+# line by line, without the first few, to $area/times.  Fails if the two are not of
+# the same INSERTs: their numbers differ, or one ends before it starts.
 times_from_start()
 {
 	[[ $(wc -l <"$area/starts") == $((first_few + $2)) && $(wc -l <"$1") == $((first_few + $2)) ]] || return
@@ -447,9 +451,10 @@ times_from_start()
 		END { exit wrong }' >"$area/times"
 }
 
-# handler_latency DATABASE COUNT: of make_noting, which has no handler, then;
-# $area/times is the microseconds from sending an INSERT to the first line of the
-# handler.  One client inserts, so its events' ids are in the order of the INSERTs.
+# handler_latency DATABASE COUNT: writes the microseconds from sending an INSERT to
+# the first line of the handler to $area/times.  The database is one of make_noting
+# and has no handler before and after.  One client inserts, so the ids of the events
+# are in the order of the INSERTs.
 handler_latency()
 {
 	script "$1" <<-'SQL' || return
@@ -463,8 +468,8 @@ handler_latency()
 	times_from_start "$area/ends" "$2"
 }
 
-# record_times CONDITION CONTENDER ROUND NAME FILE: percentiles of a file of
-# microseconds, which is kept for all_times
+# record_times CONDITION CONTENDER ROUND NAME FILE: records percentiles of a file of
+# microseconds, and keeps the file for all_times
 record_times()
 {
 	local p50 p99 max
@@ -476,8 +481,8 @@ record_times()
 	cp "$5" "$area/times.$1.$2.$4.$3"
 }
 
-# all_times CONDITION CONTENDER NAME: p50, p99 and maximum over all rounds in
-# milliseconds, and how many there are
+# all_times CONDITION CONTENDER NAME: prints p50, p99 and maximum over all rounds in
+# milliseconds, and the number of times
 all_times()
 {
 	local p50 p99 max file=$area/times
@@ -491,7 +496,7 @@ all_times()
 	echo "$(milliseconds "$p50") $(milliseconds "$p99") $(milliseconds "$max") $(wc -l <"$file")"
 }
 
-# bench_end: what went wrong, as the exit status
+# bench_end: prints the problems again; fails if there are any
 bench_end()
 {
 	((${#problems[@]} > 0)) || return 0

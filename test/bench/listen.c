@@ -1,31 +1,32 @@
 /*-------------------------------------------------------------------------
  *
  * listen.c
- *	  A LISTEN client that runs a load, receives what it causes, and says how
- *	  late that was.
+ *	  A LISTEN client that runs a load, receives its announcements, and reports
+ *	  how late they were.
  *
  * usage: listen [-p FILE] [-a FILE] COMMAND [ARGUMENT...]
  *
- * COMMAND is the load, started when all is ready.  Its events are announced
- * by the name in client.h, or by anything else that is not a probe's.  What it
- * prints goes where our own report goes, which are lines of name and value.
+ * COMMAND is the load.  It is started when everything is ready.  Its events are
+ * announced by the name in client.h, or by any other text that is not a probe's.
+ * Its output goes to standard output, where the client also prints its own
+ * report: lines of name and value.
  *
- * With -p there are probes, from a second connection, one each 100 ms: an
- * event that the function probe(text) of the database emits, under a name that
- * occurs once.  The function returns what the announcement will say.  So it is
- * known to the microsecond when a probe was sent, when its commit was
- * acknowledged, and when it was received, however many announcements of the
- * load are merged.  The schedule of the probes does not wait for their
- * announcements, so a time when nothing is announced counts as it should.
- * FILE gets these three times of each, in microseconds, "-" for one that has
- * not been received.
+ * With -p the client sends probes on a second connection, one every 100 ms.  A
+ * probe is an event with a unique name that the function probe(text) of the
+ * database emits.  The function returns the text of the announcement.  So the
+ * client knows, in microseconds, when a probe was sent, when its commit was
+ * acknowledged, and when it was received, even if announcements of the load are
+ * merged.  The schedule of the probes does not wait for their announcements, so
+ * a pause of the announcements counts in full.  FILE gets these three times of
+ * each probe, in microseconds; "-" for one that was not received.
  *
- * One probe before the load makes sure that all is up and listening.  One
- * after it has been announced when all that was committed before has been;
- * we keep on receiving for a little while, as that is what is to be shown.
+ * One probe before the load checks that everything is up and listening.  One
+ * probe is sent after the load.  When it is announced, everything that was
+ * committed before it should have been announced; the client receives for a
+ * little longer, to verify that.
  *
- * With -a FILE gets each announcement that was not the load's name, probes
- * included, with the time when it was received in microseconds since the epoch.
+ * With -a the FILE gets each announcement that is not the load's name, including
+ * probes, with the time when it was received in microseconds since the epoch.
  *
  *-------------------------------------------------------------------------
  */
@@ -80,7 +81,7 @@ static Probe *probes;
 static size_t probe_count;
 static bool probe_sent;			/* and not acknowledged */
 
-/* ARRAY with room for one more than COUNT; it grows by powers of two. */
+/* Returns ARRAY with room for COUNT + 1 elements; it grows by powers of two. */
 static void *
 make_room(void *array, size_t count, size_t size)
 {
@@ -111,7 +112,7 @@ take_announcement(const char *payload, int64_t at)
 	announcement->of_probe = false;
 }
 
-/* Sleeps until something has arrived or that time has come, takes it. */
+/* Sleeps until something arrives, at most until the given time; takes the input. */
 static void
 turn(int other_fd, int64_t until)
 {
@@ -155,7 +156,10 @@ send_probe(void)
 	probe_sent = true;
 }
 
-/* Has it been announced?  What is announced can be known at its commit only. */
+/*
+ * Has the probe been announced?  Before its commit is acknowledged, the text of
+ * its announcement is not known.
+ */
 static bool
 probe_received(Probe *probe)
 {
@@ -174,7 +178,7 @@ probe_received(Probe *probe)
 	return probe->received != 0;
 }
 
-/* Sends a probe and waits for it; false if it is not announced. */
+/* Sends a probe and waits for it; returns false if it is not announced. */
 static bool
 probe_now(void)
 {
@@ -194,7 +198,7 @@ probe_now(void)
 	return true;
 }
 
-/* Starts the load.  Its end is the end of the file at *PIPE_FD. */
+/* Starts the load.  When it ends, *PIPE_FD reaches end of file. */
 static pid_t
 start_load(char **command, int *pipe_fd)
 {
@@ -218,7 +222,7 @@ start_load(char **command, int *pipe_fd)
 	return pid;
 }
 
-/* Runs the load, with probes meanwhile; returns what it took of processors. */
+/* Runs the load and sends probes meanwhile; returns its processor time. */
 static int64_t
 run_load(char **command, bool with_probes)
 {
@@ -237,7 +241,7 @@ run_load(char **command, bool with_probes)
 			send_probe();
 			next_trial += PROBE_INTERVAL;
 		}
-		/* what is not acknowledged in time is followed as soon as it is */
+		/* if a probe is acknowledged late, the next one follows at once */
 		turn(fd, with_probes && !probe_sent ? next_trial : now_us() + PROBE_INTERVAL);
 	}
 	close(fd);
@@ -247,7 +251,7 @@ run_load(char **command, bool with_probes)
 		usage.ru_utime.tv_usec + usage.ru_stime.tv_usec;
 }
 
-/* Processor time that a process of this machine has taken until now. */
+/* Returns the processor time that a process of this machine has taken so far. */
 static int64_t
 processor_time(int pid)
 {
@@ -308,7 +312,10 @@ open_file(const char *path)
 	return file;
 }
 
-/* All probes but the one before the load.  Returns how many were not received. */
+/*
+ * Reports all probes but the one before the load.  Returns how many were not
+ * received.
+ */
 static size_t
 write_probes(const char *path)
 {
@@ -350,11 +357,11 @@ report(const char *name, int64_t value)
 	printf("%s %" PRId64 "\n", name, value);
 }
 
-/* What the probes do not tell. */
+/* Reports the announcements of the load. */
 static void
 report_load(int64_t load_end)
 {
-	/* where the load's announcements are not EVENT they are what is no probe's */
+	/* an announcement that is neither EVENT nor a probe's is of the load */
 	for (size_t i = 0; i < announcement_count; i++)
 	{
 		if (!announcements[i].of_probe)

@@ -1,6 +1,6 @@
 # The plot of test/bench/scale: reads NAME.dat in the directory "area", writes
-# "target".  A line of each is a contender: how many there are, then median,
-# lowest and highest of the rounds.  Only what is in "parts" is there.
+# "target".  Each line is a contender: the number of handlers or events, then median,
+# lowest and highest of the rounds.  Only files of the parts in "parts" exist.
 
 set terminal svg size 1400,900 font 'sans-serif,13' background '#ffffff'
 set output target

@@ -1,12 +1,12 @@
 /*-------------------------------------------------------------------------
  *
  * slow_flush.c
- *	  A disk that takes a millisecond to flush the WAL, by LD_PRELOAD.
+ *	  Simulates a disk that takes a millisecond to flush the WAL, by LD_PRELOAD.
  *
- * With wal_sync_method = fdatasync, which the benchmark's postgresql.conf sets,
- * fdatasync() is what the server flushes its WAL with, and nothing else.  Here
- * it flushes in earnest, and returns not before a millisecond has passed since
- * it was called.  Meanwhile the process sleeps, as it would for a disk: the
+ * The benchmark's postgresql.conf sets wal_sync_method = fdatasync, so the server
+ * uses fdatasync() to flush its WAL, and for nothing else.  This fdatasync()
+ * really flushes, but does not return until a millisecond after it was called.
+ * Meanwhile the process sleeps, as it would while it waits for a disk: the
  * processor is free for others.
  *
  *-------------------------------------------------------------------------
@@ -20,8 +20,8 @@
 #define FLUSH_NANOSECONDS	1000000
 
 /*
- * Signals interrupt the sleep, thus it has a point in time as its end.  The
- * timer slack, 50 microseconds by default, would be slept on top of it.
+ * Signals interrupt the sleep, so its end is an absolute time.  The kernel would
+ * add the timer slack, 50 microseconds by default, to the sleep.
  */
 static void
 sleep_until(const struct timespec *end)
