@@ -1,6 +1,6 @@
 // graphile.js migrate|drain - graphile-worker for test/bench/drain.  The database
-// comes from the environment.  drain runs jobs that do nothing until there are
-// none, 10 at a time.
+// comes from the environment.  drain runs jobs that do nothing, 10 at a time, until
+// none are left.
 
 const { runMigrations, runOnce, Logger } = require("graphile-worker");
 const { Pool } = require("pg");

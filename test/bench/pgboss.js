@@ -1,12 +1,11 @@
 // pgboss.js migrate|fill JOBS|drain - pg-boss for test/bench/drain.  The database
-// comes from the environment.  drain runs jobs that do nothing until there are
-// none.
+// comes from the environment.  drain runs jobs that do nothing until none are left.
 //
-// It does so with fetch() and complete(), as these tell when there are none; a
-// worker of work() does the same and sleeps, for half a second at least, when there
-// may be none.  Batches are of 1000, as PgQ's in this benchmark.  Two loops fetch at
-// the same time, so that the server is not idle while node is busy.  Schedules and
-// maintenance are off: there is nothing for them.
+// It uses fetch() and complete(), because fetch() shows when no job is left.  A worker
+// of work() does the same, but sleeps for at least half a second when there may be no
+// job.  A batch has 1000 jobs, like the batches of PgQ in this benchmark.  Two loops
+// fetch at the same time, so that the server is not idle while node is busy.  Schedules
+// and maintenance are off, because this benchmark does not need them.
 
 const queue = "nothing";
 const batchSize = 1000;
@@ -38,7 +37,7 @@ async function drain(boss) {
 }
 
 async function main() {
-	// an ES module, which import would not look for in NODE_PATH by its name
+	// pg-boss is an ES module, and import does not search NODE_PATH for its name.
 	const { PgBoss } = await import(require.resolve("pg-boss"));
 	const migrate = process.argv[2] === "migrate";
 	const boss = new PgBoss({ migrate, schedule: false, supervise: false });
