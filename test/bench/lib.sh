@@ -13,7 +13,7 @@
 #
 # and everything that is printed or drawn comes from this file.
 #
-#	bench_begin				installs packages, builds server, extension and clients
+#	bench_begin				installs packages, copies the server, builds extension and clients
 #	bench_server			starts the server, with test/bench/postgresql.conf
 #	slow_flush on|off		restarts it, with or without a WAL flush that takes 1 ms
 #	settle DATABASE			runs between two runs
