@@ -111,11 +111,11 @@ is( $node->safe_psql(
 		WHERE n_tup_ins > 0 AND relname ~ 'event' ORDER BY relname COLLATE "C")
 	),
 	join("\n",
+		'_event_announcer|1|f|0',
 		'_event_handler_failures|1|f|0',
 		'_event_handler_progress|6|t|0',
 		'_event_handlers|6|f|0',
 		'_event_install|1|f|0',
-		'_event_announcer|1|f|0',
 		'_event_retries|1|f|1',
 		'notification_events|61|f|0'),
 	'autovacuum can see what happens to the tables');
