@@ -226,6 +226,7 @@ retry_find_waiting(const char *handler, bool ordered, DueRetry *found, int limit
 	ScanKeyData key;
 	int			count = 0;
 
+	Assert(ActiveSnapshotSet());
 	if (ordered)
 		limit = 1;
 	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid,

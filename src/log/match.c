@@ -25,6 +25,7 @@
 #include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/rls.h"
+#include "utils/snapmgr.h"
 
 #include "base/arguments.h"
 #include "base/bound_sql.h"
@@ -362,6 +363,7 @@ match_row_security(Relation log, Event *events, int nevents)
 	if (!match_is_restricted(log))
 		return;
 
+	Assert(ActiveSnapshotSet());
 	ids = palloc(sizeof(int64) * nevents);
 	for (int i = 0; i < nevents; i++)
 		ids[i] = events[i].id;

@@ -485,6 +485,7 @@ pending_count(FmgrInfo *caller, Relation log, const EventPattern *pattern, const
 	const EventSnapshot *cursor = position->cursor;
 	Pending		pending = {0, true, DT_NOEND};
 
+	Assert(ActiveSnapshotSet());
 	look->log = log;
 	pending.exact = cover(look, cursor->xmax, look->upto->xmax, &look->newest_left);
 	for (int i = 0; i < cursor->nxip; i++)
