@@ -227,7 +227,7 @@ is( in_log(
 		qr/event handler "deadly" goes on with whole batches/, $offset),
 	1,
 	'goes on with whole batches');
-seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'carefully');
+seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'guarded');
 
 # After an orderly restart no handler is guarded.
 $offset = log_size();
@@ -254,7 +254,7 @@ foreach my $change (
 	$node->restart;
 	$node->safe_psql('postgres', "SELECT notify_event('after')");
 	wait_for_handlers($node, 'postgres');
-	is(in_log(qr/is guarded/, $offset), 0, "no care after $change");
+	is(in_log(qr/is guarded/, $offset), 0, "not guarded after $change");
 }
 seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'changes');
 
@@ -330,7 +330,7 @@ $node->safe_psql('postgres', "SELECT notify_event('after')");
 wait_for(
 	"delivered = $delivered + 1 FROM event_handler_stats WHERE handler = 'deadly'");
 is( in_log(qr/event handler "deadly" is guarded/, $offset),
-	1, 'after a crash: carefully');
+	1, 'after a crash: guarded');
 $node->safe_psql('postgres', "SELECT notify_event('after')");
 wait_for(
 	"delivered = $delivered + 2 FROM event_handler_stats WHERE handler = 'deadly'");
@@ -343,7 +343,7 @@ is( $node->safe_psql(
 	),
 	'|0|',
 	'and nothing is left of it');
-seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'carefully');
+seen_is_log($node, 'postgres', 'one', "event_name <> 'deaf'", 'guarded');
 
 $node->stop;
 done_testing();

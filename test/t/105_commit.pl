@@ -250,7 +250,7 @@ emit('good');
 poll(qq(SELECT count(*) = 0 FROM event_retries WHERE event_id = $notifies), 'a retry succeeds');
 wait_for_handlers($node, 'postgres');
 seen_is_log($node, 'postgres', 'work', q(event_name <> 'slow at commit'), 'all others');
-like(log_since($offset), qr/backs off after event $notifies failed/, 'that is an outage');
+like(log_since($offset), qr/backs off after event $notifies failed/, 'that is a back-off');
 unlike(log_since($offset), qr/failed for event $notifies/, 'which the event is not charged for');
 is(worker_pid($node, 'executor', 'postgres', 'ann'), $executor, 'the same executor');
 

@@ -97,7 +97,7 @@ foreach my $what (sort keys %absent)
 		$leave{$how}->($pid);
 		$node->safe_psql('postgres', $give);
 		isnt(idle_executor(), $pid, "$what, $how: the next one");
-		unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$what, $how: not careful");
+		unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$what, $how: not guarded");
 	}
 }
 
@@ -118,7 +118,7 @@ foreach my $what ('no index on txid', 'table that is no member of the extension'
 	wait_for_handlers($node, 'postgres');
 	seen_is_log($node, 'postgres', 'record', 'true', "$what: it goes on");
 	is(worker_pid($node, 'executor', 'postgres', 'ann'), $pid, "$what: and is the same");
-	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$what: not careful");
+	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "$what: not guarded");
 }
 
 # Another session has locked the rows.
@@ -131,7 +131,7 @@ foreach my $how (sort keys %leave)
 	$leave{$how}->($pid);
 	$session->query_safe('COMMIT');
 	isnt(idle_executor(), $pid, "locked row, $how: the next one");
-	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "locked row, $how: not careful");
+	unlike(slurp_file($node->logfile, $offset), qr/is guarded/, "locked row, $how: not guarded");
 }
 
 # An executor that is terminated in a call counts as lost, whatever others have
@@ -150,7 +150,7 @@ my $pid = worker_pid($node, 'executor', 'postgres', 'ann');
 $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid, 60000)");
 $session->query_safe('SELECT pg_advisory_unlock(1)');
 wait_for_handlers($node, 'postgres');
-like(slurp_file($node->logfile, $offset), qr/is guarded/, 'ended in a call: careful');
+like(slurp_file($node->logfile, $offset), qr/is guarded/, 'ended in a call: guarded');
 seen_is_log($node, 'postgres', 'record', 'true', 'each event once');
 
 $session->quit;
