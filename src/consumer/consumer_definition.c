@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * consumer_definition.c
- *		create_event_consumer() and drop_event_consumer(). No other code changes
+ *		create_event_consumer() and drop_event_consumer().  No other code changes
  *		definitions of consumers.
  *
  * Each function checks the caller's rights itself and then changes the internal tables
- * under the identity of the extension's owner (internal_sql.c). It takes the consumer's
+ * under the identity of the extension's owner (internal_sql.c).  It takes the consumer's
  * lock first (consumer.c), so a change waits for the session that fetches at the
  * moment.
  *

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * backoff.c
- *		Back-off: failures that the events do not cause. Examples are a full disk, a
+ *		Back-off: failures that the events do not cause.  Examples are a full disk, a
  *		server that shuts down, and a hundred different events that fail in a row.
  *
  * During a back-off the handler is called only for trials.  There is one trial per

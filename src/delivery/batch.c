@@ -11,7 +11,7 @@
  * If anything fails, the commit included, the whole transaction is rolled back.  Then
  * the event that failed has to be found.  If the error was in a call, the call tells:
  * the events before it are run as a transaction of their own, and then the suspect
- * alone.  That costs one replay, where halving would cost log2(n). Halving remains for
+ * alone.  That costs one replay, where halving would cost log2(n).  Halving remains for
  * errors that no call tells about, such as an error at commit.  Only an event that
  * fails alone has failed.  It is recorded in event_retries, in a transaction that
  * moves past it.  All of this is expressed by the size of the next batches, which is
@@ -338,7 +338,7 @@ run_batch(HandlerRun *run, Batch *batch)
 
 /*
  * Read the events of a batch in a transaction of its own.  Events that the handler is
- * not to be called with become NULL. Returns how many were read, or 0 if the handler
+ * not to be called with become NULL.  Returns how many were read, or 0 if the handler
  * cannot run at present.
  *
  * No code of others may run here, because no attempt is counted.  A policy might end

@@ -10,22 +10,22 @@
  * Therefore it is done only if there is a reason for it:
  *
  *	- Before the first batch of a handler its executor writes its owner token to the
- *	  progress row, flushed (crash_guard_claim). It removes the token when it stops
+ *	  progress row, flushed (crash_guard_claim).  It removes the token when it stops
  *	  (crash_guard_release), when it is terminated while no code of a handler runs,
  *	  and when it ends because the server stops, even during a call
- *	  (crash_guard_release_at_exit). If it cannot remove the token because the row
+ *	  (crash_guard_release_at_exit).  If it cannot remove the token because the row
  *	  is locked or the table is not found, it says so in shared memory
  *	  (crash_guard_disown_tokens).
  *	- If an executor finds the token of another executor that is gone, that
  *	  predecessor was lost.  The handler is then guarded: its events are tried in
  *	  small groups.  Before the first call of a group the group's last event is
- *	  stored with the position, flushed (tried_upto). The group then runs as any
+ *	  stored with the position, flushed (tried_upto).  The group then runs as any
  *	  batch does, or as several batches.  The commit that passes its last event
  *	  clears tried_upto.
  *	- If an executor finds such a token and a stored group, the predecessor was lost
  *	  in that group.  The events of the group are then tried one by one.  Before
  *	  each call the event is written to _event_retries with the attempt counted, the
- *	  position moves past it, and both are flushed (retry_run_fresh). So the attempt
+ *	  position moves past it, and both are flushed (retry_run_fresh).  So the attempt
  *	  of an event that kills is counted, and the events behind it are not held up.
  *	  Retries are always run like this.  Thus an event that kills does so in a
  *	  batch, in a group, and then as often as it may be tried.  A loss that no event
@@ -35,7 +35,7 @@
  *	  refused events only is stored lazily, and batches need not be flushed when
  *	  they commit, so a crash of the server takes some of them back.  But at most
  *	  MAX_UNSTORED events are passed without storing the position, and at most
- *	  MAX_UNFLUSHED are called before that is flushed (crash_guard_bound). So the
+ *	  MAX_UNFLUSHED are called before that is flushed (crash_guard_bound).  So the
  *	  events that the lost executor was handling are among the next MAX_UNSTORED +
  *	  MAX_UNFLUSHED events, or in the batch behind them.  (If as many events with
  *	  lower ids become visible in between, the cause is found at the next loss.)

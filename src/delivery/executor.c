@@ -188,7 +188,7 @@ executor_attach(const WorkerStart *start)
  * nothing has to be interrupted: the executor stops cleanly, as it does if it is
  * about to stop anyway.  Otherwise it dies at the next opportunity.  It counts as lost
  * only if it was in a call or in a counted attempt and the server does not stop
- * (crash_guard_release_at_exit). The sender of the signal tells the two apart: a call
+ * (crash_guard_release_at_exit).  The sender of the signal tells the two apart: a call
  * that has its own process terminated is treated like a call that crashes.
  */
 static void

@@ -9,9 +9,9 @@
  *
  * An invalidation of pg_authid says when to look, and the rows themselves say whether
  * anything has changed.  The server sends no invalidation for settings of roles or
- * databases (pg_db_role_setting). Therefore a session that alters such settings sends
+ * databases (pg_db_role_setting).  Therefore a session that alters such settings sends
  * an invalidation of pg_authid, too.  It takes effect at the commit, reaches all
- * databases, and is kept by PREPARE TRANSACTION. It invalidates all of pg_authid, as
+ * databases, and is kept by PREPARE TRANSACTION.  It invalidates all of pg_authid, as
  * happens to a session that has missed too many messages.  Looking costs little; a new
  * session does not.
  *

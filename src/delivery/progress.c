@@ -4,7 +4,7 @@
  *		A handler's stored position: its row of _event_handler_progress.
  *
  * Before a transaction of an executor writes, it locks the row and compares it with
- * what the window was read from (progress_lock). Another executor, a changed
+ * what the window was read from (progress_lock).  Another executor, a changed
  * definition or a replaced handler may have come in between.  In that case only the
  * window is lost.
  *
@@ -305,7 +305,7 @@ store_position(HandlerRun *run, const EventPosition *position, int64 group_end,
 
 /*
  * Store that the handler has reached index next of its window, and add the counters.
- * Called in the transaction that has locked the row with progress_lock(). Sets stale
+ * Called in the transaction that has locked the row with progress_lock().  Sets stale
  * if the row is gone.  Call progress_stored() after the commit.
  */
 void

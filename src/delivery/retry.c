@@ -3,7 +3,7 @@
  * retry.c
  *		Attempts to handle events that failed before, or that may end the process.
  *
- * An attempt may end the process (crash_guard.c). Therefore each attempt is two
+ * An attempt may end the process (crash_guard.c).  Therefore each attempt is two
  * transactions.  The first counts the attempt, sets attempt_began_at and is flushed.
  * The second calls the handler.  A process that finds attempt_began_at set knows that
  * the attempt did not come to its end.  A failure only adds its error to the row.  If

@@ -297,7 +297,7 @@ any_stale(void)
 
 /*
  * Update the handlers in memory if definitions of the owner's handlers have changed.
- * The caller is in a transaction and connected to SPI. The current memory context is
+ * The caller is in a transaction and connected to SPI.  The current memory context is
  * one that lives for the round.
  */
 void

@@ -6,7 +6,7 @@
  *
  * A handler's function is stored by schema, name and shape, and looked up by its exact
  * signature, never by a search_path.  Whether the handler can run is checked anew for
- * each batch (handler_check). A handler that cannot run is suspended as long as the
+ * each batch (handler_check).  A handler that cannot run is suspended as long as the
  * cause lasts, and there is nothing to remember or repair.
  *
  * The function is called by its oid, inside the SPI connection of the batch, with a

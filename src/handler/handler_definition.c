@@ -2,10 +2,10 @@
  *
  * handler_definition.c
  *		create_event_handler() and the other functions that change definitions of
- *		handlers. No other code changes them.
+ *		handlers.  No other code changes them.
  *
  * Each function checks the caller's rights itself and then changes the internal tables
- * under the identity of the extension's owner (internal_sql.c). Rows are locked in one
+ * under the identity of the extension's owner (internal_sql.c).  Rows are locked in one
  * order: the definition, then the handler's lock, then the progress row.  An executor
  * holds the latter two during its batch.  So a change waits for the batch at hand
  * only.  It writes a new version into the progress row.  The executor then discards
@@ -133,7 +133,7 @@ check_own_definition(InternalStatement *select_owner, const char *name)
 
 /*
  * Return a handler's definition, locked, to a caller who may change it.  The caller is
- * connected to SPI. Errors: no such handler; not the owner.
+ * connected to SPI.  Errors: no such handler; not the owner.
  *
  * The rights are checked before anything is waited for.  So a caller without rights
  * never waits for others, and others never wait for it.

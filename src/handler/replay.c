@@ -4,7 +4,7 @@
  *		SQL functions that have a handler's dead or delivered events tried again.
  *
  * An event that is to be tried again becomes a waiting row of _event_retries; the
- * executor does the rest (retry.c). The functions lock the handler's definition.
+ * executor does the rest (retry.c).  The functions lock the handler's definition.
  * replay_events() also locks its progress row, so that it waits for the batch at hand
  * and sees what that batch has passed.
  *

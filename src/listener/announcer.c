@@ -4,7 +4,7 @@
  *		The listener's way through the log: it counts events by name, and announces
  *		those that are left to it (announce.c).
  *
- * The position is a snapshot, like all positions (position.c). What has become visible
+ * The position is a snapshot, like all positions (position.c).  What has become visible
  * since is read as a window: the ids of its marked events.  They are announced in
  * transactions of one chunk each, so that no transaction gets long.  Equal
  * announcements in a chunk become one, as NOTIFY does.  When the window is through,
@@ -12,7 +12,7 @@
  * read in parts.  Then the position is inside the window, and each event is counted
  * with the first part.
  *
- * The position is stored some seconds later (announcer_store). After a crash, or the
+ * The position is stored some seconds later (announcer_store).  After a crash, or the
  * loss of the listener, the events announced since then are announced again, and none
  * is left out.  A chunk whose transaction fails, for example because the queue is
  * full, is announced again from its beginning.

@@ -4,7 +4,7 @@
  *		Event channels: the functions that define them, and their counters.
  *
  * A notification on an event channel, whoever sends it, becomes an event; the listener
- * does that (ingest.c). Any role may NOTIFY, so a definition gives all roles a way to
+ * does that (ingest.c).  Any role may NOTIFY, so a definition gives all roles a way to
  * write events.  Therefore nobody is granted EXECUTE on listen_event_channel().
  *
  * Counters and states are in a hash table of fixed size in shared memory.  The

@@ -4,7 +4,7 @@
  *		From notifications of applications to events: what the listener does for event
  *		channels (channel.c).
  *
- * The queue hands over everything it has at once (notify_queue.c). From there
+ * The queue hands over everything it has at once (notify_queue.c).  From there
  * notifications are inserted into the log in the order of their arrival, one short
  * transaction in each of the listener's cycles, because nothing is read from the queue
  * meanwhile.  A notification is forgotten when the transaction that inserts it has

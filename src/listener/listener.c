@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * listener.c
- *		The process that listens in a database. There is one for each database with
+ *		The process that listens in a database.  There is one for each database with
  *		the extension.
  *
  * All its transactions are short, because a process in a transaction cannot read the

@@ -4,7 +4,7 @@
  *		Events: rows of the log.
  *
  * A window tells which events a reader has to look at, by their ids and by where their
- * rows were when it was read (window.c). The rows are fetched from there: to descend
+ * rows were when it was read (window.c).  The rows are fetched from there: to descend
  * the index on id for each would cost several times as much as the rest of reading.  A
  * row that is gone from there, because it was updated or the table was rewritten, is
  * looked up by its id.  So is one that had been updated on its page before, because

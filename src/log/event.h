@@ -19,7 +19,7 @@
 
 /*
  * Identifies an event that a table remembers.  An id can return, after TRUNCATE ...
- * RESTART IDENTITY or setval(). An id with its transaction cannot.
+ * RESTART IDENTITY or setval().  An id with its transaction cannot.
  */
 typedef struct EventIdentity
 {

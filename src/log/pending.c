@@ -52,13 +52,15 @@
 #define MAX_COUNTED 100000
 
 /*
- * How many rows a query looks at, at most: backward from the end of the log (a little
- * more than are counted, as not all rows may be events),
+ * How many rows a query looks at backward from the end of the log, at most.  That is a
+ * little more than are counted, because not all rows are events that still exist.
  */
 #define NEWEST_ROWS (MAX_COUNTED + MAX_COUNTED / 10)
-/* for transactions that were running when a cursor was taken, */
+
+/* how many it looks at for transactions that were running when a cursor was taken */
 #define LOOKUP_ROWS 100000
-/* and forward from positions that are further back */
+
+/* how many it looks at forward from positions that are further back */
 #define AHEAD_ROWS 100000
 
 /* descending the index costs about as much as looking at so many rows */
@@ -426,7 +428,7 @@ look_at_next(TupleTableSlot *slot, int64 id, void *arg)
 }
 
 /*
- * The time of the next event behind a position inside a window, or DT_NOEND. In the
+ * The time of the next event behind a position inside a window, or DT_NOEND.  In the
  * order of transactions such a window begins with everything that was passed.
  */
 static TimestampTz

@@ -27,7 +27,7 @@
  * transaction that stays open for an hour costs one look-up, and no planner can choose
  * another way, whatever the statistics.
  *
- * Of a large window only the lowest ids are held in memory (collect.c). The events
+ * Of a large window only the lowest ids are held in memory (collect.c).  The events
  * behind them are read later, from the id where the first ones end.
  *
  *-------------------------------------------------------------------------

@@ -35,7 +35,7 @@ PG_FUNCTION_INFO_V1(pne_extension_installed);
 PG_FUNCTION_INFO_V1(pne_activate_events);
 
 /*
- * The roles, other than superusers, that may create objects in a schema, or NULL. The
+ * The roles, other than superusers, that may create objects in a schema, or NULL.  The
  * schema's owner may, because it can grant itself that right.  pg_database_owner
  * stands for the owner of the database.
  */

@@ -2,7 +2,7 @@
  *
  * wait.c
  *		CALL wait_for_event_handlers() waits until everything committed before is
- *		handled. CALL wait_for_events() waits until a consumer has events to fetch.
+ *		handled.  CALL wait_for_events() waits until a consumer has events to fetch.
  *
  * Neither holds a snapshot or a lock while it sleeps.
  *
